@@ -1,0 +1,1 @@
+"""Speed of training, measured side by side."""

@@ -1,0 +1,161 @@
+"""An exponential moving average of some submodules, used wherever the model is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+
+class EMA(pl.Callback):
+    """Averages the weights of the named submodules over generator updates.
+
+    Validation, test, pictures and sampling use the average; training goes on with the raw weights. In checkpoints the
+    average stands in `state_dict`, so that `load_from_checkpoint` gives it, and the raw weights in `raw_state_dict`,
+    so that a run goes on exactly. Buffers are not averaged: the average uses the current ones.
+
+    Args:
+        modules: Names of submodules of the model, such as `[generator_AtoB, generator_BtoA]`.
+        decay: Share of the old average that each update keeps, in `[0, 1)`.
+        ramp_up: Whether the first updates keep less: min(decay, (1 + n) / (10 + n)) at update n, so that the average
+            forgets the random weights it starts from.
+
+    Raises:
+        ValueError: If the decay is out of range, or (when training starts) the model has no submodule of a name.
+    """
+
+    def __init__(self, modules: Sequence[str], decay: float = 0.999, ramp_up: bool = True) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA needs a decay in [0, 1), got {decay}.")
+        if isinstance(modules, str):
+            raise ValueError(f"EMA needs a list of submodule names, got the string {modules!r}.")
+        self.modules = list(modules)
+        self.decay = decay
+        self.ramp_up = ramp_up
+        self.average: dict[str, Tensor] = {}
+        self.updates = 0
+        self.last_step = 0
+        self.swapped = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the names."""
+        known = dict(pl_module.named_modules())
+        for name in self.modules:
+            if name not in known:
+                children = ", ".join(child for child, _ in pl_module.named_children())
+                raise ValueError(f"EMA: {type(pl_module).__name__} has no submodule {name!r}. It has: {children}.")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start from the present weights, unless a checkpoint brought an average."""
+        parameters = self._parameters(pl_module)
+        if self.average.keys() != parameters.keys():
+            self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            self.last_step = trainer.global_step
+        self.average = {name: self.average[name].to(parameter) for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Move the average towards the weights, once a generator update."""
+        if trainer.global_step == self.last_step:
+            return
+        self.last_step = trainer.global_step
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp_up else self.decay
+        parameters: list[Tensor] = list(self._parameters(pl_module).values())
+        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+        self.updates += 1
+
+    # -- where the average is used ----------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average in."""
+        self._swap(pl_module, True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap(pl_module, False)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average in."""
+        self._swap(pl_module, True)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap(pl_module, False)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average in."""
+        self._swap(pl_module, True)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap(pl_module, False)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Put the raw weights back."""
+        self._swap(pl_module, False)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: pl.LightningModule, averaged: bool) -> None:
+        if averaged == self.swapped or not self.average:
+            return
+        for name, parameter in self._parameters(pl_module).items():
+            other = self.average[name].to(parameter)
+            self.average[name] = parameter.detach().clone()
+            parameter.copy_(other)
+        self.swapped = averaged
+
+    def _parameters(self, pl_module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
+        prefixes = tuple(f"{name}." for name in self.modules)
+        return {name: p for name, p in pl_module.named_parameters() if name.startswith(prefixes)}
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts; the weights stand in the checkpoint itself."""
+        return {"updates": self.updates, "last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the counts back."""
+        self.updates, self.last_step = state_dict["updates"], state_dict["last_step"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the average as the weights that load, and the raw ones beside them."""
+        if not self.average:
+            return
+        weights = checkpoint["state_dict"]
+        present, stored = {name: weights[name] for name in self.average}, dict(self.average)
+        average, raw = (present, stored) if self.swapped else (stored, present)
+        checkpoint["state_dict"] = {**weights, **average}
+        checkpoint["raw_state_dict"] = raw
+
+    @torch.no_grad()
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the average back, and give the model its raw weights."""
+        raw = checkpoint.get("raw_state_dict", {})
+        self.swapped = False
+        self.average = {name: checkpoint["state_dict"][name].clone() for name in raw}
+        for name, parameter in pl_module.named_parameters():
+            if name in raw:
+                parameter.copy_(raw[name])
+
+
+@contextmanager
+def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """Within it the model has its averaged weights, if the run keeps an average; a no-op where it has them already."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA) and not callback.swapped]  # type: ignore[attr-defined]
+    for average in averages:
+        average._swap(pl_module, True)
+    try:
+        yield
+    finally:
+        for average in averages:
+            average._swap(pl_module, False)

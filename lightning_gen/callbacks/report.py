@@ -1,0 +1,567 @@
+"""A page about each run that opens without a server: pictures through time, curves, results, settings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_gen import __version__
+from lightning_gen.callbacks.run_folder import (
+    CONFIG,
+    ENVIRONMENT,
+    HISTORY,
+    IMAGES,
+    PAGE,
+    RESULTS,
+    keeps_files,
+    pictures_in,
+    run_folder,
+    run_folder_of_checkpoint,
+    write_atomically,
+)
+
+REFRESH = 30  # seconds after which the page of a run that goes on loads itself again
+MAX_POINTS = 240  # of a curve on the page; a longer one is drawn as means of stretches, with their range behind
+MAX_LINES = 6  # training losses in one chart; if there are more, each kind gets its own
+_X_AXES = ("step", "epoch")  # what models log to set an axis, not to be seen
+_NO_CURVE = ("step", "seconds", "images_seen")
+
+Line = dict[str, Any]
+
+
+class Report(pl.Callback):
+    """Keeps the history of a run and a page about it in the run's folder.
+
+    * `history.jsonl`: a strict JSON object for every `trainer.log_every_n_steps` generator updates and every
+      validation: "step", "seconds" of training so far (summed over resumed runs), "images_seen" if the model counts
+      them, and the metrics that are new since the line before. A run that goes on from a checkpoint keeps the lines up
+      to it and drops those after it.
+    * `environment.json`: versions, devices, precision, command line, start, and how the run ended.
+    * `results.json`: the metrics of the last test. A test from `RUN/checkpoints/` belongs to RUN.
+    * `index.html`: all of this and the pictures (`log_picture`) on one page, see `write_report`.
+
+    Only rank zero writes, and nothing under `fast_dev_run`. A run does not stop because its report cannot be written:
+    there is one warning.
+
+    Args:
+        every_n_seconds: Shortest time from one writing of the page to the next during training.
+
+    Raises:
+        ValueError: If `every_n_seconds` is negative.
+    """
+
+    def __init__(self, every_n_seconds: float = 30.0) -> None:
+        super().__init__()
+        if every_n_seconds < 0:
+            raise ValueError(f"Report: every_n_seconds must be 0 or more, got {every_n_seconds}.")
+        self.every_n_seconds = every_n_seconds
+        self.seconds_before = 0.0  # of training, before the present `fit`
+        self.started: float | None = None  # the clock when the present `fit` began
+        self.last_step = 0
+        self.next_page = 0.0
+        self.loaded_step = 0
+        self.warned = False
+        self.recorded: dict[str, Tensor] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all resumed runs."""
+        return self.seconds_before + (0.0 if self.started is None else time.monotonic() - self.started)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let all ranks agree on the run's folder."""
+        run_folder(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the history, or go on with it, and write the first page."""
+        if trainer.global_step == 0:
+            self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.last_step = trainer.global_step
+        self.recorded = {}
+        if keeps_files(trainer):
+            folder = run_folder(trainer)
+            with self._harmless():
+                _begin_history(folder / HISTORY, trainer)
+                write_atomically(folder / ENVIRONMENT, _json(_environment(trainer, pl_module), indent=2))
+            self._write_page(trainer, "running")
+            rank_zero_info(f"Report: {folder / PAGE}")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add to the history and renew the page where it is time."""
+        if keeps_files(trainer):
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and trainer.global_step // every > self.last_step // every:
+                self._record(trainer, pl_module)
+            if time.monotonic() >= self.next_page:
+                self._write_page(trainer, "running")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the validation's metrics to the history."""
+        if keeps_files(trainer) and self.started is not None and not trainer.sanity_checking:
+            self._record(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add what is left to the history."""
+        if keeps_files(trainer):
+            self._record(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last page, when all others have drawn their last picture."""
+        if self._end(trainer, "finished"):
+            print(f"Report: {run_folder(trainer) / PAGE}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say on the page what stopped the training."""
+        reason = str(exception).strip() or type(exception).__name__
+        self._end(trainer, f"stopped: {'interrupted' if isinstance(exception, KeyboardInterrupt) else reason}")
+
+    def _end(self, trainer: pl.Trainer, status: str) -> bool:
+        """Whether there was a run to end."""
+        if self.started is None:
+            return False
+        self.seconds_before, self.started = self.seconds, None
+        with self._harmless():
+            if not keeps_files(trainer):
+                return False
+            path = run_folder(trainer) / ENVIRONMENT
+            write_atomically(path, _json({**_read_json(path), "status": status}, indent=2))
+        self._write_page(trainer, status)
+        return True
+
+    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.last_step = trainer.global_step
+        # LearningRateMonitor puts its values there and nowhere else.
+        rates = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("lr-")}
+        # Lightning goes on giving the last value of a metric. A new value stands elsewhere in memory; `recorded` holds
+        # the old ones, so that their place is not given away.
+        new = {
+            name: value
+            for name, value in {**rates, **trainer.logged_metrics}.items()
+            if name not in _X_AXES and isinstance(value, Tensor) and value.numel() == 1
+            if name not in self.recorded or self.recorded[name].data_ptr() != value.data_ptr()
+        }
+        if not new:
+            return
+        self.recorded.update(new)
+        line: Line = {"step": trainer.global_step, "seconds": round(self.seconds, 3)}
+        images_seen = getattr(pl_module, "images_seen", None)
+        if isinstance(images_seen, Tensor):
+            line["images_seen"] = int(images_seen)
+        line |= {name: float(value) for name, value in new.items()}
+        with self._harmless(), (run_folder(trainer) / HISTORY).open("a", encoding="utf-8") as history:
+            history.write(_json(line) + "\n")
+
+    # -- test -------------------------------------------------------------------------------------------------------
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the test's metrics, and renew the page of the run that they belong to."""
+        if keeps_files(trainer):
+            checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+            results = {
+                "checkpoint": None if checkpoint is None else checkpoint.name,
+                "step": trainer.global_step if checkpoint is None else self.loaded_step,
+                "finished": _now(),
+                "metrics": {
+                    name: float(value) for name, value in trainer.callback_metrics.items() if name not in _X_AXES
+                },
+            }
+            with self._harmless():
+                write_atomically(run_folder(trainer) / RESULTS, _json(results, indent=2))
+            self._write_page(trainer)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Line) -> None:
+        """Note the step, which Lightning does not restore for testing."""
+        self.loaded_step = checkpoint["global_step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time spent."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds_before = state_dict["seconds"]
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write_page(self, trainer: pl.Trainer, status: str | None = None) -> None:
+        began = time.monotonic()
+        with self._harmless():
+            write_report(run_folder(trainer), status)
+        now = time.monotonic()
+        # However long the history grows, the page takes at most a twentieth of the time.
+        self.next_page = now + max(self.every_n_seconds, 20 * (now - began))
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """What goes wrong within is a warning, once."""
+        try:
+            yield
+        except Exception as error:
+            if not self.warned:
+                self.warned = True
+                rank_zero_warn(f"The report could not be written ({type(error).__name__}: {error}); the run goes on.")
+
+
+def _begin_history(path: Path, trainer: pl.Trainer) -> None:
+    """Keep the lines up to the present step; a new folder takes them over from the checkpoint's run."""
+    source = path
+    if trainer.ckpt_path and not path.is_file():
+        earlier = run_folder_of_checkpoint(trainer.ckpt_path)
+        source = path if earlier is None else earlier / HISTORY
+    step = trainer.global_step
+    kept = [line for line in read_history(source) if line["step"] <= step] if step else []
+    write_atomically(path, "".join(_json(line) + "\n" for line in kept))
+
+
+def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    device = pl_module.device
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "status": "running",
+        "started": _now(),
+        "resumed_from": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+        "command": shlex.join(sys.argv),
+        "model": type(pl_module).__name__,
+        "data": None if data is None else type(data).__name__,
+        "max_steps": trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "devices": trainer.num_devices,
+        "nodes": trainer.num_nodes,
+        "world_size": trainer.world_size,
+        "strategy": type(trainer.strategy).__name__,
+        "precision": trainer.precision,
+        "lightning_gen": __version__,
+        "torch": str(torch.__version__),
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: numbers that are not finite become the strings "NaN", "Infinity" and "-Infinity"."""
+
+    def strict(item: Any) -> Any:
+        if isinstance(item, float) and not math.isfinite(item):
+            return "NaN" if math.isnan(item) else "Infinity" if item > 0 else "-Infinity"
+        if isinstance(item, Mapping):
+            return {str(key): strict(part) for key, part in item.items()}
+        if isinstance(item, list | tuple):
+            return [strict(part) for part in item]
+        return item
+
+    return json.dumps(strict(value), allow_nan=False, indent=indent)
+
+
+# -- reading a folder -------------------------------------------------------------------------------------------------
+
+
+def read_history(path: Path) -> list[Line]:
+    """The lines of a `history.jsonl`, none if there is no such file; a line that a full disk cut short is left out."""
+    lines = []
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
+    return lines
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    """A value of a JSON file as a number; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(folder: str | os.PathLike[str], status: str | None = None) -> Path:
+    """Write `index.html` of a run from the files in its folder.
+
+    The page is one static file that needs nothing else but the pictures beside it: no server, no network. While the
+    status is "running" it loads itself again every 30 seconds.
+
+    Args:
+        folder: The run's folder.
+        status: "running", "finished" or "stopped: REASON"; None means what `environment.json` says.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: If the folder holds nothing of a run.
+        OSError: If the page cannot be written; an earlier one stays.
+    """
+    folder = Path(folder)
+    panels = _panels(folder)
+    results = _read_json(folder / RESULTS)
+    if not (panels or results or (folder / HISTORY).is_file()):
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a run: it holds neither {HISTORY} nor pictures in {IMAGES}/. "
+            "Give the folder in which the run wrote its checkpoints/."
+        )
+    history = read_history(folder / HISTORY)
+    environment = _read_json(folder / ENVIRONMENT)
+    status = status or environment.get("status") or ""
+    model, data = str(environment.get("model") or folder.resolve().name), environment.get("data")
+    slots = {
+        "title": escape(f"{model} on {data}" if data else model),
+        "heading": escape(model) + (f" <small>on {escape(str(data))}</small>" if data else ""),
+        "where": escape("/".join(folder.resolve().parts[-3:]).lstrip("/")),
+        "refresh": f'<meta http-equiv="refresh" content="{REFRESH}">\n' if status == "running" else "",
+        "status": _status_html(folder, status, history, environment),
+        "results": _results_html(results),
+        "pictures": _pictures_html(panels),
+        "curves": _CURVES if any(set(line) - set(_NO_CURVE) for line in history) else "",
+        "details": _details_html(folder, environment),
+        "version": __version__,
+        # Within <script>, "<" could end the script.
+        "data": _json({"panels": panels, "charts": _charts(history)}).replace("<", "\\u003c"),
+    }
+    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    page = folder / PAGE
+    write_atomically(page, re.sub(r"\{\{ (\w+) \}\}", lambda slot: slots[slot[1]], template))
+    return page
+
+
+def _panels(folder: Path) -> list[dict[str, Any]]:
+    """Name, folder (as a relative address) and steps of each panel, those of tests last."""
+    panels = []
+    for path in sorted({picture.parent for picture in (folder / IMAGES).rglob("step_*.png")}):
+        name = path.relative_to(folder / IMAGES).as_posix()
+        panels.append({"name": name, "folder": quote(f"{IMAGES}/{name}"), "steps": list(pictures_in(path))})
+    return sorted((panel for panel in panels if panel["steps"]), key=lambda panel: panel["name"].startswith("test"))
+
+
+def _charts(history: Sequence[Line]) -> list[dict[str, Any]]:
+    """The curves, in groups that share a chart."""
+    steps: defaultdict[str, list[int]] = defaultdict(list)
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for line in history:
+        for name in line.keys() - _NO_CURVE:
+            value = _number(line[name])
+            if value is not None:
+                steps[name].append(line["step"])
+                values[name].append(value)
+    names = dict.fromkeys(name for line in history for name in line if name in values)
+    charts = []
+    for title, group in sorted(_groups(names).items(), key=lambda item: not item[0].startswith("train")):
+        lines = []
+        for name in group:
+            label = name.removeprefix(title).lstrip("/_-") or name.rpartition("/")[2]
+            last = values[name][-1]
+            lines.append({"name": label, "last": last, **_thinned(steps[name], values[name])})
+        charts.append({"title": title, "lines": lines})
+    return charts
+
+
+def _groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Metrics that belong in one chart, by its title: training losses, and what differs only in direction or domain."""
+
+    def kind(name: str) -> str:
+        return "lr" if name.startswith("lr-") else re.sub(r"(_(AtoB|BtoA|A|B|step|epoch))+$", "", name)
+
+    by_kind: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_kind[kind(name)].append(name)
+    training = {title: group for title, group in by_kind.items() if title.startswith("train/")}
+    few = sum(map(len, training.values())) <= MAX_LINES
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for title, group in by_kind.items():
+        groups["train" if title in training and (few or len(group) == 1) else title] += group
+    return dict(groups)
+
+
+def _thinned(steps: list[int], values: list[float]) -> dict[str, Any]:
+    """A curve of at most `MAX_POINTS` points, None where a value is not finite: x, y, and the range low to high."""
+
+    def rounded(value: float) -> float | None:
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+
+    if len(steps) <= MAX_POINTS:
+        return {"x": steps, "y": [rounded(value) for value in values]}
+    stretch = math.ceil(len(steps) / MAX_POINTS)
+    curve: dict[str, Any] = {"x": [], "y": [], "low": [], "high": []}
+    for i in range(0, len(steps), stretch):
+        finite = [value for value in values[i : i + stretch] if math.isfinite(value)] or [math.nan]
+        curve["x"].append(steps[min(i + stretch, len(steps)) - 1])
+        curve["y"].append(rounded(sum(finite) / len(finite)))
+        curve["low"].append(rounded(min(finite)))
+        curve["high"].append(rounded(max(finite)))
+    return curve
+
+
+def _status_html(folder: Path, status: str, history: Sequence[Line], environment: Mapping[str, Any]) -> str:
+    parts = []
+    if status:
+        kind = status.partition(":")[0]
+        parts.append(f'<span class="pill {escape(kind)}">{escape(status[:500])}</span>')
+    bar = ""
+    if history:
+        last, total = history[-1], _number(environment.get("max_steps"))
+        of = f" of {_thousands(total)}" if total else ""
+        parts.append(f"<span>step <b>{_thousands(last['step'])}</b>{of}</span>")
+        if total:
+            share = min(1.0, last["step"] / total)
+            bar = f'<div class="done"><i style="width:{share:.2%}"></i></div>' if status == "running" else ""
+        seconds = _number(last.get("seconds"))
+        if seconds is not None and math.isfinite(seconds):
+            parts.append(f"<span>{_duration(seconds)} of training</span>")
+        images = next((_number(line["images_seen"]) for line in reversed(history) if "images_seen" in line), None)
+        if images is not None:
+            parts.append(f"<span>{_thousands(images)} images seen</span>")
+    written = [path.stat().st_mtime for name in (HISTORY, RESULTS, ENVIRONMENT) if (path := folder / name).is_file()]
+    if written:
+        moment = datetime.fromtimestamp(max(written)).astimezone()
+        parts.append(f'<span>last news <time datetime="{moment.isoformat()}">{moment:%Y-%m-%d %H:%M}</time></span>')
+    return f'<div class="status">{"".join(parts)}</div>{bar}'
+
+
+def _results_html(results: Mapping[str, Any]) -> str:
+    """The metrics of the last test: those of directions in a table with a column for each, the others in one beside."""
+    metrics = results.get("metrics")
+    if not isinstance(metrics, dict) or not metrics:
+        return ""
+    directed: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    plain: dict[str, dict[str, str]] = {}
+    for name, value in metrics.items():
+        number = _number(value)
+        text = "" if number is None else f"{number:.4g}"
+        name = name.removeprefix("test/")
+        match = re.fullmatch(r"(.+)_(AtoB|BtoA|A|B)", name)
+        if match:
+            directed[match[1]][match[2].replace("to", " to ")] = text
+        else:
+            plain[name] = {"": text}
+    tables = "".join(_table_html(rows) for rows in (directed, plain) if rows)
+    tested = [str(results["checkpoint"])] if results.get("checkpoint") else []
+    tested += [f"step {_thousands(step)}"] if (step := _number(results.get("step"))) is not None else []
+    return f"""<section>
+<div class="heading"><h2>Test</h2><p>{escape(", ".join(tested))}</p></div>
+<div class="tables">{tables}</div>
+</section>"""
+
+
+def _table_html(rows: Mapping[str, Mapping[str, str]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    titles = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = f"<thead><tr><th></th>{titles}</tr></thead>" if any(columns) else ""
+    body = ""
+    for name, row in rows.items():
+        cells = "".join(f"<td>{escape(row.get(column, ''))}</td>" for column in columns)
+        body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
+    return f'<div class="card scroll"><table class="results">{head}<tbody>{body}</tbody></table></div>'
+
+
+_CURVES = """<section>
+<div class="heading"><h2>Curves</h2><div class="controls">
+<label><input type="checkbox" id="log"> logarithmic</label>
+<label>smoothing <input type="range" id="smooth" min="0" max="0.98" step="0.02" value="0"></label>
+</div></div>
+<div class="charts" id="charts"></div>
+<noscript>The curves are drawn by a script in this page; the numbers are in history.jsonl.</noscript>
+</section>"""
+
+_TIME = """<div class="controls time" id="time-controls" hidden>
+<button type="button" id="play" aria-label="Play">▶</button>
+<input type="range" id="time" min="0" aria-label="Step"><output id="now" for="time"></output></div>"""
+
+
+def _pictures_html(panels: Sequence[Mapping[str, Any]]) -> str:
+    if not panels:
+        return ""
+    figures = []
+    for i, panel in enumerate(panels):
+        step, name = panel["steps"][-1], escape(panel["name"])
+        source = escape(f"{panel['folder']}/step_{step:08d}.png")
+        figures.append(
+            f'<figure class="card" id="panel-{i}" data-step="{step}">'
+            f"<figcaption><b>{name}</b><span>step {_thousands(step)}</span></figcaption>"
+            f'<a href="{source}"><img src="{source}" alt="{name}" loading="lazy"></a></figure>'
+        )
+    pictures = "\n".join(figures)
+    return f"""<section>
+<div class="heading"><h2>Pictures</h2>{_TIME}</div>
+<div class="panels">
+{pictures}
+</div>
+</section>"""
+
+
+def _details_html(folder: Path, environment: Mapping[str, Any]) -> str:
+    parts = []
+    if (folder / CONFIG).is_file():
+        config = escape((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
+        parts.append(f'<details class="card" id="config"><summary>Settings</summary><pre>{config}</pre></details>')
+    facts = "".join(
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in environment.items()
+        if value is not None
+    )
+    if facts:
+        table = f'<div class="scroll"><table class="facts">{facts}</table></div>'
+        parts.append(f'<details class="card" id="environment"><summary>Environment</summary>{table}</details>')
+    return "\n".join(parts)
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u2009") if math.isfinite(value) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours, days = round(seconds / 60), round(seconds / 3600), seconds / 86400
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{days:.1f} days"

@@ -1,0 +1,89 @@
+"""The command line's door: help at once, then the one command that is wanted, then plain words if it fails.
+
+Nothing heavy is imported before a command is known, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+HELP = """\
+usage: lightning-gen COMMAND [options]
+
+Train (Lightning's command line; every setting is an option, and a misspelt one is refused):
+  fit        train:            lightning-gen fit --config cyclegan
+             go on:            lightning-gen fit --ckpt_path RUN/checkpoints/last.ckpt
+  validate   measure on the validation data
+  test       measure on the test data:   lightning-gen test --ckpt_path RUN/checkpoints/last.ckpt
+  predict    run on the test data
+
+Use a checkpoint (which is all they need):
+  translate  map a file or a folder to the other domain, names and formats kept
+  report     write RUN/index.html again from what the run has recorded
+  import     turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
+
+  lightning-gen COMMAND --help    all options of a command
+  lightning-gen --version
+  --debug                         full traceback where something fails
+  --config NAME                   a file, or the name of a shipped configuration: {configs}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 when it worked, 1 when something failed on the way, 2 when it was asked wrongly."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        from lightning_gen.commands.configs import shipped_configs
+
+        print(HELP.format(configs=", ".join(shipped_configs())), end="")
+        sys.exit(0)
+    if arguments[0] == "--version":
+        from lightning_gen import __version__
+
+        print(__version__)
+        sys.exit(0)
+    # A class of the user's own is found by its import path, also from the folder they stand in.
+    sys.path.append(str(os.getcwd()))  # noqa: PTH109
+    try:
+        sys.exit(_run(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"lightning-gen: error: {_plain_words(error)}", file=sys.stderr)
+        print("(--debug shows the traceback)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(arguments: list[str]) -> int:
+    command, rest = arguments[0], arguments[1:]
+    if command in ("fit", "validate", "test", "predict"):
+        from lightning_gen.commands.training import run_trainer
+
+        return run_trainer(arguments)
+    if command in ("translate", "report", "import"):
+        from jsonargparse import auto_cli
+
+        from lightning_gen.commands.import_weights import import_weights
+        from lightning_gen.commands.report import report
+        from lightning_gen.commands.translate import translate
+
+        function = {"translate": translate, "report": report, "import": import_weights}[command]
+        return auto_cli(function, args=rest, prog=f"lightning-gen {command}", as_positional=command == "report") or 0
+    print(f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.", file=sys.stderr)
+    return 2
+
+
+def _plain_words(error: BaseException) -> str:
+    """The message of an error, without the traceback that a loader's worker process packs into it."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    name = type(error).__name__
+    known = type(error).__module__.startswith("lightning_gen") or isinstance(error, OSError | ValueError)
+    return text if known and text else f"{name}: {text}"

@@ -1,0 +1,1 @@
+"""The commands behind `lightning_gen.cli`, one file each, imported when called for."""

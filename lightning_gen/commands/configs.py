@@ -1,0 +1,39 @@
+"""Shipped configurations, found by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def config_folder() -> Path:
+    """Where configurations lie: inside an installed package, or beside it in a source tree."""
+    package = Path(__file__).parent.parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of all shipped configurations, such as "cyclegan" and "paper/cyclegan_horse2zebra"."""
+    folder = config_folder()
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def find_config(name: str) -> str:
+    """A path as it is if it exists; otherwise the shipped configuration of that name.
+
+    Args:
+        name: "cyclegan", "cyclegan.yaml", "configs/cyclegan.yaml" or "paper/NAME".
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    if Path(name).is_file():
+        return name
+    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    shipped = config_folder() / f"{wanted}.yaml"
+    if wanted in shipped_configs():
+        return str(shipped)
+    raise FileNotFoundError(
+        f"There is no configuration {name!r}: neither a file of that name nor one that is shipped. "
+        f"Shipped are: {', '.join(shipped_configs())}."
+    )

@@ -1,0 +1,218 @@
+"""`fit`, `validate`, `test` and `predict`: Lightning's command line, with run folders and our defaults."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+import lightning_gen.callbacks
+import lightning_gen.data
+import lightning_gen.losses
+import lightning_gen.models  # noqa: F401  (so that short class names are known)
+from lightning_gen.callbacks.checkpoint import LastCheckpoint
+from lightning_gen.callbacks.pictures import TranslationGrid
+from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.callbacks.report import Report
+from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
+from lightning_gen.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_gen.commands.configs import find_config
+from lightning_gen.generative import GenerativeModule
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer with checkpoints written atomically and our progress bar.
+
+    The limits are declared again because the command line would otherwise read 1, one batch, as 1.0, all of them.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        callbacks: list[pl.Callback] | pl.Callback | None = None,
+        enable_progress_bar: bool | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        if enable_progress_bar is not False and not any(isinstance(c, LightningProgressBar) for c in callbacks):
+            callbacks = [*callbacks, ProgressBar()]
+        super().__init__(
+            *args,
+            callbacks=callbacks,
+            enable_progress_bar=enable_progress_bar,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            **kwargs,
+        )
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the whole configuration of a training run to config.yaml in its folder, and to its loggers."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """On rank 0."""
+        if stage != "fit":
+            return
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        config = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams({"config": config})
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note which W&B run this is, so that going on goes on there."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                checkpoint["wandb_id"] = logger.version
+
+
+class CommandLine(LightningCLI):
+    """Lightning's command line, where the data tells the model its shape and a run has one folder."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks that every run has, and the links from data to model."""
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(TranslationGrid, "pictures")
+        parser.add_lightning_class_args(Report, "report")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Whether `fit` ends with a run over the test data."
+        )
+        for name in ("image_shape", "num_classes"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what the configuration and the command line say holds, also when a run goes on."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder, the W&B run to go on, and the number of threads."""
+        config: Namespace = self.config[self.subcommand] if self.subcommand else self.config
+        goes_on = self.subcommand == "fit" and config.get("ckpt_path")
+        checkpoint = read_checkpoint(config.ckpt_path) if goes_on else None
+        if config.trainer.logger in (None, True):
+            config.trainer.logger = self._run_logger(config, checkpoint)
+        else:
+            prepare_wandb(config.trainer.logger, checkpoint)
+        if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+            torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+    def _run_logger(self, config: Namespace, checkpoint: dict[str, Any] | None) -> Namespace | bool:
+        if self.subcommand not in ("fit", None):
+            return False
+        model = config.model.class_path.rpartition(".")[2]
+        arguments = {
+            "save_dir": str(config.trainer.default_root_dir or "runs"),
+            "name": model.lower(),
+            "version": None,
+            "keep_until": None,
+            "flush_logs_every_n_steps": 100,
+        }
+        folder = run_folder_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
+        if checkpoint is not None and folder is not None:  # go on in the same folder
+            folder = folder.resolve()
+            arguments |= {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+            arguments |= {"keep_until": int(checkpoint["global_step"])}
+        return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=Namespace(**arguments))
+
+    def after_fit(self) -> None:
+        """Test, if asked to."""
+        if self._get(self.config, "test_after_fit"):
+            self.trainer.test(self.model, datamodule=self.datamodule)
+
+
+def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
+    """Let W&B loggers go on with the run of a checkpoint, and work offline where nobody is logged in.
+
+    Args:
+        loggers: One logger's configuration or a list of them; changed in place.
+        checkpoint: The checkpoint that the run goes on from, if it does.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
+            continue
+        try:
+            import wandb
+        except ImportError:
+            raise ModuleNotFoundError("WandbLogger needs the package wandb: pip install wandb.") from None
+        run_id = (checkpoint or {}).get("wandb_id")
+        if run_id and not logger.init_args.get("id"):
+            logger.init_args["id"] = run_id
+        if "WANDB_MODE" not in os.environ and not logger.init_args.get("offline") and not wandb.api.api_key:
+            os.environ["WANDB_MODE"] = "offline"
+            warnings.warn(
+                "Nobody is logged in to Weights & Biases, so the run is recorded offline; `wandb sync` uploads it "
+                "later. `wandb login` before the run, or WANDB_MODE, chooses otherwise.",
+                stacklevel=2,
+            )
+
+
+def run_trainer(arguments: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict`."""
+    quiet_lightning()
+    CommandLine(
+        GenerativeModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+        trainer_class=Trainer,
+        args=with_configs(arguments),
+    )
+    return 0
+
+
+def with_configs(arguments: list[str]) -> list[str]:
+    """Arguments with shipped configurations as paths, and with the configuration of the run that a checkpoint is of."""
+    found, given = [], False
+    following = False
+    for argument in arguments:
+        if following:
+            argument = find_config(argument)
+        elif argument.startswith(("--config=", "-c=")):
+            flag, _, name = argument.partition("=")
+            argument, given = f"{flag}={find_config(name)}", True
+        following = argument in ("--config", "-c")
+        given |= following
+        found.append(argument)
+    if not given:
+        for flag, value in zip(found, [*found[1:], ""], strict=True):
+            path = flag.partition("=")[2] if flag.startswith("--ckpt_path=") else value if flag == "--ckpt_path" else ""
+            folder = run_folder_of_checkpoint(path) if path else None
+            if folder and (folder / "config.yaml").is_file():
+                found[1:1] = ["--config", str(folder / "config.yaml")]
+                break
+    return found
+
+
+def quiet_lightning() -> None:
+    """Silence messages that say nothing to a user of ours."""
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*is smaller than the logging interval.*",
+        "LightningCLI's args parameter is intended.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).addFilter(lambda record: "Tip" not in record.getMessage())

@@ -1,0 +1,197 @@
+"""What all data modules share: which picture comes when is a pure function of (seed, epoch, position).
+
+The sampler hands the dataset a `Draw` instead of a bare index. Everything random about an item (its crop, its flip, its
+unpaired partner) is derived from the draw, so pictures do not depend on workers, on the number of processes, or on
+where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class Draw(NamedTuple):
+    """One place in the stream of training examples.
+
+    Attributes:
+        epoch: Pass over the data, from 0. Evaluation always draws with epoch 0.
+        position: Place within the pass, from 0, counted over all processes.
+        index: Which example of the dataset stands there.
+    """
+
+    epoch: int
+    position: int
+    index: int  # type: ignore[assignment]  # a tuple's own `index` is not needed here
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """The generator for everything random about this example: a function of seed, epoch and position alone."""
+        return np.random.default_rng((seed, self.epoch, self.position))
+
+
+class DrawSampler(DistributedSampler[Draw]):
+    """Yields `Draw`s: shuffled by (seed, epoch) for training, in order for evaluation.
+
+    It is a `DistributedSampler`, so Lightning sets its epoch and leaves it in place. Rank r of W takes the positions
+    r, r + W, ..., so W processes with batch b see, step by step, what one process with batch W b sees.
+
+    Args:
+        dataset: Anything with a length.
+        shuffle: Whether the order is random.
+        seed: Seed of the order.
+        num_replicas: Number of processes.
+        rank: This process.
+        even: Whether every rank gets the same number of examples: the surplus of at most W - 1 examples is left for
+            another epoch. Training needs it; evaluation must not, for no example may count twice or be dropped.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], *, shuffle: bool, seed: int, num_replicas: int = 1, rank: int = 0, even: bool = True
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed, drop_last=even)
+        self.even = even
+        self.start = 0  # examples of this rank that the epoch has already given out
+
+    def __len__(self) -> int:
+        total = len(self.dataset)  # type: ignore[arg-type]
+        return total // self.num_replicas if self.even else len(range(self.rank, total, self.num_replicas))
+
+    def __iter__(self) -> Iterator[Draw]:
+        total = len(self.dataset)  # type: ignore[arg-type]
+        # Evaluation is the same in every epoch: `set_epoch` must not change which crop a validation picture gets.
+        epoch = self.epoch if self.shuffle else 0
+        order = np.random.default_rng((self.seed, epoch)).permutation(total) if self.shuffle else np.arange(total)
+        start, self.start = self.start, 0
+        for i in range(start, len(self)):
+            position = i * self.num_replicas + self.rank
+            yield Draw(epoch, position, int(order[position]))
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over a `DrawSampler` that goes on in the middle of an epoch.
+
+    Lightning stores `state_dict()` in checkpoints and gives it back before the first batch; the batches that had been
+    used by then are skipped without being loaded.
+    """
+
+    batches_given = 0
+    resume: tuple[int, int] | None = None  # epoch, and batches of it to skip
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator, so this runs at the first batch, when Lightning has set the sampler's epoch.
+        epoch, skip = self.resume or (None, 0)
+        self.batches_given, self.resume = (skip if epoch == self.sampler.epoch else 0), None  # type: ignore[attr-defined]
+        self.sampler.start = self.batches_given * (self.batch_size or 1)  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self.batches_given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it given out so far."""
+        return {"epoch": self.sampler.epoch, "batches": self.batches_given}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.sampler.set_epoch(state["epoch"])  # type: ignore[attr-defined]
+        self.resume = (state["epoch"], state["batches"])
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Base of all data modules: seeded, resumable loaders over the datasets that a subclass builds.
+
+    A subclass implements `image_shape`, `train_set`, `val_set` and `test_set`. Items are dictionaries of tensors, with
+    pictures as float32 `[C, H, W]` in `[-1, 1]`; its datasets are indexed by a `Draw`.
+
+    Args:
+        batch_size: Examples per process and training step.
+        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
+        num_workers: Loader processes; None means as many as leave two cores to training, at most 8.
+        seed: Seed of the order, the augmentations and the unpaired partners.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 1, eval_batch_size: int | None = None, num_workers: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more (or null for automatic), got {num_workers}.")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._sets: dict[str, Dataset[Any]] = {}
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every picture this module gives."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None where pictures have no labels."""
+        return None
+
+    @abstractmethod
+    def train_set(self) -> Dataset[Any]:
+        """The training examples."""
+
+    @abstractmethod
+    def val_set(self) -> Dataset[Any]:
+        """The validation examples."""
+
+    @abstractmethod
+    def test_set(self) -> Dataset[Any]:
+        """The test examples."""
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled loader over the training examples."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Loader over the validation examples, in order, each example once over all ranks."""
+        return self._loader("val", shuffle=False)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Loader over the test examples, in order, each example once over all ranks."""
+        return self._loader("test", shuffle=False)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """The test loader."""
+        return self.test_dataloader()
+
+    def _loader(self, split: str, *, shuffle: bool) -> ResumableLoader:
+        if split not in self._sets:
+            self._sets[split] = {"train": self.train_set, "val": self.val_set, "test": self.test_set}[split]()
+        dataset = self._sets[split]
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        batch_size = self.batch_size if shuffle else self.eval_batch_size
+        sampler = DrawSampler(dataset, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, even=shuffle)
+        if shuffle and len(sampler) < batch_size:
+            raise ValueError(
+                f"{type(self).__name__}: {len(sampler)} training examples per process do not fill one batch of "
+                f"{batch_size}. Lower batch_size, use fewer processes or add pictures."
+            )
+        workers = self.num_workers
+        if workers is None:
+            workers = min(8, max(0, (os.cpu_count() or 1) // world - 2))
+        return ResumableLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=shuffle,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: an iterator made or not made must not move the random state of training.
+            generator=torch.Generator().manual_seed(self.seed),
+        )

@@ -1,0 +1,514 @@
+"""Data modules over folders of picture files: unpaired domains, pairs side by side, and plain collections.
+
+Every random choice (crop, flip, unpaired partner) comes from `draw.rng(seed)`, so an example depends on the seed, the
+epoch and its place in the epoch, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as geometry
+
+from lightning_gen.data.base import Draw, ImageDataModule
+from lightning_gen.data.images import (
+    ImageError,
+    background_color,
+    check_channels,
+    find_images,
+    read_image,
+    resize_image,
+    to_float,
+)
+
+_Reader = Callable[[Path], Tensor]
+
+
+class UnpairedImageFolder(ImageDataModule):
+    """Two domains without correspondence, in the layout of CycleGAN (Zhu et al. 2017, arXiv:1703.10593).
+
+    `root` holds the folders `trainA`, `trainB`, `testA` and `testB`, searched recursively, and may hold `valA` and
+    `valB`. Validation without `val` folders uses the test folders, and a test without `test` folders uses the
+    validation folders.
+
+    Training pictures are resized, then cropped at random, then flipped at random, as in the paper. An epoch has
+    max(|A|, |B|) examples: each goes with the A picture of its index (modulo |A|) and with a B picture drawn at random.
+    Evaluation pictures come in order, modulo the size of their domain, resized straight to `crop` (or, where `resize`
+    is None, cut from the centre), without a flip.
+
+    Items are `{"A", "B"}`, float32 `[channels, *crop]` in `[-1, 1]`, and with `paired_evaluation` also
+    `{"paired": True}` in evaluation.
+
+    Args:
+        root: The folder of the data set.
+        resize: Size before the crop: (height, width), an int for a square, or None to leave pictures as they are. The
+            aspect ratio is not kept.
+        crop: Size of the pictures given: (height, width), or an int for a square.
+        flip: Whether training pictures are mirrored left to right, half of them, A and B independently.
+        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
+        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        paired_evaluation: Whether evaluation pictures of A and B with the same name (up to its ending) show the same
+            scene, so that translations can be compared with the truth.
+        batch_size: Examples per process and training step (the paper: 1).
+        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
+        num_workers: Loader processes; None chooses by the number of cores.
+        seed: Seed of the order, the augmentations and the unpaired partners.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds no pictures.
+        ValueError: If an argument is out of range, or `paired_evaluation` is asked for and the names differ.
+        ImageError: While loading, if a file cannot be read or is smaller than the crop.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        resize: int | tuple[int, int] | None = 286,
+        crop: int | tuple[int, int] = 256,
+        flip: bool = True,
+        channels: int = 3,
+        background: str = "white",
+        paired_evaluation: bool = False,
+        batch_size: int = 1,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        self.root = Path(root).expanduser()
+        self.transform = _ResizeCropFlip.checked(resize, crop, flip)
+        self.channels = channels
+        self.read = _reader(channels, background)
+        self.paired_evaluation = paired_evaluation
+        self.files = _find_splits(
+            self.root,
+            sides=("A", "B"),
+            layout="UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB).",
+        )
+        if paired_evaluation:
+            for split in ("val", "test"):
+                self.files[split] = _pair_by_name(self.root, self.files[split])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every picture."""
+        return (self.channels, *self.transform.crop)
+
+    def train_set(self) -> Dataset[Any]:
+        """Pictures of A, each with a random one of B, augmented."""
+        return _UnpairedImages(self.files["train"], self.read, self.transform, self.seed)
+
+    def val_set(self) -> Dataset[Any]:
+        """The validation pictures, in order."""
+        return self._evaluation_set("val")
+
+    def test_set(self) -> Dataset[Any]:
+        """The test pictures, in order."""
+        return self._evaluation_set("test")
+
+    def _evaluation_set(self, split: str) -> Dataset[Any]:
+        transform = self.transform.for_evaluation()
+        return _UnpairedImages(self.files[split], self.read, transform, seed=None, paired=self.paired_evaluation)
+
+
+class PairedImageFolder(ImageDataModule):
+    """Pairs side by side in one file, A left and B right: the layout of pix2pix (Isola et al. 2017, arXiv:1611.07004).
+
+    `root` holds the folders `train`, `val` and `test`, searched recursively; of `val` and `test` one is enough and then
+    serves for both. Training pairs are resized, then cropped at random, then flipped at random, both halves alike.
+    Evaluation pairs come in order, resized straight to `crop` (or, where `resize` is None, cut from the centre),
+    without a flip.
+
+    Items are `{"A", "B", "paired": True}` in every split; pictures are float32 `[channels, *crop]` in `[-1, 1]`.
+
+    Args:
+        root: The folder of the data set.
+        resize: Size of each half before the crop: (height, width), an int for a square, or None to leave it as it is.
+            The aspect ratio is not kept.
+        crop: Size of the pictures given: (height, width), or an int for a square.
+        flip: Whether training pairs are mirrored left to right, half of them. (A remains the left half of the file.)
+        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
+        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        batch_size: Examples per process and training step (the paper: 1 to 10 by data set).
+        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
+        num_workers: Loader processes; None chooses by the number of cores.
+        seed: Seed of the order and the augmentations.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds no pictures.
+        ValueError: If an argument is out of range.
+        ImageError: While loading, if a file cannot be read, has an odd width, or has halves smaller than the crop.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        resize: int | tuple[int, int] | None = 286,
+        crop: int | tuple[int, int] = 256,
+        flip: bool = True,
+        channels: int = 3,
+        background: str = "white",
+        batch_size: int = 1,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        self.root = Path(root).expanduser()
+        self.transform = _ResizeCropFlip.checked(resize, crop, flip)
+        self.channels = channels
+        self.read = _reader(channels, background)
+        layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
+        found = _find_splits(self.root, sides=("",), layout=layout)
+        self.files = {split: files for split, (files,) in found.items()}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of each half of every pair."""
+        return (self.channels, *self.transform.crop)
+
+    def train_set(self) -> Dataset[Any]:
+        """The training pairs, augmented."""
+        return _PairedImages(self.files["train"], self.read, self.transform, self.seed)
+
+    def val_set(self) -> Dataset[Any]:
+        """The validation pairs, in order."""
+        return _PairedImages(self.files["val"], self.read, self.transform.for_evaluation(), seed=None)
+
+    def test_set(self) -> Dataset[Any]:
+        """The test pairs, in order."""
+        return _PairedImages(self.files["test"], self.read, self.transform.for_evaluation(), seed=None)
+
+
+class ImageFolder(ImageDataModule):
+    """A collection of pictures, with class labels if wanted.
+
+    `root` holds the folders `train`, and `val` or `test` or both (one then serves for both). Where there is `train`
+    alone, or none of the three, all its pictures are split by a hash of their place below it: the same split on every
+    machine and with every seed. With `labels`, the first folder below names the class.
+
+    Pictures are resized, keeping their aspect ratio, to just cover `image_size`, and what sticks out is cropped off.
+
+    Items are `{"image"}`, float32 `[channels, *image_size]` in `[-1, 1]`, and with `labels` also `{"label"}`, int64.
+
+    Args:
+        root: The folder of the data set.
+        image_size: Size of the pictures given: (height, width), or an int for a square.
+        crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
+        flip: Whether training pictures are mirrored left to right, half of them.
+        labels: Whether the folders are classes, numbered in the order of their names.
+        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
+        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        val_fraction: Share of the pictures split off for validation, where no folder settles it.
+        test_fraction: Share of the pictures split off for testing, where no folder settles it.
+        batch_size: Examples per process and training step.
+        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
+        num_workers: Loader processes; None chooses by the number of cores.
+        seed: Seed of the order and the augmentations.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds no pictures.
+        ValueError: If an argument is out of range, there are too few pictures to split, or classes are asked for and a
+            picture has none.
+        ImageError: While loading, if a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_size: int | tuple[int, int] = 64,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        labels: bool = False,
+        channels: int = 3,
+        background: str = "white",
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        if crop not in ("center", "random"):
+            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}.")
+        if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
+            raise ValueError(
+                "val_fraction and test_fraction must be above 0 and together below 1, "
+                f"got {val_fraction} and {test_fraction}."
+            )
+        self.root = Path(root).expanduser()
+        self.image_size = _size("image_size", image_size)
+        self.random_crop = crop == "random"
+        self.flip = flip
+        self.channels = channels
+        self.read = _reader(channels, background)
+
+        self.files: dict[str, list[Path]]
+        folder = self.root / "train" if (self.root / "train").is_dir() else self.root
+        self._class_place = len(folder.parts) - len(self.root.parts)  # of the class folder in a path below root
+        split_by_folder = any((self.root / split).is_dir() for split in ("val", "test"))
+        if split_by_folder:
+            layout = "ImageFolder expects train beside val or test, or none of the three."
+            found = _find_splits(self.root, sides=("",), layout=layout)
+            self.files = {split: files for split, (files,) in found.items()}
+        else:
+            self.files = _split_by_hash(folder, val_fraction, test_fraction)
+        self.class_names = self._find_classes(split_by_folder) if labels else None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every picture."""
+        return (self.channels, *self.image_size)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of class folders, or None without `labels`."""
+        return len(self.class_names) if self.class_names else None
+
+    def train_set(self) -> Dataset[Any]:
+        """The training pictures, augmented."""
+        return self._set("train", random_crop=self.random_crop, flip=self.flip)
+
+    def val_set(self) -> Dataset[Any]:
+        """The validation pictures, in order."""
+        return self._set("val", random_crop=False, flip=False)
+
+    def test_set(self) -> Dataset[Any]:
+        """The test pictures, in order."""
+        return self._set("test", random_crop=False, flip=False)
+
+    def _set(self, split: str, *, random_crop: bool, flip: bool) -> Dataset[Any]:
+        files = self.files[split]
+        labels = None
+        if self.class_names:
+            numbers = {name: number for number, name in enumerate(self.class_names)}
+            labels = [numbers[self._class_of(path)] for path in files]
+        return _Images(files, labels, self.read, self.image_size, random_crop, flip, self.seed)
+
+    def _find_classes(self, split_by_folder: bool) -> list[str]:
+        names = {split: {self._class_of(path) for path in files} for split, files in self.files.items()}
+        unknown = (names["val"] | names["test"]) - names["train"]
+        if split_by_folder and unknown:
+            raise ValueError(
+                f"{self.root}: no training pictures are of class {', '.join(sorted(unknown))}. Train has the classes "
+                f"{', '.join(sorted(names['train']))}. Name the class folders of val and test alike."
+            )
+        return sorted(names["train"] | unknown)
+
+    def _class_of(self, path: Path) -> str:
+        parts = path.relative_to(self.root).parts
+        if len(parts) < self._class_place + 2:
+            raise ValueError(f"{path} is in no class folder. Move it into one, or set labels to false.")
+        return parts[self._class_place]
+
+
+@dataclass(frozen=True)
+class _ResizeCropFlip:
+    """The augmentation of CycleGAN and pix2pix, in its order; sizes are (height, width)."""
+
+    resize: tuple[int, int] | None
+    crop: tuple[int, int]
+    flip: bool
+
+    @classmethod
+    def checked(cls, resize: int | tuple[int, int] | None, crop: int | tuple[int, int], flip: bool) -> _ResizeCropFlip:
+        """Build it from what the user gave."""
+        before = None if resize is None else _size("resize", resize)
+        after = _size("crop", crop)
+        if before and (before[0] < after[0] or before[1] < after[1]):
+            raise ValueError(f"resize must be as large as crop or larger, both ways, got {resize} and {crop}.")
+        return cls(before, after, flip)
+
+    def for_evaluation(self) -> _ResizeCropFlip:
+        """Straight to the size of the crop, if pictures are resized at all, and no flip."""
+        return _ResizeCropFlip(self.resize and self.crop, self.crop, flip=False)
+
+    def __call__(self, pixels: Tensor, rng: np.random.Generator | None, name: str) -> Tensor:
+        """Pixels `[..., H, W]` as read to float `[..., *crop]`, the centre without rng. Errors name the picture."""
+        if self.resize:
+            pixels = resize_image(pixels, self.resize)
+        return _finish(_crop(pixels, self.crop, rng, name), rng if self.flip else None)
+
+
+@dataclass(frozen=True, eq=False)
+class _UnpairedImages(Dataset[dict[str, Tensor]]):
+    """Pictures of A, each with a random one of B; without a seed, both in order."""
+
+    files: list[list[Path]]  # of A and of B
+    read: _Reader
+    transform: _ResizeCropFlip
+    seed: int | None
+    paired: bool = False
+
+    def __len__(self) -> int:
+        return max(len(files) for files in self.files)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        rng = None if self.seed is None else draw.rng(self.seed)
+        files_a, files_b = self.files
+        partner = draw.index if rng is None else int(rng.integers(len(files_b)))
+        paths = {"A": files_a[draw.index % len(files_a)], "B": files_b[partner % len(files_b)]}
+        item = {side: self.transform(self.read(path), rng, str(path)) for side, path in paths.items()}
+        return item | {"paired": torch.tensor(True)} if self.paired else item
+
+
+@dataclass(frozen=True, eq=False)
+class _PairedImages(Dataset[dict[str, Tensor]]):
+    """The halves of A|B files; without a seed, as for evaluation."""
+
+    files: list[Path]
+    read: _Reader
+    transform: _ResizeCropFlip
+    seed: int | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        path = self.files[draw.index]
+        pixels = self.read(path)
+        if pixels.shape[-1] % 2:
+            raise ImageError(f"{path} is {pixels.shape[-1]} pixels wide; a pair A|B must have an even width.")
+        halves = torch.stack(pixels.chunk(2, dim=-1))  # one picture of [2, C, H, W], so that crop and flip are shared
+        rng = None if self.seed is None else draw.rng(self.seed)
+        a, b = self.transform(halves, rng, f"Each half of {path}")
+        return {"A": a, "B": b, "paired": torch.tensor(True)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Images(Dataset[dict[str, Tensor]]):
+    """Pictures, perhaps with labels."""
+
+    files: list[Path]
+    labels: list[int] | None
+    read: _Reader
+    size: tuple[int, int]
+    random_crop: bool
+    flip: bool
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        path = self.files[draw.index]
+        rng = draw.rng(self.seed)
+        pixels = _crop(_cover(self.read(path), self.size), self.size, rng if self.random_crop else None, str(path))
+        item = {"image": _finish(pixels, rng if self.flip else None)}
+        return item if self.labels is None else item | {"label": torch.tensor(self.labels[draw.index])}
+
+
+def _cover(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize, keeping the aspect ratio, to the smallest picture that covers (height, width)."""
+    height, width = pixels.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    return resize_image(pixels, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
+
+
+def _crop(pixels: Tensor, size: tuple[int, int], rng: np.random.Generator | None, name: str) -> Tensor:
+    """A random part of (height, width), or the central one without rng."""
+    height, width = pixels.shape[-2:]
+    spare = height - size[0], width - size[1]
+    if min(spare) < 0:
+        raise ImageError(
+            f"{name} is {height} x {width} (height x width), smaller than the crop of {size[0]} x {size[1]}. "
+            "Choose a smaller crop, or let pictures be resized."
+        )
+    top, left = (n // 2 if rng is None else int(rng.integers(n + 1)) for n in spare)
+    cropped: Tensor = geometry.crop(pixels, top, left, *size)
+    return cropped
+
+
+def _finish(pixels: Tensor, rng: np.random.Generator | None) -> Tensor:
+    """Mirror half of the pictures, if there is an rng, and give them as models see them."""
+    if rng is not None and rng.random() < 0.5:
+        pixels = geometry.horizontal_flip(pixels)
+    # Contiguous, because strides that depend on the file or the workers would change the rounding of convolutions.
+    return to_float(pixels).contiguous()
+
+
+def _size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from an int, for a square, or from a pair."""
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{name} must be a positive int, or (height, width), got {value}.")
+    return size[0], size[1]
+
+
+def _reader(channels: int, background: str) -> _Reader:
+    """`read_image` with its options, checked now rather than at the first transparent picture."""
+    check_channels(channels)
+    background_color(background)
+    return partial(read_image, channels=channels, background=background)
+
+
+def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str) -> dict[str, list[list[Path]]]:
+    """The pictures of train, val and test, for each side; of val and test, one may stand in for the other.
+
+    Raises:
+        FileNotFoundError: Naming the folder at fault, the layout expected, and what there is.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"root={root} is not a folder. {layout}")
+    found: dict[str, list[list[Path]]] = {}
+    for split in ("train", "val", "test"):
+        folders = [root / f"{split}{side}" for side in sides]
+        required = split == "train" or (split == "test" and "val" not in found)
+        if required or any(folder.is_dir() for folder in folders):
+            try:
+                found[split] = [find_images(folder) for folder in folders]
+            except FileNotFoundError as error:
+                names = sorted(path.name for path in root.iterdir())
+                there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+                raise FileNotFoundError(f"{error} {layout} {root} holds: {there or 'nothing'}.") from None
+    return {"val": found.get("test", []), "test": found.get("val", [])} | found
+
+
+def _split_by_hash(folder: Path, val_fraction: float, test_fraction: float) -> dict[str, list[Path]]:
+    """Split all pictures under a folder by the hash of their place below it; val and test get one at least."""
+    files = find_images(folder)
+    num_val = max(1, round(val_fraction * len(files)))
+    num_test = max(1, round(test_fraction * len(files)))
+    if num_val + num_test >= len(files):
+        raise ValueError(f"{folder} holds {len(files)} picture(s): too few to split into train, val and test.")
+    by_hash = sorted(files, key=lambda path: hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
+    return {
+        "val": sorted(by_hash[:num_val]),
+        "test": sorted(by_hash[num_val : num_val + num_test]),
+        "train": sorted(by_hash[num_val + num_test :]),
+    }
+
+
+def _pair_by_name(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
+    """The pictures of A and of B, both in the order of the names that they share.
+
+    Raises:
+        ValueError: If a name occurs on one side only, or twice.
+    """
+    named: list[dict[str, Path]] = [{}, {}]
+    for pictures, paths in zip(named, sides, strict=True):
+        for path in paths:
+            name = Path(*path.relative_to(root).parts[1:]).with_suffix("").as_posix()
+            if name in pictures:
+                raise ValueError(f"paired_evaluation: {pictures[name]} and {path} have the same name. Remove one.")
+            pictures[name] = path
+    for here, there, side in ((0, 1, "B"), (1, 0, "A")):
+        if alone := [str(path) for name, path in named[here].items() if name not in named[there]]:
+            raise ValueError(
+                "paired_evaluation needs each evaluation picture in both domains under the same name; "
+                f"without a partner in {side} are {len(alone)}: {', '.join(alone[:5])}{', ...' if alone[5:] else ''}"
+            )
+    return [[pictures[name] for name in sorted(pictures)] for pictures in named]

@@ -1,0 +1,434 @@
+"""Pictures at the edges: uint8 outside, float [-1, 1] inside, one function each way; and reading files right."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageColor, ImageFile
+from torch import Tensor
+from torchvision.transforms.v2 import functional as geometry
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
+"""Endings, in lower case, by which `find_images` knows a picture and `write_image` its format."""
+
+_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+# What each format can hold beside 8-bit gray and RGB.
+_WITH_ALPHA = ("PNG", "TIFF", "WEBP")
+_DEEP_GRAY = {torch.uint16: ("TIFF", "PPM"), torch.float32: ("TIFF",)}
+
+# Tags of TIFF.
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262  # 0: white is stored as 0
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Quantize pictures by rounding; metrics, panels and files all use this.
+
+    Args:
+        images: Float tensor of any shape in `[-1, 1]`; values outside are clipped.
+
+    Returns:
+        uint8 tensor of the same shape: -1 becomes 0, +1 becomes 255.
+    """
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """The exact inverse of `to_uint8` on its 256 levels: uint8 of any shape to float32 in `[-1, 1]`."""
+    return images.to(torch.float32).div(127.5).sub(1)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Pixels as read from a file to pixels as models see them.
+
+    Args:
+        pixels: Any shape; uint8, or float32 in `[0, 1]`, as `read_image` gives them.
+
+    Returns:
+        float32 tensor of the same shape in `[-1, 1]`.
+    """
+    return from_uint8(pixels) if pixels.dtype == torch.uint8 else pixels.mul(2).sub(1)
+
+
+def resize_image(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    """Bicubic resize with antialiasing; the overshoot of the cubic is clipped.
+
+    Args:
+        pixels: `[..., H, W]`, uint8 or float32 in `[0, 1]`. (On a CPU, uint8 is about ten times as fast.)
+        size: (height, width) wanted.
+
+    Returns:
+        `[..., height, width]` of the same type and range.
+    """
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    resized: Tensor = geometry.resize(
+        pixels, list(size), interpolation=geometry.InterpolationMode.BICUBIC, antialias=True
+    )
+    return resized if resized.dtype == torch.uint8 else resized.clamp(0, 1)
+
+
+class ImageError(ValueError):
+    """A picture file that cannot be used. The message names the file and says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as its file holds it: upright, palettes and CMYK resolved, but neither flattened nor quantized.
+
+    Attributes:
+        pixels: `[1, H, W]` gray or `[3, H, W]` RGB in the file's own precision: uint8; uint16; or float32 in `[0, 1]`.
+        alpha: `[1, H, W]` opacity of the same type, or None for an opaque picture.
+    """
+
+    pixels: Tensor
+    alpha: Tensor | None = None
+
+    def flatten(self, channels: int = 3, background: str = "white") -> Tensor:
+        """The picture with the colour channels asked for, on a background where it is transparent.
+
+        Gray becomes RGB by repetition, RGB becomes gray by luma (ITU-R BT.601). Alpha is straight (not premultiplied)
+        and blends the stored values, without gamma, as browsers do.
+
+        Args:
+            channels: 1 or 3.
+            background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+
+        Returns:
+            `[channels, H, W]`: uint8 for a picture of 8 bits, rounded once; float32 in `[0, 1]` for deeper ones.
+
+        Raises:
+            ValueError: If `channels` or `background` is not one of those.
+        """
+        check_channels(channels)
+        eight_bits = self.pixels.dtype == torch.uint8
+        pixels = self.pixels if eight_bits else _unit(self.pixels)
+        if self.alpha is not None or len(pixels) > channels:
+            pixels = _mix(_unit(pixels), channels)
+            if self.alpha is not None:
+                paper = _mix(torch.tensor(background_color(background)).view(3, 1, 1), channels)
+                # lerp, because it gives back both ends exactly.
+                pixels = torch.lerp(paper, pixels, _unit(self.alpha))
+            if eight_bits:
+                pixels = pixels.mul(255).round().to(torch.uint8)
+        return pixels.expand(channels, -1, -1)
+
+
+def check_channels(channels: int) -> int:
+    """`channels` itself, if pictures can be read with that many.
+
+    Raises:
+        ValueError: If it is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels}.")
+    return channels
+
+
+def background_color(name: str) -> tuple[float, float, float]:
+    """Red, green and blue in `[0, 1]` of a colour by any name that Pillow knows.
+
+    Raises:
+        ValueError: If Pillow does not know it.
+    """
+    try:
+        red, green, blue = ImageColor.getrgb(name)[:3]
+    except ValueError:
+        raise ValueError(f"background must be a colour such as white or '#ffcc00', got {name!r}.") from None
+    return red / 255, green / 255, blue / 255
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All picture files under a folder, known by their endings (`IMAGE_EXTENSIONS`, in either case).
+
+    Sub-folders and links are followed; hidden files and folders (`.name`) are not looked at.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        The paths, each beginning with `folder` as given, sorted by their place below it.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or holds no pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
+
+    def fail(error: OSError) -> None:
+        raise error  # os.walk would pass over a folder that it may not read
+
+    paths = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        here = Path(place)
+        # A link to a folder that contains it would never end.
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not ((here / name).is_symlink() and here.resolve().is_relative_to((here / name).resolve()))
+        ]
+        paths += [here / name for name in files if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no pictures ({' '.join(ending[1:] for ending in IMAGE_EXTENSIONS)}).")
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_image(path: str | Path, channels: int = 3, background: str = "white") -> Tensor:
+    """Read a picture file: `open_image`, then `Picture.flatten`.
+
+    Args:
+        path: The file.
+        channels: 1 (gray) or 3 (RGB).
+        background: Colour behind transparent pixels.
+
+    Returns:
+        `[channels, H, W]`: uint8 for files of 8 bits, float32 in `[0, 1]` for 16-bit and float files. Geometry can work
+        on either; `to_float` takes both to `[-1, 1]`.
+
+    Raises:
+        ImageError: As `open_image`.
+    """
+    return open_image(path).flatten(channels, background)
+
+
+def open_image(path: str | Path) -> Picture:
+    """Read a picture file in its own precision, turned upright by its EXIF orientation.
+
+    * Gray, RGB and alpha of 8 bits, palettes (with transparency) and CMYK: as Pillow reads them. Colour profiles are
+      not applied. Of several frames or pages the first is read.
+    * PNG of 16 bits, in gray or colour, with or without alpha: exact. (Pillow by itself gives 8 bits of colour.)
+    * TIFF of 16 bits or PGM of more than 8, in gray: exact, 65535 is white. Integers of 32 bits are taken for 16-bit
+      values, and must lie in that range.
+    * TIFF of 32-bit floats, in gray: as it is; must be finite and within `[0, 1]`.
+    * Everything else of more than 8 bits per channel is refused rather than silently degraded.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImageError: If the file cannot be read in full, or its values have no faithful meaning here.
+    """
+    path = Path(path)
+    try:
+        # An open file, not a path: given a path, Pillow maps raw TIFF into memory with height and width confused where
+        # the picture lies on its side.
+        with path.open("rb") as file, Image.open(file) as image:
+            bits = _bits(image)
+            image.load()
+            pixels, alpha = _pixels(image, path, bits)
+            # After `load`, because Pillow turns TIFF files by itself and removes the mark.
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, RuntimeError ...
+        raise ImageError(f"{path} cannot be read as a picture: {error} (cut short, or not a picture?)") from error
+    return Picture(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
+
+
+def write_image(path: str | Path, image: Tensor, *, like: Picture | None = None) -> None:
+    """Write a picture in the format of its file ending, whole or not at all.
+
+    The file appears under its name only when it is complete; folders are made as needed. JPEG and WebP are written with
+    quality 95, all other formats without loss.
+
+    Args:
+        path: The file; replaced if it exists.
+        image: Float `[C, H, W]` in `[-1, 1]`, 1 or 3 channels; values outside are clipped.
+        like: The picture whose precision and alpha channel the file takes over, as far as its format can hold them:
+            16 bits go to PNG, and in gray to TIFF and PPM; floats (in `[0, 1]`) go to TIFF in gray; alpha goes to PNG,
+            WebP and 8-bit TIFF, resized where the sizes differ. Else, and with None, the file has 8 bits.
+
+    Raises:
+        ImageError: If the ending is not one of `IMAGE_EXTENSIONS`, or the picture is not finite.
+        ValueError: If the tensor is not `[1 or 3, H, W]`.
+    """
+    path = Path(path)
+    format_name = _FORMATS.get(path.suffix.lower())
+    if format_name is None:
+        raise ImageError(f"{path}: no format goes by that ending. Use one of {' '.join(IMAGE_EXTENSIONS)}.")
+    if image.ndim != 3 or len(image) not in (1, 3):
+        raise ValueError(f"An image to write must be [1 or 3, height, width], got {list(image.shape)}.")
+    image = image.detach().float().cpu()
+    if bad := int((~image.isfinite()).sum()):
+        raise ImageError(f"{path} is not written: {bad} of its values are not finite.")
+
+    alpha = like.alpha if like else None
+    if alpha is not None:  # as one more channel in [-1, 1]
+        alpha = to_float(resize_image(_unit(alpha), image.shape[-2:]))
+    data = _encode(image, alpha, like.pixels.dtype if like else torch.uint8, format_name)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """uint8, uint16 or float pixels as float32 in `[0, 1]`."""
+    scale = {torch.uint8: 255, torch.uint16: 65535}.get(pixels.dtype, 1)
+    return pixels.to(torch.float32).div(scale)
+
+
+def _mix(colors: Tensor, channels: int) -> Tensor:
+    """Float RGB to luma if `channels` is 1; anything else unchanged. The channel axis comes first."""
+    if len(colors) <= channels:
+        return colors
+    return torch.tensordot(torch.tensor([_LUMA]), colors, dims=1).clamp(0, 1)
+
+
+def _upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Undo an EXIF orientation, 1 to 8; other numbers mean nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(-1, -2)
+    flips = [axis for axis, turned in ((-1, (2, 3, 6, 7)), (-2, (3, 4, 7, 8))) if orientation in turned]
+    return pixels.flip(flips) if flips else pixels
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Bits per channel in an opened file that is not yet loaded; Pillow's colour modes have 8 whatever the file has."""
+    raw = image.tile[0][3] if image.tile else None  # how the decoder is to understand the bytes
+    if image.format == "TIFF":
+        return int(max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))))  # type: ignore[attr-defined]
+    if image.format == "PNG":
+        return 16 if "16" in str(raw) else 8
+    if image.format == "PPM" and isinstance(raw, tuple):
+        return int(raw[1]).bit_length()  # (mode, largest value)
+    return 8
+
+
+def _pixels(image: ImageFile.ImageFile, path: Path, bits: int) -> tuple[Tensor, Tensor | None]:
+    """Colour and alpha of a loaded Pillow image."""
+    if image.format == "PNG" and bits == 16:
+        return _png16(image, path)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_gray(image, path, bits), None
+    if bits > 8:
+        raise ImageError(
+            f"{path} holds {bits} bits per channel, of which only 8 would be read. "
+            "Convert it to 8 bits, to a 16-bit PNG, or to 16-bit gray."
+        )
+    gray = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        channels = _channels(image.convert("LA" if gray else "RGBA"))
+        return channels[:-1], channels[-1:]
+    return _channels(image.convert("L" if gray else "RGB")), None
+
+
+def _channels(image: Image.Image) -> Tensor:
+    """A Pillow image as `[C, H, W]` of its own type: a view with the channels last in memory, which resizes faster."""
+    array = np.array(image)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+
+
+def _png16(image: ImageFile.ImageFile, path: Path) -> tuple[Tensor, Tensor | None]:
+    """Colour and alpha of a 16-bit PNG that Pillow has loaded: its gray in full, but the high bytes alone of colour."""
+    values = np.array(image).astype(np.int32)
+    with path.open("rb") as file, Image.open(file) as again:
+        *place, order = again.tile[0]
+        if order == "I;16B":
+            values = values[..., None]
+        elif order == "LA;16B":  # told that it is RGBA, Pillow gives all four bytes
+            again.tile = [(*place, "RGBA")]
+            values = np.array(again).astype(np.int32).reshape(*values.shape[:2], 2, 2) @ np.array([256, 1])
+        else:  # told that the low byte comes first, Pillow takes it for the high one
+            again.tile = [(*place, str(order).replace("16B", "16L"))]
+            values = values * 256 + np.array(again)
+
+    channels = torch.from_numpy(values.astype(np.uint16)).permute(2, 0, 1)
+    if len(channels) in (2, 4):
+        return channels[:-1], channels[-1:]
+    clear = image.info.get("transparency")  # the one gray or colour that stands for transparent
+    if clear is None:
+        return channels, None
+    opaque = (channels.int() != torch.tensor(clear).view(-1, 1, 1)).any(0, keepdim=True)
+    return channels, opaque.int().mul(65535).to(torch.uint16)
+
+
+def _deep_gray(image: ImageFile.ImageFile, path: Path, bits: int) -> Tensor:
+    """16-bit or float gray, refused where its scale is not the usual one."""
+    if image.format == "TIFF" and (bits not in (16, 32) or image.tag_v2.get(_PHOTOMETRIC) == 0):  # type: ignore[attr-defined]
+        raise ImageError(
+            f"{path} holds gray of {bits} bits with another scale than 16-bit gray has. "
+            "Convert it to 16 bits, with 0 as black and 65535 as white."
+        )
+    pixels = _channels(image)
+    if floats := pixels.is_floating_point():
+        if bad := int((~pixels.isfinite()).sum()):
+            raise ImageError(f"{path} holds {bad} pixels that are not finite. Give them values in [0, 1].")
+    else:
+        pixels = pixels.to(torch.int32)
+    low, high = pixels.min().item(), pixels.max().item()
+    if low < 0 or high > (1 if floats else 65535):
+        raise ImageError(
+            f"{path} holds values from {low:g} to {high:g}; expected {'floats in [0, 1]' if floats else '0 to 65535'}. "
+            "Rescale all files alike."
+        )
+    return pixels if floats else pixels.to(torch.uint16)
+
+
+def _encode(image: Tensor, alpha: Tensor | None, depth: torch.dtype, format_name: str) -> bytes:
+    """The bytes of a file. Colour and alpha are in `[-1, 1]`; `depth` is what is wanted if the format can hold it."""
+    deep_gray = len(image) == 1 and alpha is None and format_name in _DEEP_GRAY.get(depth, ())
+    if alpha is not None and format_name in _WITH_ALPHA:
+        image = torch.cat([image, alpha])
+    if depth == torch.uint16 and format_name == "PNG":
+        return _encode_png16(_to_uint16(image))
+    if deep_gray:
+        array = _to_uint16(image[0]) if depth == torch.uint16 else image[0].add(1).div(2).clamp(0, 1).numpy()
+    else:
+        array = to_uint8(image).permute(1, 2, 0).squeeze(-1).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format_name, **({"quality": 95} if format_name in ("JPEG", "WEBP") else {}))
+    return buffer.getvalue()
+
+
+def _to_uint16(image: Tensor) -> NDArray[np.uint16]:
+    """`to_uint8`, for 65536 levels."""
+    return image.add(1).mul(32767.5).round().clamp(0, 65535).numpy().astype(np.uint16)
+
+
+def _encode_png16(channels: NDArray[np.uint16]) -> bytes:
+    """PNG of `[C, H, W]` uint16 with 1 to 4 channels; Pillow writes 16 bits in gray only."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    count, height, width = channels.shape
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[count]
+    rows = channels.transpose(1, 2, 0).astype(">u2").reshape(height, -1).view(np.uint8)
+    unfiltered = np.pad(rows, ((0, 0), (1, 0)))  # each row begins with its filter, 0 for none
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)),
+            chunk(b"IDAT", zlib.compress(unfiltered.tobytes())),
+            chunk(b"IEND", b""),
+        ]
+    )

@@ -1,0 +1,177 @@
+"""The contract: all that callbacks, metrics and the command line may rely on in a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gen.checkpoints import (
+    CLASS_KEY,
+    CheckpointError,
+    build,
+    hyperparameters_of,
+    import_path,
+    read_checkpoint,
+)
+
+Direction = Literal["AtoB", "BtoA"]
+Model = TypeVar("Model", bound="GenerativeModule")
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """A model that maps one domain of pictures to another."""
+
+    directions: tuple[Direction, ...]
+
+    def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
+        """`[N, C, H, W]` in `[-1, 1]`, any H and W, to the same shape in the other domain."""
+        ...
+
+
+class GenerativeModule(pl.LightningModule):
+    """Base of all models.
+
+    It gives a model three habits:
+
+    * *A checkpoint is enough.* `load_from_checkpoint` needs the file alone, whether the model was made from a
+      configuration or in Python, and refuses what a stranger may have put into it.
+    * *Noise is a function of (seed, rank, batch).* Before every training batch the random state is set from these
+      three, so ranks differ, and a run that goes on after a stop draws what it would have drawn.
+    * *`images_seen`* counts the real images shown so far, over all ranks; it is a buffer, so it resumes.
+
+    A subclass calls `self.save_hyperparameters()` in its `__init__`.
+
+    Args:
+        image_shape: (channels, height, width).
+    """
+
+    images_seen: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(
+                f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}."
+            )
+        self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
+        self.noise_seed: int | None = None
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+
+    # -- noise ------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Take the seed of `seed_everything`, unless a checkpoint brought one."""
+        if self.noise_seed is None:
+            self.noise_seed = torch.initial_seed() % 2**63
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the random state from (seed, rank, batches so far)."""
+        if self.noise_seed is not None:
+            batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            state = np.random.SeedSequence((self.noise_seed, self.global_rank, batches)).generate_state(1, np.uint64)
+            torch.manual_seed(int(state[0] >> np.uint64(1)))
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
+        """As Lightning's, but as plain data: factories and losses are saved by import path."""
+        caller = inspect.currentframe()
+        frame = frame or (caller.f_back if caller else None)
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        plain = hyperparameters_of(self.hparams)
+        parameters = inspect.signature(type(self)).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            # The command line also hands over what it has linked to other models' arguments.
+            plain = {name: value for name, value in plain.items() if name in parameters or name.startswith("_")}
+        self.hparams.clear()
+        self.hparams.update(plain)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not save: the class, and the seed of the noise."""
+        try:
+            class_path = import_path(type(self))
+        except TypeError:  # a class made inside a function: it can be resumed, not rebuilt from its name
+            class_path = type(self).__qualname__
+        checkpoint["hyper_parameters"] = {**hyperparameters_of(self.hparams), CLASS_KEY: class_path}
+        checkpoint["noise_seed"] = self.noise_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the seed of the noise back, and refuse the weights of another model with a word instead of a list.
+
+        Raises:
+            CheckpointError: If the checkpoint was written by another class, or its weights have other shapes.
+        """
+        written_by = checkpoint.get("hyper_parameters", {}).get(CLASS_KEY)
+        name = type(self).__name__
+        if written_by is not None and written_by.rpartition(".")[2] not in {c.__name__ for c in type(self).__mro__}:
+            raise CheckpointError(f"The checkpoint was written by {written_by} and cannot go on as {name}.")
+        self._check_weights(checkpoint["state_dict"])
+        self.noise_seed = checkpoint.get("noise_seed")
+
+    def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        wrong = [f"{k}: {tuple(saved[k].shape)} saved, {tuple(v.shape)} here" for k, v in own.items()
+                 if k in saved and saved[k].shape != v.shape]  # fmt: skip
+        absent = [key for key in own if key not in saved] if self.strict_loading else []
+        surplus = [key for key in saved if key not in own] if self.strict_loading else []
+        for fault, keys in (("differ in shape", wrong), ("are missing", absent), ("are unknown here", surplus)):
+            if keys:
+                raise CheckpointError(
+                    f"The checkpoint does not fit this {type(self).__name__}: {len(keys)} weights {fault}, the first "
+                    f"being {keys[0]}. Build the model with the settings it was trained with (its config.yaml, or "
+                    f"{type(self).__name__}.load_from_checkpoint)."
+                )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls: type[Model],
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Model:
+        """The model that a checkpoint holds, with the weights for use (averaged ones where the run kept them).
+
+        Safe on files of unknown origin: they are read with `weights_only=True`, and every class named in them is
+        checked against the model's annotations before anything is called.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device of the result.
+            hparams_file: Not used; the checkpoint holds its hyper-parameters.
+            strict: Whether unknown or missing weights are an error; None means yes.
+            weights_only: Not used; always True.
+            **overrides: Constructor arguments that replace the saved ones, such as a factory that has no import path.
+
+        Raises:
+            CheckpointError: If the file is no checkpoint, or of another class, or was refused.
+        """
+        if hparams_file is not None:
+            raise ValueError("hparams_file is not used: the checkpoint holds its hyper-parameters. Leave it out.")
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        saved = dict(checkpoint.get("hyper_parameters", {}))
+        class_path = saved.pop(CLASS_KEY, None)
+        if class_path is None:
+            raise CheckpointError(
+                f"{checkpoint_path} does not say which model it holds; lightning-gen did not write it."
+            )
+        try:
+            model = build(class_path, saved, cls, overrides)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint_path}: {error}") from error
+        if strict is not None:
+            model.strict_loading = strict
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+        device = next(iter(checkpoint["state_dict"].values())).device
+        return model.to(device)

@@ -1,0 +1,1 @@
+"""Single layers and parametrizations."""

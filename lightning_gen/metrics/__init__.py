@@ -1,0 +1,1 @@
+"""Metrics: torchmetrics modules, and what they are compared with."""

@@ -1,0 +1,225 @@
+"""What all adversarial models share: one method that updates one player."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_gen.generative import GenerativeModule
+from lightning_gen.losses.penalties import Penalty
+
+NetworkFactory: TypeAlias = Callable[[tuple[int, int, int]], nn.Module]
+OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
+Losses: TypeAlias = Mapping[str, Tensor]
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message names it and the step."""
+
+
+class AdversarialModule(GenerativeModule):
+    """A model whose players are updated in turn, by hand.
+
+    One step means one generator update: `trainer.global_step`, `max_steps`, checkpoint names and schedules count the
+    updates made with `count=True`, although Lightning by itself counts every optimizer's.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape)
+        self.automatic_optimization = False
+        self._first_bad_step: dict[str, Tensor] = {}
+
+    def update(self, optimizer: LightningOptimizer, losses: Callable[[], Losses], *, count: bool = True) -> None:
+        """One optimizer step of one player.
+
+        The parameters of all other optimizers need no gradients meanwhile. Under DDP only the gradients of this
+        optimizer travel, in one all-reduce, so plain `strategy: ddp` works and costs no more than the player's size.
+
+        Args:
+            optimizer: One of `self.optimizers()`.
+            losses: Gives the named, weighted terms whose sum is minimised; called with the other players frozen. Each
+                is logged as `train/NAME`.
+            count: Whether this is the generator update that counts as the step.
+
+        Raises:
+            NonFiniteLossError: If a term is not finite: on a CPU before the step is taken, on an accelerator, where
+                asking would make it wait, at the next logging step and before any checkpoint is written.
+        """
+        strategy = self.trainer.strategy
+        distributed = isinstance(strategy, DDPStrategy) and self.trainer.world_size > 1
+        local: AbstractContextManager[Any] = strategy.block_backward_sync() if distributed else nullcontext()  # type: ignore[attr-defined]
+        with self.toggled_optimizer(optimizer):
+            optimizer.zero_grad()
+            with local:
+                terms = losses()
+                self._record(terms)
+                self.manual_backward(torch.stack([term.float() for term in terms.values()]).sum())
+            if distributed:
+                average_gradients(optimizer)
+            if count:
+                optimizer.step()
+            else:  # what LightningOptimizer.step does, less the counting
+                strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+
+    def finish_step(self, images: int) -> None:
+        """What ends a training step: schedules advance, images are counted, the loggers' x-axis is set.
+
+        Args:
+            images: Real images this rank has used in the step.
+        """
+        schedulers = self.lr_schedulers() or []
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            scheduler.step()  # type: ignore[call-arg]
+        self.images_seen += images * self.trainer.world_size
+        # "step" is a name that Lightning takes as the x-axis of every logger.
+        self.log("step", float(self.trainer.global_step))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save after a loss that was not finite."""
+        self._raise_if_bad()
+        super().on_save_checkpoint(checkpoint)
+
+    def _record(self, terms: Losses) -> None:
+        for name, term in terms.items():
+            value = term.detach()
+            self.log(f"train/{name}", value, prog_bar=True)
+            step = torch.where(value.isfinite(), torch.iinfo(torch.int64).max, self.trainer.global_step)
+            earlier = self._first_bad_step.get(name)
+            self._first_bad_step[name] = step if earlier is None else torch.minimum(earlier, step)
+        if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._raise_if_bad()
+
+    def _raise_if_bad(self) -> None:
+        never = torch.iinfo(torch.int64).max
+        bad = {name: int(step) for name, step in self._first_bad_step.items() if int(step) < never}
+        if bad:
+            step = min(bad.values())
+            names = ", ".join(f"train/{name}" for name, first in bad.items() if first == step)
+            raise NonFiniteLossError(
+                f"{names} became NaN or infinite in the step after {step} generator updates. Training stopped and no "
+                "checkpoint was written since. Go on from the last one with a lower learning rate or in float32."
+            )
+
+
+def average_gradients(optimizer: LightningOptimizer) -> None:
+    """Replace the gradients of an optimizer's parameters by their mean over all ranks, in one all-reduce."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def together(network: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """`network(first), network(second)`, in one call where samples do not influence each other.
+
+    Batch norm ties the samples of a call together, and pictures of different sizes do not stack; there it is two calls.
+    """
+    if first.shape[1:] != second.shape[1:] or any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()
+    ):
+        return network(first), network(second)
+    return network(torch.cat([first, second])).split([len(first), len(second)])
+
+
+def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> LambdaLR:
+    """The learning rate held constant, then lowered linearly to exactly zero after the last step.
+
+    Args:
+        optimizer: Whose rates are scheduled.
+        total_steps: Generator updates of the whole run.
+        start: Share of the run after which the decay begins, in `[0, 1]`; 1 never decays.
+    """
+
+    def factor(step: int) -> float:  # a function, not an object: its numbers must not come back from a checkpoint
+        remaining = (total_steps - step) / max(1.0, (1 - start) * total_steps)
+        return 1.0 if start >= 1 else min(1.0, max(0.0, remaining))
+
+    return LambdaLR(optimizer, factor)
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Adam with a constant, then linearly falling rate, as the translation papers train both players.
+
+    Args:
+        learning_rate: Before the decay.
+        betas: Of Adam.
+        decay_start: See `linear_decay`.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float]
+    decay_start: float
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}.")
+        if not 0 <= self.decay_start <= 1:
+            raise ValueError(f"decay_start is a share of the run, in [0, 1]; got {self.decay_start}.")
+
+    def configure(
+        self, module: AdversarialModule, players: Mapping[str, tuple[OptimizerFactory | None, Iterable[nn.Parameter]]]
+    ) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+        """Optimizers and schedules for `configure_optimizers`: Adam, or the factory where one is given."""
+        optimizers, schedules = [], []
+        total = module.trainer.estimated_stepping_batches if self.decay_start < 1 else 0
+        if total in (float("inf"), -1):
+            raise ValueError(
+                "The learning rate falls to zero at the end of the run, but the run has no end. Set trainer.max_steps "
+                "or trainer.max_epochs, or keep the rate constant with decay_start: 1."
+            )
+        for name, (factory, parameters) in players.items():
+            make = factory or partial(torch.optim.Adam, lr=self.learning_rate, betas=self.betas)
+            optimizer = make(parameters)
+            optimizers.append(optimizer)
+            # The name is what LearningRateMonitor shows.
+            schedules.append({"scheduler": linear_decay(optimizer, int(total), self.decay_start), "name": f"lr/{name}"})
+        return optimizers, schedules
+
+
+def prepare_networks(
+    *,
+    generators: Sequence[nn.Module],
+    discriminators: Sequence[nn.Module],
+    penalties: Sequence[Penalty],
+    channels_last: bool,
+    compile: bool,
+) -> None:
+    """Lay weights out channels-last and compile in place, which keeps the names of the weights.
+
+    Discriminators under a penalty that differentiates a gradient are not compiled: PyTorch cannot.
+    """
+    if channels_last:
+        for network in (*generators, *discriminators):
+            network.to(memory_format=torch.channels_last)
+    if compile:
+        double = any(penalty.double_backward for penalty in penalties)
+        for network in (*generators, *([] if double else discriminators)):
+            network.compile()
+
+
+def gather_from_ranks(value: Any) -> list[Any]:
+    """`value` of every rank, in order; to be called on all ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

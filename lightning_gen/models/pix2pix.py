@@ -1,0 +1,168 @@
+"""pix2pix: paired image-to-image translation with a conditional GAN (Isola et al. 2017, 1611.07004)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
+from lightning_gen.losses.penalties import Penalty
+from lightning_gen.models.adversarial import (
+    AdamSettings,
+    Losses,
+    NetworkFactory,
+    OptimizerFactory,
+    prepare_networks,
+    together,
+)
+from lightning_gen.models.translation import Batch, TranslationModule
+from lightning_gen.networks.cyclegan import UNetGenerator
+from lightning_gen.networks.patchgan import PatchDiscriminator
+
+
+class Pix2Pix(TranslationModule):
+    """A generator from A to B, and a discriminator that sees A beside the real or the generated B.
+
+    The defaults are the paper's as its reference implementation has them: U-Net of depth 8 with batch norm and dropout,
+    70 x 70 PatchGAN with batch norm, cross-entropy, lambda 100, Adam at 2e-4 with (0.5, 0.999), batch 1. As in the
+    paper, dropout stays on when translating and batch norm takes the statistics of the picture itself; the dropout is
+    drawn from a fixed seed, so that a translation is repeatable.
+
+    Deviation: the learning rate falls at every step and reaches zero; see `CycleGAN`.
+
+    Args:
+        image_shape: (channels, height, width) of both domains in training.
+        generator: Makes the generator from the image shape.
+        discriminator: Makes the discriminator from the shape of A and B stacked, (2 channels, height, width); None
+            means a `PatchDiscriminator` with batch norm.
+        loss: Adversarial loss; None means `NonSaturating()`.
+        penalties: Added to the discriminator's loss.
+        lambda_L1: Weight of |G(a) - b|.
+        noise_at_test: Whether dropout and the picture's own batch statistics are used when translating (paper), or
+            none and the running statistics.
+        learning_rate: Of Adam, for both networks.
+        betas: Of Adam.
+        generator_optimizer: Replaces Adam for the generator; called with its parameters.
+        discriminator_optimizer: Replaces Adam for the discriminator.
+        decay_start: Share of the run after which the learning rate falls linearly to zero; 1 keeps it constant.
+        channels_last: Whether weights lie channels-last in memory.
+        compile: Whether the networks go through `torch.compile`; see `CycleGAN`.
+
+    Raises:
+        ValueError: If a number is out of range, or a network refuses the image shape.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        generator: NetworkFactory = UNetGenerator,
+        discriminator: NetworkFactory | None = None,
+        loss: AdversarialLoss | None = None,
+        penalties: list[Penalty] | None = None,
+        lambda_L1: float = 100.0,
+        noise_at_test: bool = True,
+        learning_rate: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        generator_optimizer: OptimizerFactory | None = None,
+        discriminator_optimizer: OptimizerFactory | None = None,
+        decay_start: float = 0.5,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape, directions=("AtoB",))
+        self.save_hyperparameters()
+        if lambda_L1 < 0:
+            raise ValueError(f"lambda_L1 must be 0 or more, got {lambda_L1}.")
+        channels, height, width = self.image_shape
+        stacked = (2 * channels, height, width)
+        self.generator_AtoB = generator(self.image_shape)
+        self.discriminator = discriminator(stacked) if discriminator else PatchDiscriminator(stacked, norm="batch")
+        self.loss = loss or NonSaturating()
+        self.penalties = list(penalties or [])
+        self.lambda_L1 = lambda_L1
+        self.noise_at_test = noise_at_test
+        self.adam = AdamSettings(learning_rate, betas, decay_start)
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.channels_last, self.compile_networks = channels_last, compile
+
+    # -- the algorithm ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The discriminator, then the generator, on one batch and one fake."""
+        generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
+        real_A, real_B = self.domains(batch)
+        self.update(discriminator, lambda: self.discriminator_losses(real_A, real_B), count=False)
+        self.update(generator, lambda: self.generator_losses(real_A, real_B))
+        self.finish_step(images=len(real_A))
+
+    def discriminator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
+        """Real pairs against pairs with a generated B."""
+        with torch.no_grad():
+            fake_B = self.generator_AtoB(real_A).to(real_B.dtype)
+        real, fake = torch.cat([real_A, real_B], dim=1), torch.cat([real_A, fake_B], dim=1)
+        real_scores, fake_scores = together(self.discriminator, real, fake)
+        losses = {"discriminator": self.loss.discriminator(real_scores, fake_scores)}
+        for penalty in self.penalties:
+            losses[type(penalty).__name__] = penalty(self.discriminator, real, fake)
+        return losses
+
+    def generator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
+        """Adversarial term and lambda |G(a) - b|."""
+        fake_B = self.generator_AtoB(real_A)
+        scores = self.discriminator(torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1))
+        return {
+            "generator": self.loss.generator(scores),
+            "L1": self.lambda_L1 * F.l1_loss(fake_B.float(), real_B.float()),
+        }
+
+    # -- around it --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def translating(self, generator: nn.Module) -> Iterator[None]:
+        """Evaluation mode, but with dropout and the picture's own batch statistics where the paper has them."""
+        with super().translating(generator):
+            if not self.noise_at_test:
+                yield
+                return
+            noisy = [m for m in generator.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+            normed = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+            for module in (*noisy, *normed):
+                module.train()
+            kept = [(m, m.momentum, m.num_batches_tracked) for m in normed]
+            for module in normed:  # their running statistics stay as they are
+                module.momentum, module.num_batches_tracked = 0.0, None
+            devices = [self.device] if self.device.type == "cuda" else []
+            try:
+                with torch.random.fork_rng(devices=devices):
+                    torch.manual_seed(0)
+                    yield
+            finally:
+                for module, momentum, count in kept:
+                    module.momentum, module.num_batches_tracked = momentum, count
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer for the generator, one for the discriminator, each with its schedule."""
+        return self.adam.configure(
+            self,
+            {
+                "generator": (self.generator_optimizer, self.generator_AtoB.parameters()),
+                "discriminator": (self.discriminator_optimizer, self.discriminator.parameters()),
+            },
+        )
+
+    def setup(self, stage: str) -> None:
+        """Lay out and compile the networks."""
+        prepare_networks(
+            generators=[self.generator_AtoB],
+            discriminators=[self.discriminator],
+            penalties=self.penalties,
+            channels_last=self.channels_last,
+            compile=self.compile_networks and stage == "fit",
+        )

@@ -1,0 +1,111 @@
+"""What translation models share: translating pictures of any size, and measuring against true counterparts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gen.generative import Direction
+from lightning_gen.metrics.translation import TranslationMetrics
+from lightning_gen.models.adversarial import AdversarialModule
+from lightning_gen.networks.cyclegan import pad_to_multiple
+
+Batch = dict[str, Tensor]
+
+
+class TranslationModule(AdversarialModule):
+    """Base of the models that map domain A to domain B.
+
+    Batches are dictionaries with pictures "A" and "B", and the key "paired" where A and B show the same scene. Where
+    they do, validation and test log `psnr_AtoB`, `ssim_AtoB` and so on.
+
+    Args:
+        image_shape: (channels, height, width) of both domains in training.
+        directions: The directions that the model has a generator for.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], directions: tuple[Direction, ...]) -> None:
+        super().__init__(image_shape)
+        self.directions = directions
+        self.val_metrics = TranslationMetrics(directions, "val/")
+        self.test_metrics = TranslationMetrics(directions, "test/")
+
+    def generator_for(self, direction: Direction) -> nn.Module:
+        """The generator of a direction.
+
+        Raises:
+            ValueError: If the model has none.
+        """
+        if direction not in self.directions:
+            raise ValueError(f"{type(self).__name__} translates {' and '.join(self.directions)}, not {direction!r}.")
+        return getattr(self, f"generator_{direction}")
+
+    @torch.no_grad()
+    def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
+        """Translate pictures; deterministic, leaves modes and random states as found.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`, any height and width: they are reflected to the generator's multiple
+                and the result is cropped back.
+            direction: One of `self.directions`.
+
+        Returns:
+            float32 `[N, C, H, W]` in `[-1, 1]`.
+        """
+        generator = self.generator_for(direction)
+        height, width = images.shape[-2:]
+        with self.translating(generator):
+            padded = pad_to_multiple(images, getattr(generator, "size_multiple", 4))
+            return generator(padded)[..., :height, :width].float()
+
+    @contextmanager
+    def translating(self, generator: nn.Module) -> Iterator[None]:
+        """The state in which a generator translates: evaluation mode, put back afterwards."""
+        modes = {module: module.training for module in generator.modules()}
+        generator.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure against the true counterparts, where the batch has them."""
+        self.evaluate(batch, self.val_metrics, "val/")
+        self.log("step", float(self.trainer.global_step))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As `validation_step`, under `test/`."""
+        self.evaluate(batch, self.test_metrics, "test/")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """The translations of a batch, by direction."""
+        return {direction: self.translate(batch[direction[0]], direction) for direction in self.directions}
+
+    def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> None:
+        """Log what one batch says about the translations."""
+        if "paired" in batch:
+            for direction in self.directions:
+                source, target = batch[direction[0]], batch[direction[-1]]
+                collection = metrics.update(direction, self.translate(source, direction), target)
+                self.log_dict(collection, on_step=False, on_epoch=True, batch_size=len(source))
+
+    @staticmethod
+    def domains(batch: Any) -> tuple[Tensor, Tensor]:
+        """Pictures A and B of a batch.
+
+        Raises:
+            ValueError: If the batch is not a dictionary with "A" and "B".
+        """
+        try:
+            return batch["A"], batch["B"]
+        except (KeyError, TypeError, IndexError):
+            found = f"keys {sorted(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"A translation model needs batches that are dictionaries with pictures 'A' and 'B', got {found}. "
+                "Use UnpairedImageFolder, PairedImageFolder or UnpairedScenes, or give such dictionaries."
+            ) from None

@@ -1,0 +1,411 @@
+"""Pictures: exactly what the model gave, always of the same inputs, and training does not notice."""
+
+import random
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_gen.callbacks.ema import EMA
+from lightning_gen.callbacks.pictures import GAP, MIN_CELL, TranslationGrid, log_picture, picture_grid
+from lightning_gen.data.images import from_uint8, to_uint8
+
+SIZE = 8
+SCALE = MIN_CELL // SIZE
+
+
+class Toy(pl.LightningModule):
+    """A translator of 1 x 1 convolutions that uses up all kinds of random numbers."""
+
+    def __init__(self, directions=("AtoB", "BtoA"), updates=1, noise=0.0):
+        super().__init__()
+        self.noise = noise
+        self.automatic_optimization = False
+        self.directions = directions
+        self.updates = updates
+        torch.manual_seed(0)
+        self.networks = nn.ModuleDict({d: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.5)) for d in directions})
+        self.frozen = nn.BatchNorm2d(3)
+        self.frozen.eval()
+        self.seen = []
+
+    def translate(self, images, direction="AtoB"):
+        self.seen.append((images.dtype, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), self.training))
+        noise = torch.rand(1).item() + random.random() + np.random.rand()  # noqa: NPY002
+        return (self.networks[direction](images) + self.noise * noise).tanh()
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(self.updates):
+            self.optimizers().zero_grad()
+            loss = sum((self.networks[d](batch[d[0]]) - batch[d[-1]]).square().mean() for d in self.directions)
+            self.manual_backward(loss)
+            self.optimizers().step()
+        self.log("train/loss", loss)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.networks.parameters(), lr=0.1)
+
+
+class Pictures(Dataset):
+    def __init__(self, seed, num=8, paired=True):
+        pictures = torch.Generator().manual_seed(seed)
+        self.pictures = torch.rand(num, 2, 3, SIZE, SIZE, generator=pictures) * 2 - 1
+        self.paired = paired
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, i):
+        item = {"A": self.pictures[i, 0], "B": self.pictures[i, 1]}
+        return {**item, "paired": True} if self.paired else item
+
+
+def loader(seed, batch_size=1, **kwargs):
+    return DataLoader(Pictures(seed, **kwargs), batch_size)
+
+
+def trainer(folder, callbacks, **kwargs):
+    settings = {
+        "max_steps": 5,
+        "accelerator": "cpu",
+        "devices": 1,
+        "enable_checkpointing": False,
+        "logger": CSVLogger(folder, "run"),
+    }
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    return pl.Trainer(callbacks=callbacks, **{**settings, **quiet, **kwargs})
+
+
+def steps_in(panel):
+    return [int(path.stem[5:]) for path in sorted(Path(panel).glob("*.png"))]
+
+
+def read(path):
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+
+
+def tile(grid, row, column, rows, size=SIZE, scale=SCALE):
+    """The picture in a cell, brought back to its size; every block of it must be of one colour."""
+    cell = size * scale
+    top = grid.shape[1] - (rows - row) * (cell + GAP)
+    left = GAP + column * (cell + GAP)
+    enlarged = grid[:, top : top + cell, left : left + cell]
+    picture = enlarged[:, ::scale, ::scale]
+    assert torch.equal(enlarged, picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+    return picture
+
+
+def translated(model, picture, *directions):
+    """A picture that went through translators one after the other, quantized: what the callback must have drawn."""
+    model.eval()
+    with torch.no_grad():
+        image = from_uint8(picture)[None]
+        for direction in directions:
+            image = model.translate(image, direction)
+    return to_uint8(image[0])
+
+
+# -- the grid
+
+
+def test_grid_holds_the_pictures_pixel_for_pixel():
+    small, large = (
+        torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8),
+        torch.randint(256, (2, 1, 100, 120), dtype=torch.uint8),
+    )
+    grid = torch.from_numpy(np.array(picture_grid({"A": small, "A to B": small.flip(0)}))).permute(2, 0, 1)
+    for row in range(2):
+        assert torch.equal(tile(grid, row, 0, rows=2), small[row])
+        assert torch.equal(tile(grid, row, 1, rows=2), small[1 - row])
+    assert grid[:, : grid.shape[1] - 2 * (96 + GAP)].float().std() > 5, "there must be titles above the pictures"
+
+    grid = torch.from_numpy(np.array(picture_grid({"grey": large}))).permute(2, 0, 1)
+    for row in range(2):
+        top = grid.shape[1] - (2 - row) * (100 + GAP)
+        assert torch.equal(grid[:, top : top + 100, GAP : GAP + 120], large[row].expand(3, -1, -1))
+
+
+def test_grid_takes_pictures_of_different_sizes():
+    pictures = [torch.full((3, 120, 100), 200, dtype=torch.uint8), torch.full((3, 100, 120), 90, dtype=torch.uint8)]
+    grid = np.array(picture_grid({"A": pictures}))
+    assert (grid == 200).all(-1).sum() >= 120 * 100
+    assert (grid == 90).all(-1).sum() >= 120 * 100
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.uint8)])
+def test_only_pictures_are_drawn(wrong):
+    with pytest.raises(ValueError, match="to_uint8"):
+        picture_grid({"A": [wrong]})
+
+
+def test_empty_grid_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        picture_grid({"A": []})
+
+
+# -- drawing while a model learns
+
+
+def test_panels_show_exactly_what_translate_gives(tmp_path):
+    model, callback = Toy(), TranslationGrid(every_n_steps=2, num_images=3)
+    pl_trainer = trainer(tmp_path, [callback], num_sanity_val_steps=3)
+    pl_trainer.fit(model, loader(0, batch_size=2), loader(1))
+    folder = tmp_path / "run" / "version_0" / "images"
+
+    assert sorted(path.name for path in folder.iterdir()) == ["AtoB", "BtoA"]
+    validation = Pictures(1)
+    for direction, back, source, target in (("AtoB", "BtoA", 0, 1), ("BtoA", "AtoB", 1, 0)):
+        assert steps_in(folder / direction) == [0, 2, 4, 5]
+        for step, state in ((0, Toy()), (5, model)):
+            grid = read(folder / direction / f"step_{step:08d}.png")
+            for row in range(3):
+                real = to_uint8(validation.pictures[row, source])
+                expected = [
+                    real,
+                    translated(state, real, direction),
+                    translated(state, real, direction, back),
+                    translated(state, real, back),
+                    to_uint8(validation.pictures[row, target]),
+                ]
+                for column, picture in enumerate(expected):
+                    assert torch.equal(tile(grid, row, column, rows=3), picture), (direction, step, row, column)
+            assert grid.shape[2] == GAP + 5 * (MIN_CELL + GAP)
+
+
+def test_one_direction_has_no_way_back(tmp_path):
+    callback = TranslationGrid(num_images=2)
+    trainer(tmp_path, [callback]).fit(Toy(("AtoB",)), loader(0), loader(1, paired=False))
+    images = tmp_path / "run" / "version_0" / "images"
+    assert [path.name for path in images.iterdir()] == ["AtoB"]
+    assert read(images / "AtoB" / "step_00000005.png").shape[2] == GAP + 2 * (MIN_CELL + GAP)
+
+
+def test_draws_when_a_multiple_is_passed_over(tmp_path):
+    trainer(tmp_path, [TranslationGrid(every_n_steps=3)], max_steps=10).fit(Toy(updates=2), loader(0), loader(1))
+    assert steps_in(tmp_path / "run" / "version_0" / "images" / "AtoB") == [0, 4, 6, 10]
+
+
+def test_training_pictures_serve_where_there_is_no_validation(tmp_path):
+    callback = TranslationGrid(num_images=4)
+    pl_trainer = trainer(tmp_path, [callback], num_sanity_val_steps=0, limit_val_batches=2)
+    pl_trainer.fit(Toy(), loader(0, batch_size=3), loader(1))
+    assert callback.inputs.source == "training"
+    expected = [to_uint8(picture) for picture in Pictures(0).pictures[:4, 0]]
+    assert all(torch.equal(*pair) for pair in zip(callback.inputs.pictures["A"], expected, strict=True))
+
+
+def test_first_validation_completes_what_the_sanity_check_began(tmp_path):
+    callback = TranslationGrid(num_images=4)
+    trainer(tmp_path, [callback], num_sanity_val_steps=2, max_steps=9).fit(Toy(), loader(0), loader(1))
+    assert callback.inputs.source == "validation"
+    # The sanity check has shown the first two, and the validation begins with these again.
+    expected = [to_uint8(Pictures(1).pictures[i, 0]) for i in (0, 1, 2, 3)]
+    assert all(torch.equal(*pair) for pair in zip(callback.inputs.pictures["A"], expected, strict=True))
+
+
+class Noticing(TranslationGrid):
+    """Compares everything that training depends on before and after each drawing."""
+
+    drawings = 0
+
+    def draw(self, trainer, pl_module):
+        before = self.condition(pl_module)
+        super().draw(trainer, pl_module)
+        assert self.condition(pl_module) == before
+        self.drawings += 1
+
+    def condition(self, model):
+        weights = [value.numpy().tobytes() for value in model.state_dict().values()]
+        modes = [module.training for module in model.modules()]
+        randomness = torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+        return weights, modes, randomness, torch.is_grad_enabled()
+
+
+def test_training_does_not_notice(tmp_path):
+    noticing, model, alone = Noticing(every_n_steps=2), Toy(), Toy()
+    for callbacks, learner in (([EMA(["networks"]), noticing], model), ([], alone)):
+        pl.seed_everything(3)
+        trainer(tmp_path, callbacks).fit(learner, loader(0), loader(1))
+    assert noticing.drawings == 4
+    assert all(
+        torch.equal(*pair) for pair in zip(model.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+    assert not any(gradients or training for _, _, gradients, training in model.seen), (
+        "drawn with gradients, or in training"
+    )
+    assert not model.frozen.training
+
+
+def test_noise_of_the_model_is_the_same_in_each_drawing(tmp_path):
+    model = Toy(noise=1.0)
+    model.configure_optimizers = lambda: torch.optim.SGD(model.networks.parameters(), lr=0.0)
+    trainer(tmp_path, [TranslationGrid(every_n_steps=5)]).fit(model, loader(0), loader(1))
+    panel = tmp_path / "run" / "version_0" / "images" / "AtoB"
+    assert torch.equal(read(panel / "step_00000000.png"), read(panel / "step_00000005.png"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "autocast"),
+    [("32-true", torch.float32, False), ("bf16-mixed", torch.float32, True), ("64-true", torch.float64, False)],
+)
+def test_draws_in_the_precision_of_training(tmp_path, precision, dtype, autocast):
+    model = Toy()
+    trainer(tmp_path, [TranslationGrid()], precision=precision).fit(model, loader(0), loader(1))
+    assert model.seen[0][0] == dtype
+    assert {seen[1] for seen in model.seen} == {autocast}
+
+
+def test_draws_the_averaged_weights(tmp_path):
+    model, ema = Toy(), EMA(["networks"], decay=0.9, ramp_up=False)
+    trainer(tmp_path, [ema, TranslationGrid(num_images=2)]).fit(model, loader(0), loader(1))
+    panel = read(tmp_path / "run" / "version_0" / "images" / "AtoB" / "step_00000005.png")
+    averaged = Toy()
+    averaged.load_state_dict({**model.state_dict(), **ema.average})
+    real = to_uint8(Pictures(1).pictures[0, 0])
+    assert torch.equal(tile(panel, 0, 1, rows=2), translated(averaged, real, "AtoB"))
+    assert not torch.equal(translated(averaged, real, "AtoB"), translated(model, real, "AtoB"))
+
+
+# -- stopping and going on
+
+
+def test_resumed_run_goes_on_with_the_same_pictures(tmp_path):
+    checkpoint = tmp_path / "last.ckpt"
+    first = TranslationGrid(every_n_steps=2, num_images=2)
+    stopped = trainer(tmp_path, [first], logger=CSVLogger(tmp_path, "run", 0))
+    stopped.fit(Toy(), loader(0), loader(1))
+    stopped.save_checkpoint(checkpoint)
+    late = tmp_path / "run" / "version_0" / "images" / "AtoB" / "step_00000099.png"
+    late.write_bytes(late.with_name("step_00000005.png").read_bytes())
+
+    second = TranslationGrid(every_n_steps=2, num_images=2)
+    going_on = trainer(tmp_path, [second], logger=CSVLogger(tmp_path, "run", 0), max_steps=9)
+    going_on.fit(Toy(), loader(0), loader(7), ckpt_path=checkpoint)  # other validation pictures
+    assert steps_in(late.parent) == [0, 2, 4, 5, 6, 8, 9], "a picture from a later step belongs to what was taken back"
+    assert all(map(torch.equal, first.inputs.pictures["B"], second.inputs.pictures["B"]))
+    columns = [read(late.with_name(f"step_{step:08d}.png"))[:, :, : GAP + MIN_CELL] for step in (0, 9)]
+    assert torch.equal(*columns)
+
+
+def test_new_run_with_the_same_callback_starts_again(tmp_path):
+    callback = TranslationGrid(every_n_steps=2)
+    trainer(tmp_path, [callback], max_steps=6).fit(Toy(), loader(0), loader(1))
+    trainer(tmp_path, [callback], max_steps=3).fit(Toy(), loader(0), loader(1))
+    assert steps_in(tmp_path / "run" / "version_1" / "images" / "AtoB") == [0, 2, 3]
+
+
+def test_test_draws_into_the_run_of_the_checkpoint(tmp_path):
+    model = Toy()
+    fitted = trainer(tmp_path, [TranslationGrid()])
+    fitted.fit(model, loader(0), loader(1))
+    run = tmp_path / "run" / "version_0"
+    (run / "config.yaml").touch()
+    fitted.save_checkpoint(run / "checkpoints" / "last.ckpt")
+
+    callback = TranslationGrid(num_images=2)
+    trainer(tmp_path, [callback]).test(Toy(), loader(5), ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert sorted(path.name for path in (run / "images").iterdir()) == ["AtoB", "BtoA", "test_AtoB", "test_BtoA"]
+    assert steps_in(run / "images" / "test_AtoB") == [5]
+    panel = read(run / "images" / "test_AtoB" / "step_00000005.png")
+    real = to_uint8(Pictures(5).pictures[1, 0])
+    assert torch.equal(tile(panel, 1, 1, rows=2), translated(model, real, "AtoB"))
+    assert callback.inputs.source == "validation", "the pictures of training stay as they are"
+
+
+def test_nothing_is_kept_in_a_fast_dev_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Toy()
+    trainer(tmp_path, [TranslationGrid()], fast_dev_run=2, logger=False).fit(model, loader(0), loader(1))
+    assert model.seen, "it draws, so that faults show"
+    assert not list(tmp_path.rglob("*.png"))
+
+
+# -- faults
+
+
+def test_model_that_does_not_translate_is_named(tmp_path):
+    model = Toy()
+    del model.directions
+    with pytest.raises(TypeError, match="Toy has not both"):
+        trainer(tmp_path, [TranslationGrid()]).test(model, loader(0))
+
+
+@pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"num_images": 0}])
+def test_numbers_are_checked(wrong):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        TranslationGrid(**wrong)
+
+
+def test_full_disk_is_a_warning(tmp_path, monkeypatch):
+    def replace(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    pl_trainer = trainer(tmp_path, [TranslationGrid(every_n_steps=1)])
+    with pytest.warns(UserWarning, match="No space left on device"):
+        pl_trainer.fit(Toy(), loader(0), loader(1))
+    assert pl_trainer.global_step == 5
+    assert not [path for path in tmp_path.rglob("images/**/*") if path.is_file()], "no half-written file stays"
+
+
+# -- loggers
+
+
+def test_loggers_show_pictures_at_their_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoardLogger(tmp_path, "board")
+    picture = torch.randint(256, (3, 12, 10), dtype=torch.uint8)
+
+    class Draws(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            log_picture(trainer, "val/scene", picture)
+            log_picture(trainer, "late", Image.fromarray(np.zeros((4, 4), dtype=np.uint8)), step=77)
+
+    trainer(tmp_path, [Draws()], max_steps=2, logger=[board, CSVLogger(tmp_path, "table")]).fit(Toy(), loader(0))
+    folder = Path(board.log_dir)
+    assert steps_in(folder / "images" / "val" / "scene") == [1, 2]
+    assert torch.equal(read(folder / "images" / "val" / "scene" / "step_00000002.png"), picture)
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert [(e.step, e.width, e.height) for e in events.Images("val/scene")] == [(1, 10, 12), (2, 10, 12)]
+    assert events.Images("late")[0].step == 77
+
+
+def test_wandb_shows_pictures_and_its_run_has_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="toys", save_dir=tmp_path)
+    logged = []
+    log_image = logger.log_image
+    monkeypatch.setattr(
+        logger, "log_image", lambda *args, step: logged.append((args[0], step)) or log_image(*args, step=step)
+    )
+    trainer(tmp_path, [TranslationGrid()], logger=logger).fit(Toy(), loader(0), loader(1))
+    images = tmp_path / "toys" / logger.version / "images"
+    assert steps_in(images / "AtoB") == [0, 5]
+    assert logged == [("AtoB", 0), ("BtoA", 0), ("AtoB", 5), ("BtoA", 5)]
+    logger.experiment.finish()
+    sent = sorted(tmp_path.glob("wandb/offline-run-*/files/media/images/AtoB_0_*.png"))
+    assert len(sent) == 1
+    assert torch.equal(read(sent[0]), read(images / "AtoB" / "step_00000000.png"))
+
+
+def test_failing_logger_is_a_warning(tmp_path):
+    board = TensorBoardLogger(tmp_path, "board")
+    pl_trainer = trainer(tmp_path, [], logger=board)
+    board.experiment.add_image = None
+    with pytest.warns(UserWarning, match="TensorBoardLogger could not show the picture 'A'"):
+        log_picture(pl_trainer, "A", torch.zeros(3, 4, 4, dtype=torch.uint8))
+    assert steps_in(Path(board.log_dir) / "images" / "A") == [0]

@@ -1,0 +1,228 @@
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, ResumableLoader
+
+
+class Numbers(Dataset):
+    """Items are their draws, and a number that the draw's generator gives."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
+        return {"draw": torch.tensor(draw), "random": torch.tensor(draw.rng(5).random())}
+
+
+class Module(ImageDataModule):
+    image_shape = (1, 2, 2)
+
+    def __init__(self, length: int = 10, **options) -> None:
+        super().__init__(**options)
+        self.length = length
+        self.built: list[str] = []
+
+    def train_set(self):
+        self.built.append("train")
+        return Numbers(self.length)
+
+    def val_set(self):
+        self.built.append("val")
+        return Numbers(self.length)
+
+    def test_set(self):
+        self.built.append("test")
+        return Numbers(self.length)
+
+
+class FakeTrainer(NamedTuple):
+    world_size: int
+    global_rank: int
+
+
+def draws(batches) -> list[Draw]:
+    return [Draw(*row) for batch in batches for row in batch["draw"].tolist()]
+
+
+def samplers(total: int, world: int, **options) -> list[DrawSampler]:
+    options = {"shuffle": True, "seed": 3, **options}
+    return [DrawSampler(Numbers(total), num_replicas=world, rank=rank, **options) for rank in range(world)]
+
+
+def test_the_generator_of_a_draw_depends_on_seed_epoch_and_position_alone():
+    def number(draw: Draw, seed: int = 0) -> float:
+        return draw.rng(seed).random()
+
+    assert number(Draw(1, 2, 3)) == number(Draw(1, 2, 4))
+    others = {number(Draw(1, 2, 3)), number(Draw(2, 1, 3)), number(Draw(1, 3, 3)), number(Draw(1, 2, 3), seed=1)}
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("total", [1, 7, 12])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_cover_every_position_exactly_once(total, world, shuffle):
+    parts = samplers(total, world, shuffle=shuffle, even=False)
+    given = [list(part) for part in parts]
+    assert [len(part) for part in parts] == [len(part) for part in given]
+    everything = sorted((draw for part in given for draw in part), key=lambda draw: draw.position)
+    assert [draw.position for draw in everything] == list(range(total))
+    assert sorted(draw.index for draw in everything) == list(range(total))
+    if not shuffle:
+        assert all(draw.index == draw.position for draw in everything)
+
+
+@pytest.mark.parametrize("total", [5, 7, 12])
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_even_ranks_have_one_length_and_leave_less_than_one_round(total, world):
+    given = [list(part) for part in samplers(total, world, even=True)]
+    assert {len(part) for part in given} == {total // world}
+    assert all(len(part) == len(sampler) for part, sampler in zip(given, samplers(total, world), strict=True))
+    positions = {draw.position for part in given for draw in part}
+    assert positions == set(range(total - total % world))
+
+
+def test_two_ranks_with_batch_b_see_what_one_rank_sees_with_batch_2b():
+    (alone,) = samplers(22, 1)
+    pair = samplers(22, 2)
+    for epoch in (0, 1):
+        for sampler in (alone, *pair):
+            sampler.set_epoch(epoch)
+        one = list(ResumableLoader(Numbers(22), batch_size=6, sampler=alone, drop_last=True))
+        two = [ResumableLoader(Numbers(22), batch_size=3, sampler=sampler, drop_last=True) for sampler in pair]
+        steps = list(zip(*two, strict=True))
+        assert len(one) == len(steps) == 3
+        for big, halves in zip(one, steps, strict=True):
+            assert sorted(draws([big])) == sorted(draws(halves))
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    def order(seed: int, epoch: int) -> list[int]:
+        (sampler,) = samplers(50, 1, seed=seed)
+        sampler.set_epoch(epoch)
+        return [draw.index for draw in sampler]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 1) != order(1, 0)
+
+
+def test_evaluation_draws_the_same_in_every_epoch():
+    (sampler,) = samplers(5, 1, shuffle=False, even=False)
+    first = list(sampler)
+    sampler.set_epoch(4)
+    assert list(sampler) == first
+    assert {draw.epoch for draw in first} == {0}
+
+
+def train_loader(workers: int) -> ResumableLoader:
+    return Module(length=11, batch_size=2, num_workers=workers, seed=1).train_dataloader()
+
+
+def epochs(loader: ResumableLoader, *numbers: int) -> list:
+    batches = []
+    for number in numbers:
+        loader.sampler.set_epoch(number)
+        batches += list(loader)
+    return batches
+
+
+def same(a: list, b: list) -> bool:
+    return len(a) == len(b) and all(torch.equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in x)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_in_mid_epoch_equals_never_having_stopped(workers):
+    uninterrupted = epochs(train_loader(0), 0, 1, 2)
+    assert len(uninterrupted) == 15
+
+    stopped = train_loader(workers)
+    stopped.sampler.set_epoch(0)
+    seen = list(stopped)
+    stopped.sampler.set_epoch(1)
+    batches = iter(stopped)
+    seen += [next(batches) for _ in range(3)]
+    state = stopped.state_dict()
+    assert state == {"epoch": 1, "batches": 3}
+
+    resumed = train_loader(workers)
+    resumed.load_state_dict(state)
+    seen += list(resumed)  # the rest of epoch 1
+    seen += epochs(resumed, 2)  # and a whole one
+    assert same(seen, uninterrupted)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_at_the_end_of_an_epoch_starts_the_next(workers):
+    stopped = train_loader(workers)
+    first = list(stopped)
+    resumed = train_loader(workers)
+    resumed.load_state_dict(stopped.state_dict())
+    assert same(first + list(resumed), epochs(train_loader(0), 0, 1))
+
+
+def test_a_resumed_epoch_can_be_stopped_again():
+    whole = epochs(train_loader(0), 0)
+    state = {"epoch": 0, "batches": 0}
+    seen = []
+    for _ in range(5):
+        loader = train_loader(0)
+        loader.load_state_dict(state)
+        seen.append(next(iter(loader)))
+        state = loader.state_dict()
+    assert same(seen, whole)
+
+
+def test_batches_that_were_used_are_not_loaded_again(monkeypatch):
+    loader = train_loader(0)
+    loader.load_state_dict({"epoch": 0, "batches": 4})
+    loaded = []
+    get = Numbers.__getitem__
+    monkeypatch.setattr(Numbers, "__getitem__", lambda self, draw: (loaded.append(draw.position), get(self, draw))[1])
+    list(loader)
+    assert loaded == [8, 9]
+
+
+def test_an_iterator_does_not_move_the_random_state():
+    loader = train_loader(0)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(loader)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_module_splits_by_rank_and_evaluates_each_example_once():
+    seen: list[Draw] = []
+    for rank in range(3):
+        module = Module(batch_size=2, num_workers=0)
+        module.trainer = FakeTrainer(world_size=3, global_rank=rank)
+        assert len(draws(module.train_dataloader())) == 2  # 3 per rank, in whole batches
+        seen += draws(module.val_dataloader())
+    assert sorted(draw.index for draw in seen) == list(range(10))
+
+
+def test_a_module_builds_each_set_once_and_only_when_asked():
+    module = Module(batch_size=2, eval_batch_size=5, num_workers=0)
+    assert module.built == []
+    module.train_dataloader()
+    module.train_dataloader()
+    assert [len(batch["draw"]) for batch in module.predict_dataloader()] == [5, 5]
+    assert module.built == ["train", "test"]
+
+
+def test_options_that_cannot_work_are_refused():
+    for name in ("batch_size", "eval_batch_size"):
+        with pytest.raises(ValueError, match=rf"^{name} must be at least 1, got 0"):
+            Module(**{name: 0})
+    with pytest.raises(ValueError, match=r"num_workers must be 0 or more .* got -1"):
+        Module(num_workers=-1)
+    with pytest.raises(ValueError, match=r"10 training examples per process do not fill one batch of 11"):
+        Module(batch_size=11, num_workers=0).train_dataloader()

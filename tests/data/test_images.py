@@ -1,0 +1,488 @@
+import io
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_gen.data.images import (
+    ImageError,
+    Picture,
+    find_images,
+    from_uint8,
+    open_image,
+    read_image,
+    resize_image,
+    to_float,
+    to_uint8,
+    write_image,
+)
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+GRAY16 = np.array([[0, 0x1234, 65535], [1, 256, 40000]], np.uint16)
+
+
+def save(path: Path, array, mode: str | None = None, **options) -> Path:
+    image = Image.fromarray(np.asarray(array))
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def chw(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.copy()).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+
+
+def tiff(path: Path, array: np.ndarray, *, bits: int = 16, photometric: int = 1) -> Path:
+    """A plain little-endian TIFF of `[H, W, samples]`, for kinds that Pillow does not write."""
+    height, width, samples = array.shape
+    data = array.tobytes()
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, samples, bits if samples == 1 else 8),  # several values stand at offset 8
+        (259, 3, 1, 1),
+        (262, 3, 1, photometric),
+        (273, 4, 1, 8 + 2 * samples),
+        (277, 3, 1, samples),
+        (278, 3, 1, height),
+        (279, 4, 1, len(data)),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    bit_counts = struct.pack(f"<{samples}H", *[bits] * samples)
+    head = b"II*\0" + struct.pack("<I", 8 + len(bit_counts) + len(data))
+    path.write_bytes(head + bit_counts + data + directory)
+    return path
+
+
+def png16(path: Path, array: np.ndarray, **alpha) -> Path:
+    """A 16-bit PNG, written by the package; `test_16_bit_png_agrees_with_pillow` vouches for it."""
+    image = torch.from_numpy(array.astype(np.float64)).permute(2, 0, 1).div(32767.5).sub(1)
+    like = Picture(torch.zeros(1, 1, 1, dtype=torch.uint16), **alpha)
+    write_image(path, image, like=like)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+# Quantization
+
+
+def test_every_level_of_uint8_survives_the_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+    assert from_uint8(levels)[[0, 255]].tolist() == [-1, 1]
+
+
+def test_to_uint8_rounds_and_clips():
+    assert to_uint8(torch.tensor([-9.0, 9.0, 1 / 255 - 1 + 1e-4, 1 / 255 - 1 - 1e-4])).tolist() == [0, 255, 1, 0]
+
+
+def test_to_float_takes_both_kinds_of_pixels_to_the_same_range():
+    assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+    assert to_float(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+
+
+def test_resize_clips_the_overshoot_of_the_cubic():
+    step = torch.zeros(1, 4, 8)
+    step[..., 4:] = 1
+    wide = resize_image(step, (4, 32))
+    assert wide.shape == (1, 4, 32)
+    assert wide.min() == 0
+    assert wide.max() == 1
+    from_bytes = resize_image(step.mul(255).to(torch.uint8), (4, 32))
+    assert from_bytes.dtype == torch.uint8
+    assert (from_bytes / 255 - wide).abs().max() < 2 / 255
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    pixels = torch.rand(3, 4, 6)
+    assert resize_image(pixels, (4, 6)) is pixels
+
+
+# Finding files
+
+
+def test_find_images_is_recursive_sorted_and_blind_to_case(tmp_path):
+    for name in ("b.PNG", "a/z.jpeg", "a/b/c.TiF", "a.webp", "notes.txt", ".hidden.png", ".thumbs/x.png", "a/._b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["a.webp", "a/b/c.TiF", "a/z.jpeg", "b.PNG"]
+
+
+def test_find_images_follows_links_but_not_in_circles(tmp_path):
+    (tmp_path / "real/inner").mkdir(parents=True)
+    (tmp_path / "real/inner/x.png").touch()
+    (tmp_path / "real/inner/back").symlink_to(tmp_path / "real")
+    (tmp_path / "given").symlink_to(tmp_path / "real")
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer/link").symlink_to(tmp_path / "real/inner")
+    assert find_images(tmp_path / "given") == [tmp_path / "given/inner/x.png"]
+    assert find_images(tmp_path / "outer") == [tmp_path / "outer/link/x.png"]
+
+
+def test_find_images_names_the_folder_at_fault(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
+        find_images(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"empty holds no pictures \(jpg jpeg png ppm bmp tif tiff webp\)"):
+        find_images(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"file is not a folder"):
+        find_images(tmp_path / "file")
+
+
+# Reading 8 bits
+
+
+@pytest.mark.parametrize("ending", ["png", "ppm", "bmp", "tif", "tiff"])
+def test_rgb_is_read_to_the_bit(tmp_path, ending):
+    pixels = read_image(save(tmp_path / f"x.{ending}", RGB))
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, chw(RGB))
+
+
+def test_gray_becomes_rgb_by_repetition(tmp_path):
+    path = save(tmp_path / "x.png", RGB[..., 0])
+    assert torch.equal(read_image(path), chw(RGB[..., :1]).expand(3, -1, -1))
+    assert torch.equal(read_image(path, channels=1), chw(RGB[..., :1]))
+
+
+def test_rgb_becomes_gray_by_luma(tmp_path):
+    path = save(tmp_path / "x.png", np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [7, 7, 7]]], np.uint8))
+    # round(255 * 0.299), round(255 * 0.587), round(255 * 0.114)
+    assert read_image(path, channels=1).flatten().tolist() == [76, 150, 29, 7]
+
+
+def test_half_transparent_pixels_show_half_of_the_background(tmp_path):
+    path = save(tmp_path / "x.png", np.array([[[200, 100, 0, 128], [200, 100, 0, 255], [200, 100, 0, 0]]], np.uint8))
+    # 255 + 128 / 255 * (200 - 255) = 227.39 and so on
+    assert read_image(path).permute(1, 2, 0).tolist() == [[[227, 177, 127], [200, 100, 0], [255, 255, 255]]]
+    red = read_image(path, background="red").permute(1, 2, 0).tolist()
+    assert red == [[[227, 50, 0], [200, 100, 0], [255, 0, 0]]]
+    assert read_image(path, background="#010203").permute(1, 2, 0).tolist()[0][2] == [1, 2, 3]
+    # By luma: 0.299 * 200 + 0.587 * 100 = 118.5; on red (76.245): 97.456 where half transparent
+    assert read_image(path, 1, "red").flatten().tolist() == [97, 118, 76]
+
+
+def test_gray_with_alpha_takes_the_colour_of_the_background(tmp_path):
+    path = save(tmp_path / "x.png", np.array([[[100, 255], [100, 0], [100, 51]]], np.uint8))
+    assert read_image(path, background="blue").permute(1, 2, 0).tolist() == [[[100] * 3, [0, 0, 255], [20, 20, 224]]]
+    assert read_image(path, channels=1).flatten().tolist() == [100, 255, 224]
+
+
+def test_palette_with_transparency(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode="P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "opaque.png")
+    image.save(tmp_path / "clear.png", transparency=1)
+    image.save(tmp_path / "shades.png", transparency=bytes([255, 0, 51]))
+    assert read_image(tmp_path / "opaque.png")[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+    assert read_image(tmp_path / "clear.png")[:, 0].T.tolist() == [[10, 20, 30], [255] * 3, [70, 80, 90]]
+    assert read_image(tmp_path / "shades.png", background="black")[:, 0].T.tolist() == [
+        [10, 20, 30],
+        [0, 0, 0],
+        [14, 16, 18],
+    ]
+
+
+def test_a_colour_that_stands_for_transparent(tmp_path):
+    array = np.array([[[1, 2, 3], [1, 2, 4]]], np.uint8)
+    path = save(tmp_path / "x.png", array, transparency=(1, 2, 3))
+    assert read_image(path)[:, 0].T.tolist() == [[255, 255, 255], [1, 2, 4]]
+    path = save(tmp_path / "gray.png", array[..., 0] + np.array([[0, 1]], np.uint8), transparency=1)
+    assert read_image(path)[:, 0].T.tolist() == [[255] * 3, [2] * 3]
+
+
+def test_one_bit_and_cmyk(tmp_path):
+    assert read_image(save(tmp_path / "x.png", np.array([[0, 255]], np.uint8), "1"), 1).flatten().tolist() == [0, 255]
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.tif")
+    assert read_image(tmp_path / "x.tif")[:, 0, 0].tolist() == [255, 0, 0]
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.jpg", quality=100)
+    assert read_image(tmp_path / "x.jpg")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_exif_orientation_is_applied(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if ending == "webp" else {}
+    path = save(tmp_path / f"x.{ending}", RGB, exif=exif, **options)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert torch.equal(read_image(path), chw(upright))
+    if orientation == 6:  # the camera was held upright: the first row is the right column
+        assert torch.equal(read_image(path)[:, :, -1], chw(RGB)[:, 0])
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_exif_orientation_is_applied_to_16_bits_and_alpha(tmp_path, ending):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / f"x.{ending}", GRAY16, exif=exif)
+    assert read_image(path, 1)[0, :, -1].mul(65535).round().int().tolist() == GRAY16[0].tolist()
+    path = save(tmp_path / f"alpha.{ending}", np.arange(16, dtype=np.uint8).reshape(2, 2, 4), exif=exif)
+    assert open_image(path).alpha.tolist() == [[[11, 3], [15, 7]]]
+
+
+# Reading more than 8 bits
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "ppm"])
+def test_16_bit_gray_is_exact(tmp_path, ending):
+    pixels = read_image(save(tmp_path / f"x.{ending}", GRAY16), channels=1)
+    assert pixels.dtype == torch.float32
+    assert pixels[0, 0, 1] == np.float32(0x1234) / np.float32(65535)
+    assert pixels.mul(65535).round().int()[0].tolist() == GRAY16.tolist()
+
+
+def test_16_bit_gray_becomes_rgb(tmp_path):
+    pixels = read_image(save(tmp_path / "x.png", GRAY16))
+    assert pixels.shape == (3, 2, 3)
+    assert torch.equal(pixels[0], pixels[2])
+
+
+def test_compressed_and_big_endian_tiff(tmp_path):
+    packed = read_image(save(tmp_path / "lzw.tif", GRAY16, compression="tiff_lzw"), 1)
+    swapped = read_image(save(tmp_path / "mm.tif", GRAY16.astype(">u2")), 1)
+    assert (
+        packed.mul(65535).round().int()[0].tolist() == swapped.mul(65535).round().int()[0].tolist() == GRAY16.tolist()
+    )
+
+
+def test_integers_of_32_bits_are_taken_for_16_bit_values(tmp_path):
+    path = save(tmp_path / "x.tif", GRAY16.astype(np.int32))
+    assert open_image(path).pixels.dtype == torch.uint16
+    assert read_image(path, 1).mul(65535).round().int()[0].tolist() == GRAY16.tolist()
+    with pytest.raises(ImageError, match=r"big.tif holds values from -1 to 70000; expected 0 to 65535"):
+        read_image(save(tmp_path / "big.tif", np.array([[-1, 70000]], np.int32)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_agrees_with_pillow(tmp_path, channels):
+    array = RNG.integers(0, 65536, (3, 4, channels)).astype(np.uint16)
+    alpha = torch.from_numpy(array[..., -1:]).permute(2, 0, 1) if channels in (2, 4) else None
+    path = png16(tmp_path / "x.png", array[..., : 3 if channels > 2 else 1], alpha=alpha)
+    with Image.open(path) as image:  # Pillow keeps the high bytes of colour
+        seen = np.asarray(image)
+    if channels == 1:
+        assert np.array_equal(seen, array[..., 0])
+    elif channels == 2:
+        assert np.array_equal(seen[..., [0, 3]], array >> 8)
+    else:
+        assert np.array_equal(seen, array >> 8)
+    picture = open_image(path)
+    parts = [picture.pixels] if alpha is None else [picture.pixels, picture.alpha]
+    assert np.array_equal(torch.cat([part.int() for part in parts]).permute(1, 2, 0).numpy(), array)
+
+
+def test_16_bit_colour_png_is_flattened_without_loss(tmp_path):
+    array = np.array([[[0x1234, 0x8001, 0xFFFF]]], np.uint16)
+    alpha = torch.full((1, 1, 1), 13107, dtype=torch.int32).to(torch.uint16)  # a fifth
+    assert read_image(png16(tmp_path / "x.png", array)).mul(65535).flatten().tolist() == pytest.approx(
+        [0x1234, 0x8001, 0xFFFF]
+    )
+    half = read_image(png16(tmp_path / "a.png", array, alpha=alpha), background="black")
+    assert half.mul(65535 * 5).flatten().tolist() == pytest.approx([0x1234, 0x8001, 0xFFFF])
+
+
+def test_16_bit_png_with_a_transparent_gray(tmp_path):
+    path = save(tmp_path / "x.png", GRAY16, transparency=0x1234)
+    assert open_image(path).alpha.int()[0].tolist() == [[65535, 0, 65535], [65535] * 3]
+    assert read_image(path, 1)[0, 0].tolist() == [0, 1, 1]
+
+
+def test_colour_that_would_lose_bits_is_refused(tmp_path):
+    deep = RNG.integers(0, 65536, (2, 2, 3)).astype("<u2")
+    for path in (tiff(tmp_path / "x.tif", deep, photometric=2), tmp_path / "x.ppm"):
+        if path.suffix == ".ppm":
+            path.write_bytes(b"P6 2 2 65535\n" + deep.astype(">u2").tobytes())
+        with pytest.raises(ImageError, match=rf"{path.name} holds 16 bits per channel, of which only 8 .* 16-bit PNG"):
+            read_image(path)
+
+
+def test_gray_tiff_with_another_scale_is_refused(tmp_path):
+    assert read_image(tiff(tmp_path / "plain.tif", GRAY16[..., None]), 1)[0, 0, 2] == 1
+    with pytest.raises(ImageError, match=r"white.tif holds gray of 16 bits with another scale"):
+        read_image(tiff(tmp_path / "white.tif", GRAY16[..., None], photometric=0))
+    with pytest.raises(ImageError, match=r"twelve.tif holds gray of 12 bits"):
+        read_image(tiff(tmp_path / "twelve.tif", np.zeros((2, 2, 1), "<u2"), bits=12))
+
+
+def test_float_tiff(tmp_path):
+    array = np.array([[0, 0.1, 1]], np.float32)
+    pixels = read_image(save(tmp_path / "x.tif", array), channels=1)
+    assert torch.equal(pixels[0], torch.from_numpy(array))
+    with pytest.raises(ImageError, match=r"nan.tif holds 2 pixels that are not finite"):
+        read_image(save(tmp_path / "nan.tif", np.array([[0, np.nan, np.inf]], np.float32)))
+    with pytest.raises(ImageError, match=r"range.tif holds values from -0.5 to 255; expected floats in \[0, 1\]"):
+        read_image(save(tmp_path / "range.tif", np.array([[-0.5, 255]], np.float32)))
+
+
+# Refusals
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("ending", ["jpg", "png", "ppm", "bmp", "tif", "webp"])
+def test_a_file_cut_short_is_named(tmp_path, ending):
+    path = save(tmp_path / f"cut.{ending}", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ImageError, match=rf"cut.{ending} cannot be read as a picture: .*cut short"):
+            read_image(path)
+
+
+def test_a_16_bit_png_cut_short_is_named(tmp_path):
+    path = png16(tmp_path / "cut.png", RNG.integers(0, 65536, (32, 32, 3)))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ImageError, match=r"cut.png cannot be read"):
+        read_image(path)
+
+
+def test_a_file_that_is_no_picture_or_not_there_is_named(tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    for name in ("text.png", "gone.png"):
+        with pytest.raises(ImageError, match=rf"{name} cannot be read as a picture"):
+            read_image(tmp_path / name)
+
+
+def test_options_are_checked(tmp_path):
+    path = save(tmp_path / "x.png", np.zeros((1, 1, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"channels must be 1 \(gray\) or 3 \(RGB\), got 4"):
+        read_image(path, channels=4)
+    with pytest.raises(ValueError, match=r"background must be a colour .* got 'whitish'"):
+        read_image(path, background="whitish")
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ImageError("broken.png cannot be read")
+
+
+def test_the_error_survives_a_worker_process():
+    assert str(pickle.loads(pickle.dumps(ImageError("x.png")))) == "x.png"
+    batches = iter(DataLoader(Broken(), num_workers=1))
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        next(batches)
+    batches._shutdown_workers()  # left to the garbage collector, it would take five seconds
+
+
+# Writing
+
+
+def image_of(pixels: np.ndarray) -> torch.Tensor:
+    return from_uint8(chw(pixels))
+
+
+@pytest.mark.parametrize("ending", ["png", "ppm", "bmp", "tif", "TIFF", "PNG"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_8_bits_are_written_to_the_bit(tmp_path, ending, channels):
+    path = tmp_path / f"deep/down/x.{ending}"
+    write_image(path, image_of(RGB[..., :channels]))
+    assert torch.equal(open_image(path).pixels, chw(RGB[..., :channels]))
+    assert names(path.parent) == [path.name]
+
+
+def test_jpeg_has_quality_95(tmp_path):
+    write_image(tmp_path / "x.jpg", image_of(RGB))
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "JPEG", quality=95)
+    with Image.open(tmp_path / "x.jpg") as ours, Image.open(buffer) as reference:
+        assert ours.format == "JPEG"
+        assert ours.quantization == reference.quantization
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "ppm"])
+def test_16_bit_gray_is_written_back_to_the_bit(tmp_path, ending):
+    source = open_image(save(tmp_path / f"x.{ending}", GRAY16))
+    write_image(tmp_path / f"y.{ending}", to_float(source.flatten(1)), like=source)
+    written = open_image(tmp_path / f"y.{ending}").pixels
+    assert written.dtype == torch.uint16
+    assert written.int()[0].tolist() == GRAY16.tolist()
+
+
+def test_16_bit_colour_with_alpha_is_written_back_to_the_bit(tmp_path):
+    colour = RNG.integers(0, 65536, (4, 4, 3)).astype(np.uint16)
+    alpha = torch.from_numpy(RNG.integers(0, 65536, (1, 4, 4)).astype(np.uint16))
+    source = open_image(png16(tmp_path / "x.png", colour, alpha=alpha))
+    write_image(tmp_path / "y.png", to_float(source.pixels.to(torch.float32) / 65535), like=source)
+    assert (tmp_path / "y.png").read_bytes() == (tmp_path / "x.png").read_bytes()
+
+
+def test_float_tiff_is_written_back(tmp_path):
+    array = RNG.random((4, 5), np.float32)
+    source = open_image(save(tmp_path / "x.tif", array))
+    write_image(tmp_path / "y.tif", to_float(source.flatten(1)) * 1.5, like=source)
+    written = open_image(tmp_path / "y.tif").pixels
+    assert written.dtype == torch.float32
+    expected = torch.from_numpy(array).mul(2).sub(1).mul(1.5).add(1).div(2).clamp(0, 1)
+    assert (written[0] - expected).abs().max() < 2e-7  # float32 around 1
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_is_put_back(tmp_path, ending, channels):
+    alpha = RNG.integers(0, 256, (6, 5, 1), dtype=np.uint8)
+    source = open_image(save(tmp_path / "x.png", np.concatenate([RGB, alpha], 2)))
+    write_image(tmp_path / f"y.{ending}", image_of(RGB[..., :channels]), like=source)
+    written = open_image(tmp_path / f"y.{ending}")
+    assert torch.equal(written.alpha, chw(alpha))
+    if ending != "webp":
+        assert torch.equal(written.pixels, chw(RGB[..., :channels]))
+
+
+def test_alpha_follows_the_size_of_the_picture(tmp_path):
+    source = Picture(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), 77, dtype=torch.uint8))
+    write_image(tmp_path / "x.png", torch.zeros(3, 8, 6), like=source)
+    assert torch.equal(open_image(tmp_path / "x.png").alpha, torch.full((1, 8, 6), 77, dtype=torch.uint8))
+
+
+def test_what_a_format_cannot_hold_falls_back_to_8_bits_without_alpha(tmp_path):
+    deep = Picture(torch.zeros(1, 2, 2, dtype=torch.uint16), torch.zeros(1, 2, 2, dtype=torch.uint16))
+    for name, channels in (("x.jpg", 1), ("x.bmp", 1), ("x.ppm", 3)):
+        write_image(tmp_path / name, torch.zeros(channels, 2, 2), like=deep)
+        written = open_image(tmp_path / name)
+        assert written.pixels.dtype == torch.uint8
+        assert written.alpha is None
+    write_image(tmp_path / "x.tif", torch.zeros(3, 2, 2), like=Picture(torch.zeros(1, 2, 2)))
+    assert open_image(tmp_path / "x.tif").pixels.dtype == torch.uint8
+
+
+def test_pictures_that_cannot_be_written_are_refused(tmp_path):
+    image = torch.zeros(3, 2, 2)
+    image[0, 0, 0] = torch.nan
+    with pytest.raises(ImageError, match=r"x.png is not written: 1 of its values are not finite"):
+        write_image(tmp_path / "x.png", image)
+    with pytest.raises(ImageError, match=r"x.gif: no format goes by that ending"):
+        write_image(tmp_path / "x.gif", torch.zeros(3, 2, 2))
+    with pytest.raises(ValueError, match=r"\[1 or 3, height, width\], got \[2, 4, 4\]"):
+        write_image(tmp_path / "x.png", torch.zeros(2, 4, 4))
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = save(tmp_path / "x.png", RGB)
+    before = path.read_bytes()
+
+    def half(self, data):
+        with self.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_image(path, torch.zeros(3, 2, 2))
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["x.png"]
