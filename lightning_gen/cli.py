@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 HELP = """\
 usage: lightning-gen COMMAND [options]
@@ -73,7 +74,7 @@ def _run(arguments: list[str]) -> int:
         from lightning_gen.commands.report import report
         from lightning_gen.commands.translate import translate
 
-        function = {"translate": translate, "report": report, "import": import_weights}[command]
+        function: Any = {"translate": translate, "report": report, "import": import_weights}[command]
         return auto_cli(function, args=rest, prog=f"lightning-gen {command}", as_positional=command == "report") or 0
     print(f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.", file=sys.stderr)
     return 2

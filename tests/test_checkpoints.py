@@ -77,9 +77,9 @@ def test_what_has_no_name_must_be_given_again(tmp_path):
 
 
 def test_another_class_is_refused_by_name(saved):
-    with pytest.raises(CheckpointError, match="CycleGAN.*must be a Pix2Pix"):
+    with pytest.raises(CheckpointError, match=r"CycleGAN.*must be a Pix2Pix"):
         Pix2Pix.load_from_checkpoint(saved[1])
-    with pytest.raises(CheckpointError, match="written by lightning_gen.models.cyclegan.CycleGAN"):
+    with pytest.raises(CheckpointError, match=r"written by lightning_gen\.models\.cyclegan\.CycleGAN"):
         Pix2Pix(SHAPE, GENERATOR, DISCRIMINATOR).on_load_checkpoint(torch.load(saved[1], weights_only=True))
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "step": 1}, path)
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left on device. The checkpoints saved before it are untouched"):
+    with pytest.raises(OSError, match=r"No space left on device\. The checkpoints saved before it are untouched"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "step": 2}, path)
     assert torch.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -51,7 +51,7 @@ class ColorMappingBaseline(pl.Callback):
         """Measure it where the batch has true counterparts."""
         if self.mapping is None or "paired" not in batch:
             return
-        for direction, metrics in self.metrics.directions.items():
+        for direction in self.metrics.directions:
             mapped = from_uint8(self.mapping(to_uint8(batch[direction[0]]), direction))
             self.metrics.update(direction, mapped, batch[direction[-1]])
 
@@ -60,6 +60,6 @@ class ColorMappingBaseline(pl.Callback):
         if self.mapping is None:
             return
         for metrics in self.metrics.directions.values():
-            if any(metric.update_called for metric in metrics.values()):  # type: ignore[union-attr, operator]
+            if any(metric.update_called for metric in metrics.values()):  # type: ignore[operator]
                 pl_module.log_dict(metrics.compute(), rank_zero_only=False)  # type: ignore[operator]
             metrics.reset()  # type: ignore[operator]

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
-WINDOW = 10.0  # seconds that images per second are averaged over, or 50 batches if those take longer
+WINDOW = 10.0  # seconds that images per second are averaged over, or 10 batches if those take longer
 
 
 class ProgressBar(TQDMProgressBar):
@@ -45,8 +45,11 @@ class ProgressBar(TQDMProgressBar):
         # Notebooks draw bars although their standard output is not a terminal.
         self.plain = not sys.stdout.isatty() and "ipykernel" not in sys.modules
         self.images = 0
-        self.clock: deque[tuple[float, int]] = deque()  # moments, and images until then
+        self.clock: deque[tuple[float, int]] = deque()  # moments of training, and images until then
+        self.validation = 0.0  # seconds spent in it
+        self.validation_began = 0.0
         self.next_line = 0.0
+        self.last_line = -1  # the step of it
         self.start = (0.0, 0.0)  # when training started, and the share of it that was done by then
 
     @property
@@ -88,35 +91,46 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_start(self, *_: Any) -> None:
         """Note the moment from which images are counted."""
         if not self.clock:
-            self.clock.append((time.monotonic(), self.images))
+            self.count(0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images, and show where we are."""
-        now = time.monotonic()
-        self.images += batch_size(batch) * trainer.world_size
-        self.clock.append((now, self.images))
-        while len(self.clock) > 50 and now - self.clock[0][0] > WINDOW:
-            self.clock.popleft()
+        now = self.count(batch_size(batch) * trainer.world_size)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.prints_lines and now >= self.next_line:
             self.next_line = now + self.every_n_seconds
             self.print_line(trainer, pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock of the rate."""
+        super().on_validation_start(trainer, pl_module)
+        self.validation_began = time.monotonic()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the time of validation out of the rate."""
+        """Let it run again."""
+        self.validation += time.monotonic() - self.validation_began
         super().on_validation_end(trainer, pl_module)
-        self.clock.clear()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where training ended."""
         super().on_train_end(trainer, pl_module)
-        if self.prints_lines:
+        if self.prints_lines and self.last_line != trainer.global_step:
             self.print_line(trainer, pl_module)
+
+    def count(self, images: int) -> float:
+        """Count images that are done; the moment."""
+        now = time.monotonic()
+        self.images += images
+        self.clock.append((now - self.validation, self.images))
+        while len(self.clock) > 11 and self.clock[-1][0] - self.clock[0][0] > WINDOW:
+            self.clock.popleft()
+        return now
 
     def print_line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print one plain line."""
+        self.last_line = trainer.global_step
         parts = [
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.get_metrics(trainer, pl_module).items()

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 
 class RunLogger(CSVLogger):

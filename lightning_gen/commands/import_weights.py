@@ -6,13 +6,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
+import lightning
 import torch
 from torch import Tensor
 
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.models.translation import TranslationModule
+from lightning_gen.networks import PatchDiscriminator
 from lightning_gen.networks.reference_weights import (
     load_reference_weights,
     reference_discriminator,
@@ -54,8 +55,8 @@ def import_weights(
     judged = next((weights for name, weights in given.items() if "discriminator" in name and weights), None)
     model: TranslationModule
     if backward is not None:
-        make = {"discriminator": reference_discriminator(judged)} if judged else {}
-        model = CycleGAN(shape, generator=reference_generator(forward), **make)
+        discriminator = reference_discriminator(judged) if judged else PatchDiscriminator
+        model = CycleGAN(shape, generator=reference_generator(forward), discriminator=discriminator)
     else:
         generator = reference_generator(forward)
         # A U-Net with batch norm is pix2pix's, which translates with dropout; all else translates without.
@@ -69,7 +70,7 @@ def import_weights(
         "state_dict": model.state_dict(),
         "epoch": 0,
         "global_step": 0,
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": lightning.__version__,
     }
     model.on_save_checkpoint(checkpoint)
     AtomicCheckpointIO().save_checkpoint(checkpoint, output)

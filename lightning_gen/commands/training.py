@@ -78,7 +78,9 @@ class SaveRunConfig(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams({"config": config})
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Note which W&B run this is, so that going on goes on there."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

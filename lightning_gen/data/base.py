@@ -53,7 +53,14 @@ class DrawSampler(DistributedSampler[Draw]):
     """
 
     def __init__(
-        self, dataset: Dataset[Any], *, shuffle: bool, seed: int, num_replicas: int = 1, rank: int = 0, even: bool = True
+        self,
+        dataset: Dataset[Any],
+        *,
+        shuffle: bool,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        even: bool = True,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed, drop_last=even)
         self.even = even

@@ -137,6 +137,7 @@ class PairedImageFolder(ImageDataModule):
             The aspect ratio is not kept.
         crop: Size of the pictures given: (height, width), or an int for a square.
         flip: Whether training pairs are mirrored left to right, half of them. (A remains the left half of the file.)
+        swap: Whether A is the right half and B the left one (the files' direction BtoA in pix2pix).
         channels: 3 for RGB, 1 for gray; files of the other kind are converted.
         background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
         batch_size: Examples per process and training step (the paper: 1 to 10 by data set).
@@ -157,6 +158,7 @@ class PairedImageFolder(ImageDataModule):
         resize: int | tuple[int, int] | None = 286,
         crop: int | tuple[int, int] = 256,
         flip: bool = True,
+        swap: bool = False,
         channels: int = 3,
         background: str = "white",
         batch_size: int = 1,
@@ -167,6 +169,7 @@ class PairedImageFolder(ImageDataModule):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         self.root = Path(root).expanduser()
         self.transform = _ResizeCropFlip.checked(resize, crop, flip)
+        self.swap = swap
         self.channels = channels
         self.read = _reader(channels, background)
         layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
@@ -180,15 +183,15 @@ class PairedImageFolder(ImageDataModule):
 
     def train_set(self) -> Dataset[Any]:
         """The training pairs, augmented."""
-        return _PairedImages(self.files["train"], self.read, self.transform, self.seed)
+        return _PairedImages(self.files["train"], self.read, self.transform, self.seed, self.swap)
 
     def val_set(self) -> Dataset[Any]:
         """The validation pairs, in order."""
-        return _PairedImages(self.files["val"], self.read, self.transform.for_evaluation(), seed=None)
+        return _PairedImages(self.files["val"], self.read, self.transform.for_evaluation(), None, self.swap)
 
     def test_set(self) -> Dataset[Any]:
         """The test pairs, in order."""
-        return _PairedImages(self.files["test"], self.read, self.transform.for_evaluation(), seed=None)
+        return _PairedImages(self.files["test"], self.read, self.transform.for_evaluation(), None, self.swap)
 
 
 class ImageFolder(ImageDataModule):
@@ -373,6 +376,7 @@ class _PairedImages(Dataset[dict[str, Tensor]]):
     read: _Reader
     transform: _ResizeCropFlip
     seed: int | None
+    swap: bool
 
     def __len__(self) -> int:
         return len(self.files)
@@ -384,7 +388,8 @@ class _PairedImages(Dataset[dict[str, Tensor]]):
             raise ImageError(f"{path} is {pixels.shape[-1]} pixels wide; a pair A|B must have an even width.")
         halves = torch.stack(pixels.chunk(2, dim=-1))  # one picture of [2, C, H, W], so that crop and flip are shared
         rng = None if self.seed is None else draw.rng(self.seed)
-        a, b = self.transform(halves, rng, f"Each half of {path}")
+        left, right = self.transform(halves, rng, f"Each half of {path}")
+        a, b = (right, left) if self.swap else (left, right)
         return {"A": a, "B": b, "paired": torch.tensor(True)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ class TranslationMetrics(nn.Module):
         Returns:
             The direction's metrics, ready for `LightningModule.log_dict`.
         """
-        metrics = self.directions[direction]
+        metrics = cast(MetricCollection, self.directions[direction])
         # Within autocast, SSIM's variances would be differences of bfloat16 numbers.
         with torch.autocast(translated.device.type, enabled=False):
             metrics.update(to_uint8(translated).float() / 255, to_uint8(target).float() / 255)
-        return metrics  # type: ignore[return-value]
+        return metrics

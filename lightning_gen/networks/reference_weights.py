@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_gen.layers.normalization import Norm
 from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator, PixelDiscriminator
 
 StateDict = Mapping[str, Tensor]
 
 
-def reference_generator(weights: StateDict) -> functools.partial[nn.Module]:
+def reference_generator(weights: StateDict) -> functools.partial[Any]:
     """The factory of the generator that a reference state dict belongs to, found from names and shapes.
 
     Args:
@@ -58,7 +59,7 @@ def reference_generator(weights: StateDict) -> functools.partial[nn.Module]:
     )
 
 
-def reference_discriminator(weights: StateDict) -> functools.partial[nn.Module]:
+def reference_discriminator(weights: StateDict) -> functools.partial[Any]:
     """The factory of the discriminator that a reference state dict (`*_net_D*.pth`) belongs to.
 
     Raises:
@@ -110,6 +111,6 @@ def without_module_prefix(weights: StateDict) -> dict[str, Tensor]:
     return {key.removeprefix("module."): tensor for key, tensor in weights.items()}
 
 
-def _norm(weights: StateDict) -> str:
+def _norm(weights: StateDict) -> Norm:
     """Batch norm has affine parameters, one-dimensional weights; the reference's instance norm has none."""
     return "batch" if any(t.ndim == 1 and key.endswith("weight") for key, t in weights.items()) else "instance"

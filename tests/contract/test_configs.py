@@ -40,7 +40,9 @@ SMALL = {
 def shrunk(config, root):
     """The configuration with small sizes, and with `root` in place of a folder that a user would have."""
     if isinstance(config, dict):
-        return {key: str(root) if key == "root" else SMALL.get(key, shrunk(value, root)) for key, value in config.items()}
+        return {
+            key: str(root) if key == "root" else SMALL.get(key, shrunk(value, root)) for key, value in config.items()
+        }
     return [shrunk(item, root) for item in config] if isinstance(config, list) else config
 
 
@@ -75,7 +77,11 @@ def config(request, tmp_path, pictures):
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    settings |= {"pictures": {"every_n_steps": 2, "num_images": 2}, "checkpoint": {"every_n_steps": 4}, "test_after_fit": False}
+    settings |= {
+        "pictures": {"every_n_steps": 2, "num_images": 2},
+        "checkpoint": {"every_n_steps": 4},
+        "test_after_fit": False,
+    }
     settings["data"]["init_args"] |= {"num_workers": 0}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -184,9 +190,11 @@ def keeps_the_contract(model):
         model.translate(images, "AtoC")
 
 
-@pytest.mark.parametrize(("workers", "examples"), [(0, 3), (2, 3), (0, 2)], ids=["inside", "inside-workers", "at-epoch-end"])
+@pytest.mark.parametrize(
+    ("workers", "examples"), [(0, 3), (2, 3), (0, 2)], ids=["inside", "inside-workers", "at-epoch-end"]
+)
 def test_going_on_equals_never_having_stopped(config, tmp_path, fresh_process, pictures, workers, examples):
-    """4 steps, against 2, a dead process and 2 more; the second stops inside an epoch of 3, or at the end of one of 2."""
+    """4 steps, against 2, a dead process and 2 more; the stop is inside an epoch of 3, or at the end of one of 2."""
     settings = settings_of(config)
     settings["data"]["init_args"]["num_workers"] = workers
     if "num_train" in settings["data"]["init_args"]:
@@ -215,7 +223,7 @@ def test_going_on_equals_never_having_stopped(config, tmp_path, fresh_process, p
 
 
 class Witness(pl.Callback):
-    """Looks at gradients and weights of every rank; asserts what must be equal, and keeps the first step's gradients."""
+    """Asserts what must be equal on all ranks and what must not, and keeps the first step's gradients."""
 
     def __init__(self, path):
         self.path, self.gradients, self.done = path, [], False

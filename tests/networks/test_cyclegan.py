@@ -115,7 +115,7 @@ def test_rectangles_and_channels(height, width, channels):
 
 
 def test_sizes_that_do_not_work_are_refused_with_one_that_does():
-    with pytest.raises(ValueError, match="multiples of 4, got 62 x 64. The nearest size that works is 64 x 64"):
+    with pytest.raises(ValueError, match=r"multiples of 4, got 62 x 64\. The nearest size that works is 64 x 64"):
         ResNetGenerator((3, 62, 64))
     with pytest.raises(ValueError, match="multiples of 256, got 128 x 128"):
         UNetGenerator((3, 128, 128))
