@@ -6,7 +6,9 @@ Nothing heavy is imported before a command is known, so that `--help` is instant
 from __future__ import annotations
 
 import os
+import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        print(f"lightning-gen: error: {_plain_words(error)}", file=sys.stderr)
-        print("(--debug shows the traceback)", file=sys.stderr)
-        sys.exit(1)
+        asked_wrongly = isinstance(error, ArgumentError)
+        more = f"lightning-gen {arguments[0]} --help lists the options" if asked_wrongly else "--debug shows the traceback"
+        print(f"lightning-gen: error: {_plain_words(error)}\n({more})", file=sys.stderr)
+        sys.exit(2 if asked_wrongly else 1)
 
 
 def _run(arguments: list[str]) -> int:
@@ -75,16 +78,31 @@ def _run(arguments: list[str]) -> int:
         from lightning_gen.commands.translate import translate
 
         function: Any = {"translate": translate, "report": report, "import": import_weights}[command]
-        return auto_cli(function, args=rest, prog=f"lightning-gen {command}", as_positional=command == "report") or 0
+        # Errors of the parser are raised, so that `main` can say them in fewer words.
+        settings: dict[str, Any] = {"prog": f"lightning-gen {command}", "exit_on_error": False}
+        return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0
     print(f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.", file=sys.stderr)
     return 2
 
 
 def _plain_words(error: BaseException) -> str:
-    """The message of an error, without the traceback that a loader's worker process packs into it."""
-    text = str(error).strip()
+    """The message of an error, without what jsonargparse and a loader's worker process wrap around it."""
+    text, name = str(error).strip(), type(error).__name__
+    if isinstance(error, ArgumentError) or _UNION in text:
+        return _words_of_parser(error)
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
-    name = type(error).__name__
-    known = type(error).__module__.startswith("lightning_gen") or isinstance(error, OSError | ValueError)
+    known = type(error).__module__.startswith("lightning") or isinstance(error, OSError | ValueError)
     return text if known and text else f"{name}: {text}"
+
+
+_UNION = "Does not validate against any of the Union subtypes"
+
+
+def _words_of_parser(error: BaseException) -> str:
+    """What is wrong with a value of which jsonargparse lists all that it might have been."""
+    key = re.match(r'Parser key "(.+?)"', str(error))
+    while _UNION in str(error) and error.__cause__ and not str(error.__cause__).startswith("Expected a <class"):
+        error = error.__cause__
+    text = str(error).partition("\nGiven value")[0].strip()
+    return f"{key[1]}: {text}" if key and not text.startswith("Parser key") else text

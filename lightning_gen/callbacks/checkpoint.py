@@ -52,4 +52,4 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.last_step = trainer.global_step
-        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt", weights_only=False)

@@ -61,5 +61,5 @@ class ColorMappingBaseline(pl.Callback):
             return
         for metrics in self.metrics.directions.values():
             if any(metric.update_called for metric in metrics.values()):  # type: ignore[operator]
-                pl_module.log_dict(metrics.compute(), rank_zero_only=False)  # type: ignore[operator]
+                pl_module.log_dict(metrics.compute(), sync_dist=True)  # type: ignore[operator]
             metrics.reset()  # type: ignore[operator]

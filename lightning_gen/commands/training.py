@@ -64,7 +64,17 @@ class Trainer(pl.Trainer):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the whole configuration of a training run to config.yaml in its folder, and to its loggers."""
+    """Writes the whole configuration of a training run to config.yaml in its folder, and to its loggers.
+
+    Args:
+        parser: Of the subcommand.
+        config: What Lightning hands over: the configuration with all that was chosen for this one start.
+        given: The configuration without that, which is what is written.
+        settings: Other settings of Lightning's callback.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, given: Namespace, **settings: Any) -> None:
+        super().__init__(parser, given, **settings)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """On rank 0."""
@@ -107,8 +117,14 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder, the W&B run to go on, and the number of threads."""
         config: Namespace = self.config[self.subcommand] if self.subcommand else self.config
-        goes_on = self.subcommand == "fit" and config.get("ckpt_path")
-        checkpoint = read_checkpoint(config.ckpt_path) if goes_on else None
+        given = config.clone()
+        checkpoint = None
+        if self.subcommand:
+            # A run that config.yaml starts anew must not begin with this one's checkpoint.
+            given.ckpt_path = None
+            checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
+            config.weights_only = True
+        self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
         if config.trainer.logger in (None, True):
             config.trainer.logger = self._run_logger(config, checkpoint)
         else:
@@ -135,9 +151,17 @@ class CommandLine(LightningCLI):
         return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=Namespace(**arguments))
 
     def after_fit(self) -> None:
-        """Test, if asked to."""
-        if self._get(self.config, "test_after_fit"):
-            self.trainer.test(self.model, datamodule=self.datamodule)
+        """Test, if asked to, and end with the figures that matter and the report's address."""
+        if not self._get(self.config, "test_after_fit"):
+            return
+        (results,) = self.trainer.test(self.model, datamodule=self.datamodule) or [{}]
+        if self.trainer.is_global_zero:
+            for name in [name for name in results if name.startswith("test/psnr_")]:
+                direction = name.removeprefix("test/psnr_")
+                mapping = results.get(f"test/color_mapping_psnr_{direction}")
+                beside = f" (best global colour mapping: {mapping:.1f} dB)" if mapping is not None else ""
+                print(f"Test PSNR {direction}: {results[name]:.1f} dB{beside}")
+            print(f"Report: {run_folder(self.trainer) / 'index.html'}")
 
 
 def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
@@ -179,6 +203,8 @@ def run_trainer(arguments: list[str]) -> int:
         save_config_callback=SaveRunConfig,
         save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
         trainer_class=Trainer,
+        # Errors of the parser are raised, so that the command line can say them in fewer words.
+        parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},
         args=with_configs(arguments),
     )
     return 0
@@ -213,8 +239,14 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*is smaller than the logging interval.*",
+        ".*predict returned None.*",
+        # RunLogger keeps them.
+        ".*Previous log files in this directory will be deleted.*",
         "LightningCLI's args parameter is intended.*",
+        ".*not supported by the model summary.*",
     ):
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(lambda record: "Tip" not in record.getMessage())
+        logging.getLogger(name).addFilter(
+            lambda record: not any(word in record.getMessage() for word in ("Tip:", "`weights_only` was not set"))
+        )

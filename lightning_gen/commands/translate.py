@@ -9,6 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.commands.training import quiet_lightning
 from lightning_gen.data.images import ImageError, Picture, find_images, open_image, to_float, write_image
 from lightning_gen.generative import Direction, GenerativeModule, Translates
 from lightning_gen.models.adversarial import gather_from_ranks
@@ -53,7 +55,11 @@ def translate(
         raise ValueError(
             f"The output folder {output} is the input's own; its files would be overwritten. Name another."
         )
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"The output {output} is a file. Name a folder.")
+    quiet_lightning()
     trainer = pl.Trainer(
+        callbacks=[ProgressBar()],
         accelerator=accelerator,
         devices=devices,
         precision=precision,  # type: ignore[arg-type]
@@ -66,7 +72,7 @@ def translate(
     trainer.predict(translator, loader, return_predictions=False)
     if trainer.is_global_zero:
         for file, reason in translator.failures:
-            print(f"skipped {file}: {reason}", file=sys.stderr)
+            print(f"skipped {reason}" if file in reason else f"skipped {file}: {reason}", file=sys.stderr)
         print(f"{len(files) - len(translator.failures)} of {len(files)} pictures translated into {output}")
     return 1 if translator.failures else 0
 

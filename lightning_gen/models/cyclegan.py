@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from lightning_gen.generative import Direction
 from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares
 from lightning_gen.losses.penalties import Penalty
+from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import (
     AdamSettings,
     Losses,
@@ -144,6 +146,15 @@ class CycleGAN(TranslationModule):
             for penalty in self.penalties:
                 losses[f"{type(penalty).__name__}_{domain}"] = penalty(network, real, fake)
         return losses
+
+    def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> Batch:
+        """Also the distance of each picture from its reconstruction, which needs no pairs: mean |F(G(a)) - a|."""
+        translated = super().evaluate(batch, metrics, prefix)
+        for direction, back in (("AtoB", "BtoA"), ("BtoA", "AtoB")):
+            real = batch[direction[0]]
+            distance = F.l1_loss(self.translate(translated[direction], cast(Direction, back)), real.float())
+            self.log(f"{prefix}cycle_{direction[0]}", distance, batch_size=len(real), sync_dist=True)
+        return translated
 
     # -- around it --------------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class TranslationModule(AdversarialModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure against the true counterparts, where the batch has them."""
         self.evaluate(batch, self.val_metrics, "val/")
-        self.log("step", float(self.trainer.global_step))
+        self.log("step", float(self.trainer.global_step), sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`, under `test/`."""
@@ -86,13 +86,16 @@ class TranslationModule(AdversarialModule):
         """The translations of a batch, by direction."""
         return {direction: self.translate(batch[direction[0]], direction) for direction in self.directions}
 
-    def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> None:
-        """Log what one batch says about the translations."""
-        if "paired" in batch:
-            for direction in self.directions:
-                source, target = batch[direction[0]], batch[direction[-1]]
-                collection = metrics.update(direction, self.translate(source, direction), target)
+    def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> Batch:
+        """Log what one batch says about the translations, and give them, by direction."""
+        translated: Batch = {}
+        for direction in self.directions:
+            source = self.domains(batch)["AB".index(direction[0])]
+            translated[direction] = self.translate(source, direction)
+            if "paired" in batch:
+                collection = metrics.update(direction, translated[direction], batch[direction[-1]])
                 self.log_dict(collection, on_step=False, on_epoch=True, batch_size=len(source))
+        return translated
 
     @staticmethod
     def domains(batch: Any) -> tuple[Tensor, Tensor]:

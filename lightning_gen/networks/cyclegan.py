@@ -57,6 +57,7 @@ class ResNetGenerator(nn.Module):
         image_shape: (channels, height, width). The network is fully convolutional: height and width are only checked.
         filters: Channels after the first convolution; doubled by each halving.
         blocks: Number of residual blocks.
+        downsamplings: Number of halvings; 2 in the paper. Fewer keep more detail in small pictures.
         norm: "instance" (paper), "batch" or "none".
         dropout: Probability inside the residual blocks; 0.5 in the reference where dropout is asked for.
         padding: "reflect" (paper) or "zeros", for the 7 x 7 and the residual convolutions.
@@ -66,10 +67,8 @@ class ResNetGenerator(nn.Module):
         init_std: Standard deviation of the initial weights.
 
     Raises:
-        ValueError: If height or width is not a multiple of 4, or blocks or filters is below 1.
+        ValueError: If height or width is not a multiple of 2^downsamplings, or a number is out of range.
     """
-
-    size_multiple = 4
 
     def __init__(
         self,
@@ -77,6 +76,7 @@ class ResNetGenerator(nn.Module):
         *,
         filters: int = 64,
         blocks: int = 9,
+        downsamplings: int = 2,
         norm: Norm = "instance",
         dropout: float = 0.0,
         padding: Padding = "reflect",
@@ -85,9 +85,13 @@ class ResNetGenerator(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
+        if filters < 1 or blocks < 0 or downsamplings < 0:
+            raise ValueError(
+                "ResNetGenerator needs filters >= 1, blocks >= 0 and downsamplings >= 0, "
+                f"got {filters}, {blocks} and {downsamplings}."
+            )
+        self.size_multiple = 2**downsamplings
         check_divisible(image_shape, self.size_multiple, type(self).__name__)
-        if filters < 1 or blocks < 0:
-            raise ValueError(f"ResNetGenerator needs filters >= 1 and blocks >= 0, got {filters} and {blocks}.")
         channels, bias = image_shape[0], conv_bias(norm)
 
         def wide_conv(inputs: int, outputs: int, bias: bool) -> nn.Conv2d:
@@ -106,11 +110,12 @@ class ResNetGenerator(nn.Module):
             *norm_layer(norm, filters),
             nn.ReLU(inplace=True),
         ]
-        for width in (filters, 2 * filters):
+        widths = [filters * 2**i for i in range(downsamplings + 1)]
+        for width in widths[:-1]:
             layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=bias), *norm_layer(norm, 2 * width)]
             layers += [nn.ReLU(inplace=True)]
-        layers += [ResidualBlock(4 * filters, norm=norm, padding=padding, dropout=dropout) for _ in range(blocks)]
-        for width in (4 * filters, 2 * filters):
+        layers += [ResidualBlock(widths[-1], norm=norm, padding=padding, dropout=dropout) for _ in range(blocks)]
+        for width in reversed(widths[1:]):
             layers += [*doubling(width, width // 2), *norm_layer(norm, width // 2), nn.ReLU(inplace=True)]
         layers += [wide_conv(filters, out_channels or channels, True), nn.Tanh()]
         self.layers = nn.Sequential(*layers)

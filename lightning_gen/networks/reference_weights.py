@@ -40,6 +40,7 @@ def reference_generator(weights: StateDict) -> functools.partial[Any]:
             ResNetGenerator,
             filters=kernels[0].shape[0],
             blocks=len(blocks),
+            downsamplings=(len(kernels) - 2 * len(blocks) - 2) // 2,
             norm=norm,
             dropout=dropout,
             out_channels=kernels[-1].shape[0],
