@@ -108,8 +108,8 @@ class PlainCycleGAN:
         generator: Makes a generator.
         discriminator: Makes a discriminator.
         settings: Gives device, precision and memory format.
-        naive: Whether all is float32, contiguous and eager, with a call for every picture and a backward pass for every
-            discriminator, as the well-known implementation has it.
+        naive: Whether all is float32, contiguous and eager, with a network call for every picture, as the well-known
+            implementation has it.
     """
 
     def __init__(
@@ -125,11 +125,12 @@ class PlainCycleGAN:
         )
         channels_last = settings.channels_last and not naive
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        networks = [make().to(settings.device, memory_format=memory_format) for make in [generator, discriminator] * 2]
-        if settings.compile and not naive:
-            for network in networks:
+        networks = [make().to(settings.device) for make in (generator, generator, discriminator, discriminator)]
+        for network in networks:
+            network.to(memory_format=memory_format)
+            if settings.compile and not naive:
                 network.compile()
-        self.G, self.D_B, self.F, self.D_A = networks
+        self.G, self.F, self.D_A, self.D_B = networks
         self.discriminators = [*self.D_A.parameters(), *self.D_B.parameters()]
         generators = [*self.G.parameters(), *self.F.parameters()]
         self.optimizers = [torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)) for p in (generators, self.discriminators)]
@@ -156,15 +157,11 @@ class PlainCycleGAN:
         for parameter in self.discriminators:
             parameter.requires_grad_(True)
         discriminators.zero_grad()
-        losses = []
         for network, real, fake in ((self.D_A, a, self.pool_A(fake_a)), (self.D_B, b, self.pool_B(fake_b))):
             with self.autocast():
                 real_scores, fake_scores = self.pair(network, real, fake.float())
-                losses.append(0.5 * (target(real_scores, 1.0) + target(fake_scores, 0.0)))
-            if self.naive:
-                losses.pop().backward()
-        if losses:
-            sum(losses, torch.zeros((), device=a.device)).backward()
+                loss = 0.5 * (target(real_scores, 1.0) + target(fake_scores, 0.0))
+            loss.backward()
         discriminators.step()
         for schedule in self.schedules:
             schedule.step()
@@ -216,26 +213,25 @@ class Matmul:
 
     def __call__(self, _: Any) -> None:
         """Once."""
-        self.left @ self.right
+        torch.matmul(self.left, self.right)
 
 
 class Convolution:
-    """The convolution that most of the step consists of, forward and backward: 3 x 3, 256 to 256, at a quarter."""
+    """What most of the step consists of: a 3 x 3 convolution, 256 to 256 at a quarter of the size, there and back."""
 
     def __init__(self, settings: Settings) -> None:
-        like = partial(torch.randn, device=settings.device)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         side, width = settings.image_size // 4, 4 * settings.filters
-        self.conv = nn.Conv2d(width, width, 3, padding=1).to(
-            settings.device, settings.dtype, memory_format=memory_format
-        )
-        images = like(2 * settings.batch_size, width, side, side).to(settings.dtype, memory_format=memory_format)
-        self.images, self.gradient = images.requires_grad_(), torch.randn_like(images)
-        self.flops = 3 * 2 * images.numel() * 9 * width
+        self.conv = nn.Conv2d(width, width, 3, padding=1, device=settings.device, dtype=settings.dtype)
+        self.conv.to(memory_format=memory_format)
+        shape = 2 * settings.batch_size, width, side, side
+        features = torch.randn(shape, device=settings.device, dtype=settings.dtype).to(memory_format=memory_format)
+        self.features, self.gradient = features.requires_grad_(), torch.randn_like(features)
+        self.flops = 3 * 2 * features.numel() * 9 * width
 
     def __call__(self, _: Any) -> None:
         """Once."""
-        torch.autograd.grad(self.conv(self.images), [self.images, self.conv.weight], self.gradient)
+        torch.autograd.grad(self.conv(self.features), [self.features, self.conv.weight], self.gradient)
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -311,14 +307,15 @@ def peak_memory(device: torch.device) -> float:
 def measure(settings: Settings) -> dict[str, Any]:
     """Run everything; see README.md for what the figures mean."""
     contestants = MODELS[settings.model](settings)
-    matmul, convolution = Matmul(settings), Convolution(settings)
     counter = FlopCounterMode(display=False)
+    ceilings: dict[str, Matmul | Convolution] = {}
 
     def others() -> dict[str, Step]:
         naive = contestants.naive()
         with counter:
             naive(contestants.batch)
-        return {"plain": contestants.plain(), "naive": naive, "matmul": matmul, "convolution": convolution}
+        ceilings.update(matmul=Matmul(settings), convolution=Convolution(settings))
+        return {"plain": contestants.plain(), "naive": naive, **ceilings}
 
     turns = TakingTurns(settings, others)
     batches: DataLoader[Any] = DataLoader([contestants.batch] * settings.total, batch_size=None)  # type: ignore[arg-type]
@@ -336,7 +333,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         )
         trainer.fit(contestants.ours, train_dataloaders=batches)
 
-    # Wall time says little on a shared CPU, CPU time nothing on an accelerator or with threads that wait for each other.
+    # Wall time says little on a shared CPU; CPU time nothing of an accelerator or of threads that wait for each other.
     clock = "cpu" if settings.device.type == "cpu" and settings.threads == 1 else "wall"
     seconds = {name: [getattr(moment, clock) for moment in times] for name, times in turns.times.items()}
 
@@ -352,7 +349,7 @@ def measure(settings: Settings) -> dict[str, Any]:
             "torch": torch.__version__,
         },
         "ms": {
-            name: {clock: 1e3 * median(getattr(moment, clock) for moment in times) for clock in Moment._fields}
+            name: {key: 1e3 * median(getattr(moment, key) for moment in times) for key in Moment._fields}
             for name, times in turns.times.items()
         },
         "clock": clock,
@@ -362,13 +359,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         "flops_per_step": flops,
         "flops_per_second": {
             "ours": flops / median(seconds["ours"]),
-            "matmul": matmul.flops / median(seconds["matmul"]),
-            "convolution": convolution.flops / median(seconds["convolution"]),
+            **{name: ceiling.flops / median(seconds[name]) for name, ceiling in ceilings.items()},
         },
-        "share_of_ceiling": {
-            "matmul": ratio("matmul", "ours") * flops / matmul.flops,
-            "convolution": ratio("convolution", "ours") * flops / convolution.flops,
-        },
+        "share_of_ceiling": {name: ratio(name, "ours") * flops / ceiling.flops for name, ceiling in ceilings.items()},
         "all_seconds": {name: [moment._asdict() for moment in times] for name, times in turns.times.items()},
     }
 
@@ -392,10 +385,11 @@ def table(result: dict[str, Any]) -> str:
     settings, rates = result["settings"], result["flops_per_second"]
     layout = "channels last" if settings["channels_last"] else "contiguous"
     titles = {"ours": "ours, in Lightning", "plain": "plain loop", "naive": "naive float32 loop"}
+    size = f"{settings['image_size']} px, batch {settings['batch_size']}"
     lines = [
-        f"{settings['model']}, {settings['image_size']} px, batch {settings['batch_size']}, {settings['filters']} filters, "
-        f"{settings['blocks']} blocks, {settings['precision']}, {layout}{', compiled' if settings['compile'] else ''}",
-        f"{result['machine']['device']}, {settings['threads']} threads, medians of {settings['steps']} steps",
+        f"{settings['model']}, {size}, {settings['filters']} filters, {settings['blocks']} blocks, "
+        f"{settings['precision']}, {layout}{', compiled' if settings['compile'] else ''}",
+        f"{result['machine']['device']}, CPU threads: {settings['threads']}, medians of {settings['steps']} steps",
         "",
         f"{'ms per step':26}{'CPU':>10}{'wall':>10}{'images/s':>10}",
     ]
@@ -436,6 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
     values = vars(parser.parse_args(arguments))
     file = values.pop("json")
+    if values["steps"] < 1 or values["warmup"] < 0:
+        parser.error(f"--steps must be 1 or more and --warmup 0 or more, got {values['steps']} and {values['warmup']}")
 
     torch.set_num_threads(values["threads"])
     torch.manual_seed(0)

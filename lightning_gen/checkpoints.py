@@ -7,6 +7,7 @@ under, before anything is called. Files are read with `weights_only=True` and wr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -111,7 +112,7 @@ def hyperparameters_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         except TypeError:
             unsaved.append(name)
     if unsaved:
-        plain[UNSAVED_KEY] = unsaved
+        plain[UNSAVED_KEY] = list(dict.fromkeys(unsaved))
     return plain
 
 
@@ -211,7 +212,7 @@ def build(class_path: Any, arguments: Mapping[str, Any], base: type, overrides: 
         )
     call = _checked_call({"class_path": class_path, "init_args": saved}, base, factory=False, where="the model")
     for name in overrides:
-        if name not in _parameters(call.target):
+        if not accepts(call.target, name):
             raise CheckpointError(f"{class_path} takes no argument {name!r}.")
     return call.target(**_make(call.arguments), **overrides)
 
@@ -233,12 +234,12 @@ def _checked_call(value: Mapping[str, Any], base: type, *, factory: bool, where:
         raise CheckpointError(
             f"The checkpoint asks for {value.get('class_path')!r} as {where}, which must be a {base.__name__}. "
             "It was refused, and nothing of it was called."
+            + (" A function of your own needs a return annotation for this." if inspect.isfunction(target) else "")
         )
-    parameters = _parameters(target)
-    hints = _hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _hints(target)
     arguments = {}
     for name, argument in value.get("init_args", {}).items():
-        if name not in parameters:
+        if not accepts(target, name):
             raise CheckpointError(
                 f"{value.get('class_path')} takes no argument {name!r}, which the checkpoint gives it."
             )
@@ -288,12 +289,27 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(target).parameters
+def accepts(target: Callable[..., Any], name: str) -> bool:
+    """Whether a class or function takes an argument of this name; what it takes as `**kwargs`, its bases may name."""
+    for function in _signatures(target):
+        parameters = inspect.signature(function).parameters
+        if name in parameters:
+            return True
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return bool(_signatures(target))
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(target)
-    except (NameError, TypeError):
-        return {}
+    hints: dict[str, Any] = {}
+    for function in reversed(_signatures(target)):
+        with contextlib.suppress(NameError, TypeError):
+            hints |= typing.get_type_hints(function)
+    return hints
+
+
+def _signatures(target: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """What an argument may belong to: a function, or the constructors of a class and of its bases but `object`."""
+    if inspect.isclass(target):
+        return [vars(cls)["__init__"] for cls in target.__mro__[:-1] if "__init__" in vars(cls)]
+    return [target]

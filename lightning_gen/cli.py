@@ -58,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        asked_wrongly = isinstance(error, ArgumentError)
-        more = f"lightning-gen {arguments[0]} --help lists the options" if asked_wrongly else "--debug shows the traceback"
-        print(f"lightning-gen: error: {_plain_words(error)}\n({more})", file=sys.stderr)
-        sys.exit(2 if asked_wrongly else 1)
+        code, hint = 1, "--debug shows the traceback"
+        if isinstance(error, ArgumentError):
+            code, hint = 2, f"lightning-gen {arguments[0]} --help lists the options"
+        print(f"lightning-gen: error: {_plain_words(error)}\n({hint})", file=sys.stderr)
+        sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

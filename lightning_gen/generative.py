@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_gen.checkpoints import (
     CLASS_KEY,
     CheckpointError,
+    accepts,
     build,
     hyperparameters_of,
     import_path,
@@ -85,12 +87,20 @@ class GenerativeModule(pl.LightningModule):
         """As Lightning's, but as plain data: factories and losses are saved by import path."""
         caller = inspect.currentframe()
         frame = frame or (caller.f_back if caller else None)
+        earlier = dict(self.hparams)
         super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
-        plain = hyperparameters_of(self.hparams)
-        parameters = inspect.signature(type(self)).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            # The command line also hands over what it has linked to other models' arguments.
-            plain = {name: value for name, value in plain.items() if name in parameters or name.startswith("_")}
+        saved = dict(self.hparams)
+        if "_instantiator" not in saved:
+            # Lightning adds what a subclass hands on to its base, which must not be given to it again, and the
+            # arguments of a model around this one.
+            known = earlier | _given_to_constructor(frame, self)
+            saved = {name: known[name] for name in saved if name in known}
+        # The command line also hands over what it has linked to other models' arguments.
+        plain = {
+            name: value
+            for name, value in hyperparameters_of(saved).items()
+            if name.startswith("_") or accepts(type(self), name)
+        }
         self.hparams.clear()
         self.hparams.update(plain)
 
@@ -175,3 +185,22 @@ class GenerativeModule(pl.LightningModule):
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
         device = next(iter(checkpoint["state_dict"].values())).device
         return model.to(device)
+
+
+def _given_to_constructor(frame: FrameType | None, thing: Any) -> dict[str, Any]:
+    """The arguments, by name, with which the outermost `__init__` of an object was called, from a frame inside it.
+
+    What that takes as `*args` has the names that it has in the base's constructor, to which it is handed on.
+    """
+    given: dict[str, Any] = {}
+    positional: list[str] = []
+    while frame is not None and frame.f_code.co_name == "__init__":
+        names, rest, keywords, values = inspect.getargvalues(frame)
+        if not names or values[names[0]] is not thing:
+            break
+        given = {name: values[name] for name in names[1:]}
+        given |= dict(zip(positional, values[rest], strict=False)) if rest else {}
+        given |= values[keywords] if keywords else {}
+        positional = [*names[1 : frame.f_code.co_argcount], *(positional if rest else [])]
+        frame = frame.f_back
+    return given

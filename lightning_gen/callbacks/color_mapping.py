@@ -33,6 +33,7 @@ class ColorMappingBaseline(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fit the mapping; every rank by itself, on the same pictures or its share of them."""
+        self.mapping = None
         data = getattr(trainer, "datamodule", None)
         if data is None or not isinstance(pl_module, Translates):
             return

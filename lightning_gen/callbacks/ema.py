@@ -25,7 +25,8 @@ class EMA(pl.Callback):
             forgets the random weights it starts from.
 
     Raises:
-        ValueError: If the decay is out of range, or (when training starts) the model has no submodule of a name.
+        ValueError: If the decay is out of range, or (when training starts) the model has no submodule of a name or a
+            `ModelCheckpoint` has `save_weights_only=True`.
     """
 
     def __init__(self, modules: Sequence[str], decay: float = 0.999, ramp_up: bool = True) -> None:
@@ -43,19 +44,24 @@ class EMA(pl.Callback):
         self.swapped = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check the names."""
+        """Check the names, and that checkpoints will hold the average."""
         known = dict(pl_module.named_modules())
         for name in self.modules:
             if name not in known:
                 children = ", ".join(child for child, _ in pl_module.named_children())
                 raise ValueError(f"EMA: {type(pl_module).__name__} has no submodule {name!r}. It has: {children}.")
+        if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+            raise ValueError(
+                "EMA: ModelCheckpoint(save_weights_only=True) saves without asking callbacks, so its files would hold "
+                "the raw weights instead of the average. Leave save_weights_only out."
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the present weights, unless a checkpoint brought an average."""
         parameters = self._parameters(pl_module)
         if self.average.keys() != parameters.keys():
             self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-            self.last_step = trainer.global_step
+            self.updates, self.last_step = 0, trainer.global_step
         self.average = {name: self.average[name].to(parameter) for name, parameter in parameters.items()}
 
     @torch.no_grad()

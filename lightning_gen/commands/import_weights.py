@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +45,37 @@ def import_weights(
         discriminator_B: Judges domain B; the reference calls it D_A (or D of pix2pix).
         image_size: Height and width the weights were trained on; any size can be translated.
     """
-    forward, backward = _read(generator_AtoB), _read(generator_BtoA) if generator_BtoA else None
-    channels = next(t for t in forward.values() if t.ndim == 4).shape[1]
-    shape = (int(channels), image_size, image_size)
-    given = {
-        "generator_AtoB": forward,
-        "generator_BtoA": backward,
-        "discriminator_A": _read(discriminator_A) if discriminator_A else None,
-        "discriminator_B" if backward else "discriminator": _read(discriminator_B) if discriminator_B else None,
+    if generator_BtoA is None and discriminator_A is not None:
+        raise ValueError(
+            "discriminator_A belongs to a CycleGAN, which needs generator_BtoA too. "
+            "The discriminator of pix2pix is given as discriminator_B."
+        )
+    files = {
+        "generator_AtoB": generator_AtoB,
+        "generator_BtoA": generator_BtoA,
+        "discriminator_A": discriminator_A,
+        "discriminator_B" if generator_BtoA else "discriminator": discriminator_B,
     }
-    judged = next((weights for name, weights in given.items() if "discriminator" in name and weights), None)
-    model: TranslationModule
-    if backward is not None:
-        discriminator = reference_discriminator(judged) if judged else PatchDiscriminator
-        model = CycleGAN(shape, generator=reference_generator(forward), discriminator=discriminator)
-    else:
+    given = {name: (path, _read(path)) for name, path in files.items() if path is not None}
+    forward = given["generator_AtoB"][1]
+    with _naming(generator_AtoB):
         generator = reference_generator(forward)
+    judge: Any = None
+    for name, (path, weights) in given.items():
+        if "discriminator" in name:
+            with _naming(path):
+                judge = reference_discriminator(weights)
+    channels = next(tensor for tensor in forward.values() if tensor.ndim == 4).shape[1]
+    shape = (int(channels), image_size, image_size)
+    model: TranslationModule
+    if generator_BtoA:
+        model = CycleGAN(shape, generator=generator, discriminator=judge or PatchDiscriminator)
+    else:
         # A U-Net with batch norm is pix2pix's, which translates with dropout; all else translates without.
         noisy = generator.keywords["norm"] == "batch" and "depth" in generator.keywords
-        judge = reference_discriminator(judged) if judged else None
         model = Pix2Pix(shape, generator=generator, discriminator=judge, noise_at_test=noisy)
-    for name, weights in given.items():
-        if weights:
+    for name, (path, weights) in given.items():
+        with _naming(path):
             load_reference_weights(getattr(model, name), weights)
     checkpoint: dict[str, Any] = {
         "state_dict": model.state_dict(),
@@ -82,6 +93,15 @@ def _describe(model: TranslationModule) -> str:
     factory: Any = model.hparams["generator"]
     settings = ", ".join(f"{key}={value}" for key, value in factory.get("init_args", {}).items())
     return f"{factory['class_path'].rpartition('.')[2]}({settings})"
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors about the weights within it tell which file they come from."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

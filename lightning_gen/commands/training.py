@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -76,10 +78,16 @@ class SaveRunConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, given: Namespace, **settings: Any) -> None:
         super().__init__(parser, given, **settings)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing yet: a checkpoint that does not fit the model must not cost its run the configuration."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it when a checkpoint to go on from has been loaded."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """On rank 0."""
-        if stage != "fit":
-            return
+        """To the folder and to the loggers."""
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
@@ -126,28 +134,24 @@ class CommandLine(LightningCLI):
             config.weights_only = True
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
         if config.trainer.logger in (None, True):
-            config.trainer.logger = self._run_logger(config, checkpoint)
-        else:
-            prepare_wandb(config.trainer.logger, checkpoint)
+            config.trainer.logger = self._run_logger(config)
+        folder = run_folder_of_checkpoint(config.ckpt_path) if checkpoint else None
+        if checkpoint and folder and self.subcommand == "fit":
+            go_on_in_folder(config.trainer.logger, folder.resolve(), int(checkpoint["global_step"]))
+        prepare_wandb(config.trainer.logger, checkpoint)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
-    def _run_logger(self, config: Namespace, checkpoint: dict[str, Any] | None) -> Namespace | bool:
+    def _run_logger(self, config: Namespace) -> Namespace | bool:
         if self.subcommand not in ("fit", None):
             return False
-        model = config.model.class_path.rpartition(".")[2]
         arguments = {
             "save_dir": str(config.trainer.default_root_dir or "runs"),
-            "name": model.lower(),
+            "name": config.model.class_path.rpartition(".")[2].lower(),
             "version": None,
             "keep_until": None,
             "flush_logs_every_n_steps": 100,
         }
-        folder = run_folder_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
-        if checkpoint is not None and folder is not None:  # go on in the same folder
-            folder = folder.resolve()
-            arguments |= {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
-            arguments |= {"keep_until": int(checkpoint["global_step"])}
         return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=Namespace(**arguments))
 
     def after_fit(self) -> None:
@@ -164,6 +168,24 @@ class CommandLine(LightningCLI):
             print(f"Report: {run_folder(self.trainer) / 'index.html'}")
 
 
+def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
+    """Let the logger that gives a run its folder, the first one, go on in the folder of an earlier run.
+
+    Args:
+        loggers: One logger's configuration or a list of them; changed in place. Only `RunLogger` and
+            `TensorBoardLogger` without a version of their own are, for they would take the next free number.
+        folder: Of the earlier run.
+        step: The last one that counts; what the logger has recorded after it is dropped.
+    """
+    logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
+    last_step = {"RunLogger": {"keep_until": step}, "TensorBoardLogger": {"purge_step": step + 1}}
+    name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+    if name in last_step and logger.init_args.get("version") is None:
+        place = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+        for argument, value in (place | last_step[name]).items():
+            logger.init_args[argument] = value
+
+
 def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
     """Let W&B loggers go on with the run of a checkpoint, and work offline where nobody is logged in.
 
@@ -178,16 +200,26 @@ def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
             import wandb
         except ImportError:
             raise ModuleNotFoundError("WandbLogger needs the package wandb: pip install wandb.") from None
+        arguments = logger.init_args
         run_id = (checkpoint or {}).get("wandb_id")
-        if run_id and not logger.init_args.get("id"):
-            logger.init_args["id"] = run_id
-        if "WANDB_MODE" not in os.environ and not logger.init_args.get("offline") and not wandb.api.api_key:
-            os.environ["WANDB_MODE"] = "offline"
+        if run_id and not (arguments.get("id") or arguments.get("version")):
+            arguments["id"] = run_id
+        # The command line hands every argument of `wandb.init` over, and None in place of Lightning's own "allow".
+        arguments["resume"] = arguments.get("resume") or "allow"
+        chosen = "WANDB_MODE" in os.environ or arguments.get("offline") or arguments.get("mode")
+        if not chosen and not _logged_in(wandb):
+            arguments["mode"] = "offline"
             warnings.warn(
                 "Nobody is logged in to Weights & Biases, so the run is recorded offline; `wandb sync` uploads it "
                 "later. `wandb login` before the run, or WANDB_MODE, chooses otherwise.",
                 stacklevel=2,
             )
+
+
+def _logged_in(wandb: Any) -> bool:
+    if "prompt" in inspect.signature(wandb.login).parameters:  # from wandb 0.31 on, which warns about `wandb.api`
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)
 
 
 def run_trainer(arguments: list[str]) -> int:

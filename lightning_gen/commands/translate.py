@@ -11,7 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.commands.training import quiet_lightning
-from lightning_gen.data.images import ImageError, Picture, find_images, open_image, to_float, write_image
+from lightning_gen.data.images import (
+    ImageError,
+    Picture,
+    background_color,
+    find_images,
+    open_image,
+    to_float,
+    write_image,
+)
 from lightning_gen.generative import Direction, GenerativeModule, Translates
 from lightning_gen.models.adversarial import gather_from_ranks
 
@@ -47,6 +55,7 @@ def translate(
         raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which does not translate pictures.")
     if direction not in model.directions:
         raise ValueError(f"{checkpoint} translates {' and '.join(model.directions)}, not {direction}.")
+    background_color(background)
     if input.is_file():
         files, root = [input], input.parent
     else:

@@ -55,7 +55,9 @@ class GradientPenalty(Penalty):
         """See the class."""
         with torch.autocast(real.device.type, enabled=False):
             epsilon = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
-            between = torch.lerp(fake.detach().float(), real.detach().float(), epsilon).requires_grad_()
+            # The weights' own precision: float32 in mixed precision, and what there is in true half or double.
+            dtype = next((parameter.dtype for parameter in discriminator.parameters()), torch.float32)
+            between = torch.lerp(fake.detach().to(dtype), real.detach().to(dtype), epsilon.to(dtype)).requires_grad_()
             scores = discriminator(between)
             # The sum over samples of each one's mean score: samples do not mix, so its gradient is per sample.
             total = scores.float().reshape(len(scores), -1).mean(dim=1).sum()

@@ -16,7 +16,8 @@ from lightning_gen.data.images import to_uint8
 class TranslationMetrics(nn.Module):
     """PSNR and SSIM for each direction, averaged over pictures, on pictures as they would be stored (8 bits).
 
-    PSNR is each picture's own, in dB with peak 255, then averaged; SSIM is Wang et al. 2004 with its 11 x 11 Gaussian.
+    PSNR is each picture's own, in dB with peak 255, then averaged. SSIM is Wang et al. 2004 with its 11 x 11 Gaussian,
+    averaged over all pixels of pictures reflected at their edges (the authors' program leaves the edges out).
 
     Args:
         directions: Such as ("AtoB", "BtoA").

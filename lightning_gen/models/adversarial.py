@@ -78,17 +78,33 @@ class AdversarialModule(GenerativeModule):
         Args:
             images: Real images this rank has used in the step.
         """
-        schedulers = self.lr_schedulers() or []
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-            scheduler.step()  # type: ignore[call-arg]
+        for scheduler in self._schedules():
+            scheduler.step()
         self.images_seen += images * self.trainer.world_size
         # "step" is a name that Lightning takes as the x-axis of every logger.
         self.log("step", float(self.trainer.global_step))
+
+    def on_fit_start(self) -> None:
+        """Forget what went wrong in an earlier run of the same model."""
+        super().on_fit_start()
+        self._first_bad_step = {}
+
+    def on_train_start(self) -> None:
+        """Let this run's schedules hold from the first step: a checkpoint brings the last rates of the run before."""
+        for schedule in self._schedules():
+            if isinstance(schedule, LambdaLR):
+                rates = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, base, factor in rates:
+                    group["lr"] = base * factor(schedule.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save after a loss that was not finite."""
         self._raise_if_bad()
         super().on_save_checkpoint(checkpoint)
+
+    def _schedules(self) -> list[Any]:
+        schedules = self.lr_schedulers() or []
+        return schedules if isinstance(schedules, list) else [schedules]
 
     def _record(self, terms: Losses) -> None:
         for name, term in terms.items():

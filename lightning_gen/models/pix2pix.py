@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from lightning_gen.generative import Direction
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.models.adversarial import (
@@ -98,24 +99,22 @@ class Pix2Pix(TranslationModule):
         """The discriminator, then the generator, on one batch and one fake."""
         generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
         real_A, real_B = self.domains(batch)
-        self.update(discriminator, lambda: self.discriminator_losses(real_A, real_B), count=False)
-        self.update(generator, lambda: self.generator_losses(real_A, real_B))
+        fake_B = self.generator_AtoB(real_A)
+        self.update(discriminator, lambda: self.discriminator_losses(real_A, real_B, fake_B.detach()), count=False)
+        self.update(generator, lambda: self.generator_losses(real_A, real_B, fake_B))
         self.finish_step(images=len(real_A))
 
-    def discriminator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
+    def discriminator_losses(self, real_A: Tensor, real_B: Tensor, fake_B: Tensor) -> Losses:
         """Real pairs against pairs with a generated B."""
-        with torch.no_grad():
-            fake_B = self.generator_AtoB(real_A).to(real_B.dtype)
-        real, fake = torch.cat([real_A, real_B], dim=1), torch.cat([real_A, fake_B], dim=1)
+        real, fake = torch.cat([real_A, real_B], dim=1), torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1)
         real_scores, fake_scores = together(self.discriminator, real, fake)
         losses = {"discriminator": self.loss.discriminator(real_scores, fake_scores)}
         for penalty in self.penalties:
             losses[type(penalty).__name__] = penalty(self.discriminator, real, fake)
         return losses
 
-    def generator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
+    def generator_losses(self, real_A: Tensor, real_B: Tensor, fake_B: Tensor) -> Losses:
         """Adversarial term and lambda |G(a) - b|."""
-        fake_B = self.generator_AtoB(real_A)
         scores = self.discriminator(torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1))
         return {
             "generator": self.loss.generator(scores),
@@ -124,6 +123,12 @@ class Pix2Pix(TranslationModule):
 
     # -- around it --------------------------------------------------------------------------------------------------
 
+    def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
+        """As in `TranslationModule`; with `noise_at_test`, a picture's result does not depend on its company."""
+        if not self.noise_at_test:
+            return super().translate(images, direction)
+        return torch.cat([super(Pix2Pix, self).translate(image, direction) for image in images.split(1)])
+
     @contextmanager
     def translating(self, generator: nn.Module) -> Iterator[None]:
         """Evaluation mode, but with dropout and the picture's own batch statistics where the paper has them."""
@@ -131,21 +136,20 @@ class Pix2Pix(TranslationModule):
             if not self.noise_at_test:
                 yield
                 return
-            noisy = [m for m in generator.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
             normed = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-            for module in (*noisy, *normed):
-                module.train()
-            kept = [(m, m.momentum, m.num_batches_tracked) for m in normed]
+            for module in generator.modules():
+                if isinstance(module, nn.Dropout | nn.Dropout2d | nn.BatchNorm2d):
+                    module.train()
             for module in normed:  # their running statistics stay as they are
-                module.momentum, module.num_batches_tracked = 0.0, None
+                module.track_running_stats = False
             devices = [self.device] if self.device.type == "cuda" else []
             try:
                 with torch.random.fork_rng(devices=devices):
                     torch.manual_seed(0)
                     yield
             finally:
-                for module, momentum, count in kept:
-                    module.momentum, module.num_batches_tracked = momentum, count
+                for module in normed:
+                    module.track_running_stats = True
 
     def configure_optimizers(self) -> Any:
         """One optimizer for the generator, one for the discriminator, each with its schedule."""

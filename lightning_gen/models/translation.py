@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +76,8 @@ class TranslationModule(AdversarialModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure against the true counterparts, where the batch has them."""
         self.evaluate(batch, self.val_metrics, "val/")
-        self.log("step", float(self.trainer.global_step), sync_dist=True)
+        # No mean: that of equal float32 numbers need not be exact, and loggers cut it to a whole number.
+        self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`, under `test/`."""
@@ -104,11 +105,10 @@ class TranslationModule(AdversarialModule):
         Raises:
             ValueError: If the batch is not a dictionary with "A" and "B".
         """
-        try:
+        if isinstance(batch, Mapping) and "A" in batch and "B" in batch:
             return batch["A"], batch["B"]
-        except (KeyError, TypeError, IndexError):
-            found = f"keys {sorted(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
-            raise ValueError(
-                f"A translation model needs batches that are dictionaries with pictures 'A' and 'B', got {found}. "
-                "Use UnpairedImageFolder, PairedImageFolder or UnpairedScenes, or give such dictionaries."
-            ) from None
+        found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"A translation model needs batches that are dictionaries with pictures 'A' and 'B', got {found}. "
+            "Use UnpairedImageFolder, PairedImageFolder or UnpairedScenes, or give such dictionaries."
+        )

@@ -1,0 +1,112 @@
+"""`last.ckpt`: when it is written, where, and that a failure costs nothing."""
+
+import os
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_gen.callbacks import LastCheckpoint
+from lightning_gen.commands.training import Trainer
+from lightning_gen.models.adversarial import AdversarialModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:You're resuming from")
+
+
+class Game(AdversarialModule):
+    """Two numbers; the generator is updated with every second batch."""
+
+    def __init__(self):
+        super().__init__((1, 1, 1))
+        self.generator, self.critic = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        generator, critic = self.optimizers()
+        self.update(critic, lambda: {"critic": self.critic.weight.square().sum()}, count=False)
+        if batch_idx % 2:
+            self.update(generator, lambda: {"generator": self.generator.weight.square().sum()})
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(player.parameters(), lr=0.1) for player in (self.generator, self.critic)]
+
+
+def numbers(count=100):
+    return DataLoader(list(range(count)), None)
+
+
+class Saves(pl.Callback):
+    """The generator updates at each save."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        self.steps.append(checkpoint["global_step"])
+
+
+def trainer(folder, *callbacks, cls=Trainer, **settings):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return cls(accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks), **{**quiet, **settings})
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"), [(2, 5, [2, 4, 5]), (2, 4, [2, 4]), (1, 3, [1, 2, 3]), (500, 3, [3])]
+)
+def test_it_saves_every_so_many_generator_updates_and_at_the_end(tmp_path, every, steps, expected):
+    saves = Saves()
+    trainer(tmp_path, LastCheckpoint(every), saves, max_steps=steps).fit(Game(), numbers())
+    assert saves.steps == expected
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == steps
+    assert list(tmp_path.rglob("*.*")) == [path]
+
+
+def test_a_run_that_goes_on_counts_from_where_it_stands(tmp_path):
+    trainer(tmp_path, LastCheckpoint(4), max_steps=3).fit(Game(), numbers())
+    saves, path = Saves(), tmp_path / "checkpoints" / "last.ckpt"
+    trainer(tmp_path, LastCheckpoint(4), saves, max_steps=8).fit(Game(), numbers(), ckpt_path=path)
+    assert saves.steps == [7, 8]
+    # Nothing is left to save in a run that was over.
+    saves = Saves()
+    trainer(tmp_path, LastCheckpoint(4), saves, max_steps=8).fit(Game(), numbers(), ckpt_path=path)
+    assert saves.steps == []
+
+
+@pytest.mark.parametrize("cls", [Trainer, pl.Trainer], ids=["ours", "Lightning's"])
+def test_it_lies_in_the_folder_of_the_logger_s_run(tmp_path, cls):
+    logger = CSVLogger(tmp_path, "some", "thing")
+    trainer(tmp_path / "elsewhere", LastCheckpoint(), cls=cls, max_steps=1, logger=logger).fit(Game(), numbers())
+    assert (tmp_path / "some" / "thing" / "checkpoints" / "last.ckpt").is_file()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_fast_dev_run_and_evaluation_leave_nothing(tmp_path):
+    trainer(tmp_path, LastCheckpoint(1), fast_dev_run=True).fit(Game(), numbers())
+    trainer(tmp_path, LastCheckpoint(1)).validate(Game(), numbers(1), verbose=False)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    class FillDisk(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left")))
+
+    with pytest.raises(OSError, match="The checkpoints saved before it are untouched"):
+        trainer(tmp_path, LastCheckpoint(2), FillDisk(), max_steps=9).fit(Game(), numbers())
+    monkeypatch.setattr(os, "fsync", sync)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_an_interval_below_one_is_refused():
+    with pytest.raises(ValueError, match="every_n_steps >= 1, got 0"):
+        LastCheckpoint(0)

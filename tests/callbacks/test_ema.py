@@ -1,0 +1,330 @@
+"""The average is the closed form, and who looks at the model sees it, but training does not notice."""
+
+import functools
+from copy import deepcopy
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_gen.callbacks import EMA, averaged_weights
+from lightning_gen.models import CycleGAN
+from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
+
+SHAPE = (3, 16, 16)
+NAMES = ["generator_AtoB", "generator_BtoA"]
+GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1, norm="batch")
+DISCRIMINATOR = functools.partial(PatchDiscriminator, filters=2, layers=1)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step`", "ignore:You're resuming from", "ignore:Be aware that"
+)
+
+
+def trainer(callbacks=(), **settings):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return pl.Trainer(accelerator="cpu", callbacks=list(callbacks), **{**quiet, **settings})
+
+
+class Walk(pl.LightningModule):
+    """Its weights fall by 1 a step: w_n = w_0 - n."""
+
+    def __init__(self, start=3.0):
+        super().__init__()
+        self.walker, self.walker_two = nn.Linear(1, 2), nn.Linear(1, 2)
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, start)
+
+    def training_step(self, batch, batch_idx):
+        return sum(parameter.sum() for parameter in self.parameters())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def numbers(count=100):
+    return DataLoader(list(range(count)), None)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 2, 13])
+def test_with_a_constant_decay_it_is_the_weighted_sum_of_all_weights(decay, steps):
+    ema = EMA(["walker"], decay, ramp_up=False)
+    trainer([ema], max_steps=steps).fit(Walk(), numbers())
+    # d^n w_0 + sum_k (1 - d) d^(n - k) w_k
+    expected = decay**steps * 3 + sum((1 - decay) * decay ** (steps - k) * (3 - k) for k in range(1, steps + 1))
+    assert ema.updates == steps
+    assert set(ema.average) == {"walker.weight", "walker.bias"}
+    for average in ema.average.values():
+        torch.testing.assert_close(average, torch.full_like(average, expected))
+
+
+def test_the_ramp_up_keeps_less_at_first():
+    ema, decay, steps = EMA(["walker"], decay=0.3), 0.3, 20
+    expected = 3.0
+    for n in range(steps):
+        keep = min(decay, (1 + n) / (10 + n))  # 1/10, 2/11, 3/12, then 0.3
+        expected = keep * expected + (1 - keep) * (3 - (n + 1))
+    trainer([ema], max_steps=steps).fit(Walk(), numbers())
+    torch.testing.assert_close(ema.average["walker.bias"], torch.full((2,), expected))
+    assert expected != 3 * decay**steps + sum((1 - decay) * decay ** (steps - k) * (3 - k) for k in range(1, steps + 1))
+
+
+def pictures(number=4, **extra):
+    draw = torch.Generator().manual_seed(1)
+    return DataLoader([{d: torch.rand(2, *SHAPE, generator=draw) for d in "AB"} | extra for _ in range(number)], None)
+
+
+class Looking(CycleGAN):
+    """Keeps the generators' weights as they are wherever the model is looked at."""
+
+    def __init__(self, image_shape, fail_at=None):
+        super().__init__(image_shape, GENERATOR, DISCRIMINATOR, learning_rate=0.01)
+        self.looks, self.fail_at = {"val": [], "test": [], "predict": []}, fail_at
+
+    def look(self, where):
+        self.looks[where].append({n: p.detach().clone() for n, p in self.named_parameters()})
+
+    def validation_step(self, batch, batch_idx):
+        self.look("val")
+        if self.trainer.global_step == self.fail_at:
+            raise RuntimeError("a validation that fails")
+        super().validation_step(batch, batch_idx)
+
+    def test_step(self, batch, batch_idx):
+        self.look("test")
+
+    def predict_step(self, batch, batch_idx):
+        self.look("predict")
+        return batch
+
+
+def looking(**settings):
+    torch.manual_seed(0)
+    return Looking(SHAPE, **settings)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def weights(model, names=NAMES):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith(tuple(names))}
+
+
+def only(state, names=NAMES):
+    return {n: p for n, p in state.items() if n.startswith(tuple(names))}
+
+
+def test_training_does_not_notice_and_everybody_else_sees_the_average():
+    without, model, ema = looking(), looking(), EMA(NAMES, 0.9)
+    averages, raw = [], []
+
+    class Witness(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):  # stands after the EMA, before the validation
+            averages.append(deepcopy(ema.average))
+            raw.append(weights(module, [""]))
+
+    for m, callbacks in ((without, []), (model, [ema, Witness()])):
+        # The global state, which the random state of every batch comes from, is the same for both.
+        torch.manual_seed(1)
+        trainer(callbacks, max_steps=4, val_check_interval=2).fit(m, pictures(), pictures(1))
+    assert equal(weights(model, [""]), weights(without, [""]))
+    assert all(torch.equal(b, without.get_buffer(n)) for n, b in model.named_buffers() if "metrics" not in n)
+
+    assert len(model.looks["val"]) == 2
+    for look, i in zip(model.looks["val"], (1, 3), strict=True):
+        assert equal(only(look), averages[i])
+        assert not equal(only(look), only(raw[i]))
+        # What is not named is not averaged.
+        assert equal(only(look, ["discriminator"]), only(raw[i], ["discriminator"]))
+
+    t = trainer([ema])
+    t.test(model, pictures(1), verbose=False)
+    t.predict(model, pictures(1))
+    t.validate(model, pictures(1), verbose=False)
+    for where in ("test", "predict", "val"):
+        assert equal(only(model.looks[where][-1]), averages[-1])
+    assert equal(weights(model), only(raw[-1]))
+
+
+def test_a_sanity_check_before_training_leaves_the_start_as_it_is():
+    model, ema = looking(), EMA(NAMES, 0.9, ramp_up=False)
+    start = weights(model)
+    trainer([ema], max_steps=1, num_sanity_val_steps=1).fit(model, pictures(1), pictures(1))
+    assert equal(only(model.looks["val"][0]), start)
+    for name, average in ema.average.items():
+        torch.testing.assert_close(average, 0.9 * start[name] + 0.1 * model.get_parameter(name))
+
+
+def test_it_is_updated_once_a_generator_update_whatever_else_a_step_does():
+    ema = EMA(NAMES, 0.9)
+    trainer([ema], max_steps=3).fit(looking(), pictures())
+    assert (ema.updates, ema.last_step) == (3, 3)  # though each step makes two optimizer steps
+
+    class EverySecond(Looking):
+        def training_step(self, batch, batch_idx):
+            if batch_idx % 2:
+                super().training_step(batch, batch_idx)
+
+    ema = EMA(NAMES, 0.9)
+    trainer([ema], max_epochs=1, max_steps=9).fit(EverySecond(SHAPE), pictures(6))
+    assert ema.updates == 3
+
+
+def test_an_exception_in_validation_puts_the_raw_weights_back():
+    model, through, ema = looking(fail_at=2), looking(), EMA(NAMES, 0.9)
+    torch.manual_seed(1)
+    trainer(max_steps=2).fit(through, pictures())
+    torch.manual_seed(1)
+    with pytest.raises(RuntimeError, match="a validation that fails"):
+        trainer([ema], max_steps=4, val_check_interval=2).fit(model, pictures(), pictures(1))
+    assert not equal(only(model.looks["val"][0]), weights(through))
+    assert equal(weights(model), weights(through))
+    assert not ema.swapped
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_give_the_average_and_keep_the_raw_weights_also_while_they_are_swapped(tmp_path):
+    class Save(pl.Callback):
+        def on_validation_batch_end(self, trainer, module, *_):
+            assert ema.swapped
+            trainer.save_checkpoint(tmp_path / "swapped.ckpt")
+
+        def on_validation_end(self, trainer, module):
+            assert not ema.swapped
+            trainer.save_checkpoint(tmp_path / "plain.ckpt")
+
+    ema, model = EMA(NAMES, 0.9), looking()
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/psnr_AtoB", mode="max")
+    t = trainer([best, ema, Save()], max_steps=2, val_check_interval=2, enable_checkpointing=True)
+    t.fit(model, pictures(2), pictures(1, paired=True))
+    for name in ("swapped", "plain", "best"):
+        checkpoint = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+        assert equal({n: checkpoint["state_dict"][n] for n in ema.average}, ema.average)
+        assert equal(checkpoint["raw_state_dict"], weights(model))
+        assert checkpoint["state_dict"].keys() == model.state_dict().keys()
+        others = {n: p for n, p in checkpoint["state_dict"].items() if n not in ema.average}
+        assert all(torch.equal(p, model.state_dict()[n]) for n, p in others.items() if "metrics" not in n)
+        loaded = Looking.load_from_checkpoint(tmp_path / f"{name}.ckpt")
+        assert equal(weights(loaded), ema.average)
+        assert equal(weights(loaded, ["discriminator"]), weights(model, ["discriminator"]))
+
+
+@pytest.mark.parametrize("swapped", [True, False], ids=["saved in validation", "saved after it"])
+def test_going_on_equals_never_having_stopped(tmp_path, swapped):
+    """Also in a new process, that is with a new model and a new callback."""
+
+    class Save(pl.Callback):
+        def save(self, trainer):
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+        def on_validation_start(self, trainer, module):
+            if swapped:
+                self.save(trainer)
+
+        def on_train_epoch_end(self, trainer, module):
+            if not swapped:
+                self.save(trainer)
+
+    settings = {"max_steps": 4, "check_val_every_n_epoch": 1}
+    through, model = EMA(NAMES, 0.9), looking()
+    trainer([through, Save()], **settings).fit(model, pictures(2), pictures(1))
+    again, other = EMA(NAMES, 0.9), Looking(SHAPE)
+    trainer([again], **settings).fit(other, pictures(2), pictures(1), ckpt_path=tmp_path / "a.ckpt")
+    assert (again.updates, again.last_step) == (4, 4)
+    assert equal(weights(other, [""]), weights(model, [""]))
+    assert equal(again.average, through.average)
+
+
+def fitted(path, callbacks, steps=2):
+    model = looking()
+    t = trainer(callbacks, max_steps=steps)
+    t.fit(model, pictures())
+    t.save_checkpoint(path)
+    return t, model
+
+
+def test_testing_a_checkpoint_after_a_run_uses_the_checkpoint_s_average(tmp_path):
+    early = EMA(NAMES, 0.9)
+    fitted(tmp_path / "early.ckpt", [early], steps=1)
+    ema = EMA(NAMES, 0.9)
+    t, model = fitted(tmp_path / "late.ckpt", [ema], steps=4)
+    late = deepcopy(ema.average)
+    t.test(model, pictures(1), ckpt_path=tmp_path / "early.ckpt", verbose=False)
+    assert equal(only(model.looks["test"][-1]), early.average)
+    t.test(model, pictures(1), ckpt_path=tmp_path / "late.ckpt", verbose=False)
+    assert equal(only(model.looks["test"][-1]), late)
+    # Without the callback, too: the average is what the file gives.
+    other = Looking(SHAPE)
+    trainer().test(other, pictures(1), ckpt_path=tmp_path / "early.ckpt", verbose=False)
+    assert equal(only(other.looks["test"][-1]), early.average)
+
+
+def test_a_checkpoint_without_an_average_starts_one_from_its_weights(tmp_path):
+    _, saved = fitted(tmp_path / "without.ckpt", [], steps=2)
+    ema = EMA(NAMES, 0.9, ramp_up=False)
+    # The callback has an average of its own from an earlier run, which must not leak in.
+    fitted(tmp_path / "other.ckpt", [ema], steps=3)
+    model = Looking(SHAPE)
+    trainer([ema], max_steps=3).fit(model, pictures(), ckpt_path=tmp_path / "without.ckpt")
+    assert ema.updates == 1
+    for name, average in ema.average.items():
+        torch.testing.assert_close(average, 0.9 * saved.get_parameter(name) + 0.1 * model.get_parameter(name))
+
+    t = trainer([ema])
+    t.test(model, pictures(1), ckpt_path=tmp_path / "without.ckpt", verbose=False)
+    assert equal(only(model.looks["test"][-1]), weights(saved))
+
+
+# -- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_within_averaged_weights_the_model_has_them_and_afterwards_it_has_not():
+    ema, model = EMA(NAMES, 0.9), looking()
+    t = trainer([ema], max_steps=2)
+    t.fit(model, pictures())
+    raw, average = weights(model), deepcopy(ema.average)
+    with averaged_weights(t, model):
+        assert equal(weights(model), average)
+        with averaged_weights(t, model):  # already there
+            assert equal(weights(model), average)
+        assert equal(weights(model), average)
+    assert equal(weights(model), raw)
+    with pytest.raises(ZeroDivisionError), averaged_weights(t, model):
+        _ = 1 / 0
+    assert equal(weights(model), raw)
+    assert equal(ema.average, average)
+    with averaged_weights(trainer(), model):  # a run without an average
+        assert equal(weights(model), raw)
+
+
+# -- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_module_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match=r"no submodule 'generator'\. It has: .*generator_AtoB, generator_BtoA"):
+        trainer([EMA(["generator"])], max_steps=1).fit(looking(), pictures())
+
+
+def test_wrong_settings_are_refused(tmp_path):
+    for decay in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"decay in \[0, 1\)"):
+            EMA(NAMES, decay)
+    with pytest.raises(ValueError, match="list of submodule names, got the string 'generator_AtoB'"):
+        EMA("generator_AtoB")
+    best = ModelCheckpoint(tmp_path, save_weights_only=True)
+    with pytest.raises(ValueError, match="hold the raw weights"):
+        trainer([EMA(NAMES), best], max_steps=1, enable_checkpointing=True).fit(looking(), pictures())

@@ -1,0 +1,553 @@
+import csv
+import json
+import os
+import shutil
+import struct
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+from PIL import Image
+
+from lightning_gen.callbacks import LastCheckpoint
+from lightning_gen.checkpoints import read_checkpoint
+from lightning_gen.cli import main
+from lightning_gen.commands.configs import config_folder
+from lightning_gen.commands.training import CommandLine, Trainer, prepare_wandb, with_configs
+from lightning_gen.generative import GenerativeModule
+
+RUN = Path("runs/cyclegan/version_0")
+LAST = RUN / "checkpoints" / "last.ckpt"
+
+
+def exit_code(*arguments):
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def with_warnings(*arguments):
+    """The exit code, and the warnings that a user would see."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as in Python
+            warnings.simplefilter("ignore", hidden)
+        code = exit_code(*arguments)
+    return code, [str(warning.message) for warning in caught]
+
+
+def table(run=RUN):
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -- configurations -------------------------------------------------------------------------------------------------
+
+
+def test_shipped_configurations_are_given_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cyclegan, paper = (str(config_folder() / name) for name in ("cyclegan.yaml", "paper/pix2pix_facades.yaml"))
+    found = with_configs(
+        ["fit", "--config", "cyclegan", "-c", "paper/pix2pix_facades", "--config=configs/cyclegan.yaml"]
+    )
+    assert found == ["fit", "--config", cyclegan, "-c", paper, f"--config={cyclegan}"]
+    assert with_configs(["fit", "--model", "CycleGAN", "--config"]) == ["fit", "--model", "CycleGAN", "--config"]
+    with pytest.raises(FileNotFoundError, match="Shipped are: cyclegan, paper/cyclegan_horse2zebra"):
+        with_configs(["fit", "--config", "cycelgan"])
+
+
+def test_a_checkpoint_brings_the_configuration_of_its_run(tmp_path):
+    run, checkpoint = tmp_path, str(tmp_path / "checkpoints" / "last.ckpt")
+    assert with_configs(["fit", "--ckpt_path", checkpoint]) == ["fit", "--ckpt_path", checkpoint]
+    (run / "config.yaml").write_text("")
+    config = str(run / "config.yaml")
+    # Before all other options, which have the last word.
+    for given in (["--ckpt_path", checkpoint], [f"--ckpt_path={checkpoint}"]):
+        options = ["--trainer.max_steps", "7", *given]
+        assert with_configs(["fit", *options]) == ["fit", "--config", config, *options]
+        options = ["--config", config, *given]
+        assert with_configs(["test", *options]) == ["test", *options]
+
+
+def limits_of(config, *arguments):
+    cli = CommandLine(
+        GenerativeModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_class=Trainer,
+        save_config_callback=None,
+        args=["--config", config, *arguments],
+        run=False,
+    )
+    return [repr(getattr(cli.trainer, f"limit_{name}_batches")) for name in ("train", "val", "test", "predict")]
+
+
+def test_one_batch_is_not_all_of_them(tiny, fresh_process):
+    tiny["trainer"] |= {"limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 1.0}
+    found = fresh_process(limits_of, tiny.write(), "--trainer.limit_predict_batches", "1")
+    assert found == ["1", "1", "1.0", "1"]
+
+
+# -- one run, one folder --------------------------------------------------------------------------------------------
+
+
+def fit_until_killed(*arguments):
+    """The process dies, as by kill -9, after the third step."""
+
+    def die(self, trainer, *_):
+        if trainer.global_step == 3:
+            os._exit(9)
+
+    LastCheckpoint.on_train_batch_start = die
+    main([str(argument) for argument in arguments])
+
+
+def test_a_checkpoint_is_enough_to_go_on_in_its_run(tiny, command, fresh_process):
+    tiny["trainer"] |= {"max_steps": 5, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    tiny["checkpoint"] = {"every_n_steps": 2}
+    config = tiny.write()
+    assert command("fit", "--config", config, "--trainer.default_root_dir", "through").code == 0
+    fresh_process(fit_until_killed, "fit", "--config", config)
+    before = (RUN / "config.yaml").read_text()
+    assert read_checkpoint(LAST)["global_step"] == 2
+    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3"]
+
+    ended = command("fit", "--ckpt_path", LAST)
+    assert ended.code == 0, ended.err
+    # The x-axis counts generator updates, and the run of two pieces has recorded what the whole one has.
+    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3", "4", "5"]
+    assert [row["step"] for row in table() if row["val/psnr_AtoB"]] == ["2", "4"]
+    assert table() == table(Path("through/cyclegan/version_0"))
+    assert read_checkpoint(LAST)["global_step"] == 5
+    assert [path.name for path in Path("runs/cyclegan").iterdir()] == ["version_0"]
+    # It can be started anew, too: nothing of this start stands in the configuration.
+    assert (RUN / "config.yaml").read_text() == before
+    assert yaml.safe_load(before)["ckpt_path"] is None
+
+    # The other commands make no folders of their own.
+    for name in ("test", "validate"):
+        ended = command(name, "--ckpt_path", LAST)
+        assert ended.code == 0, ended.err
+    assert json.loads((RUN / "results.json").read_text())["step"] == 5
+    assert [path.name for path in Path("runs/cyclegan").iterdir()] == ["version_0"]
+    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3", "4", "5"]
+    assert not Path("lightning_logs").exists()
+
+
+def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
+    config = tiny.write()
+    assert command("fit", "--config", config, "--trainer.max_steps", 2).code == 0
+    assert command("fit", "--ckpt_path", LAST, "--trainer.max_steps", 3, "--model.lambda_A", 7).code == 0
+    assert read_checkpoint(LAST)["hyper_parameters"]["lambda_A"] == 7
+    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3"]
+
+
+def test_new_runs_get_new_folders(tiny, command):
+    tiny["trainer"]["max_steps"] = 1
+    config = tiny.write()
+    for _ in range(2):
+        command("fit", "--config", config)
+    assert sorted(path.name for path in Path("runs/cyclegan").iterdir()) == ["version_0", "version_1"]
+    command("fit", "--config", config, "--trainer.default_root_dir", "elsewhere")
+    assert (Path("elsewhere") / RUN.relative_to("runs") / "metrics.csv").is_file()
+
+
+def events(folder):
+    """Steps of all scalars and pictures that TensorBoard shows of a folder."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    shown.Reload()
+    scalars = {tag: [event.step for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    return scalars | {tag: [event.step for event in shown.Images(tag)] for tag in shown.Tags()["images"]}
+
+
+def test_tensorboard_goes_on_in_the_folder_of_the_run(tiny, command, fresh_process):
+    pytest.importorskip("tensorboard")
+    tiny["checkpoint"] = {"every_n_steps": 2}
+    tiny["trainer"]["logger"] = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "logs", "name": "tb"}}
+    fresh_process(fit_until_killed, "fit", "--config", tiny.write())
+    assert command("fit", "--ckpt_path", "logs/tb/version_0/checkpoints/last.ckpt").code == 0
+    assert [path.name for path in Path("logs/tb").iterdir()] == ["version_0"]
+    shown = events("logs/tb/version_0")
+    assert shown["train/cycle_A"] == [1, 2, 3, 4]
+    assert shown["AtoB"] == [0, 4]
+
+
+# -- Weights & Biases -----------------------------------------------------------------------------------------------
+
+
+def wandb_logger(**arguments):
+    return Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(**arguments))
+
+
+def test_the_wandb_run_of_a_checkpoint_goes_on(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    # As the command line gives it: resume=None would make W&B overwrite the run.
+    loggers = [Namespace(class_path="RunLogger", init_args=Namespace()), wandb_logger(id=None, resume=None)]
+    prepare_wandb(loggers, {"wandb_id": "abc"})
+    assert loggers[1].init_args.as_dict() == {"id": "abc", "resume": "allow"}
+    chosen = wandb_logger(id="mine", resume="must")
+    prepare_wandb(chosen, {"wandb_id": "abc"})
+    assert chosen.init_args.as_dict() == {"id": "mine", "resume": "must"}
+    for checkpoint in ({"state_dict": {}}, None):
+        new = wandb_logger(id=None)
+        prepare_wandb(new, checkpoint)
+        assert new.init_args.as_dict() == {"id": None, "resume": "allow"}
+    prepare_wandb(False, None)
+
+
+def fit_with_wandb(*arguments):
+    import wandb
+
+    ended = with_warnings("fit", *arguments)
+    wandb.finish()  # which W&B does by itself when a process ends in the usual way
+    return ended
+
+
+def wandb_records(path):
+    """The records of a run file: a header of 7 bytes, then protobuf in LevelDB's log format (blocks of 32 KiB)."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, message = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:  # too little for a header: the block is filled up
+            place += left
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        message += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(message)
+            message = b""
+
+
+def wandb_contents(folder):
+    """Run id, config, history and pictures of a run recorded offline."""
+    (path,) = folder.glob("*.wandb")
+    run_id, config, history = None, {}, []
+    for record in wandb_records(path):
+        match record.WhichOneof("record_type"):
+            case "run":
+                run_id = record.run.run_id
+            case "config":
+                config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
+            case "history":
+                items = record.history.item
+                history.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+    return run_id, config, history
+
+
+def test_wandb_records_offline_where_nobody_is_logged_in(tiny, fresh_process, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tiny["trainer"]["logger"] = {"class_path": "WandbLogger", "init_args": {"project": "translation"}}
+    config = tiny.write()
+    code, (warning,) = fresh_process(fit_with_wandb, "--config", config, "--trainer.max_steps", "2")
+    assert code == 0
+    assert "Nobody is logged in to Weights & Biases, so the run is recorded offline" in warning
+    (run,) = Path("translation").iterdir()
+    last = run / "checkpoints" / "last.ckpt"
+    assert fresh_process(fit_with_wandb, "--ckpt_path", last, "--trainer.max_steps", "4")[0] == 0
+    assert [path.name for path in Path("translation").iterdir()] == [run.name]
+
+    pieces = sorted(Path("wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime_ns)
+    steps, shown = [], []
+    for piece, max_steps in zip(pieces, (2, 4), strict=True):
+        run_id, settings, history = wandb_contents(piece)
+        assert run_id == run.name
+        assert settings["lambda_A"] == 10
+        assert yaml.safe_load(settings["config"])["trainer"]["max_steps"] == max_steps
+        steps += [row["trainer/global_step"] for row in history if "train/cycle_A" in row]
+        for row in history:
+            for name in row.get("AtoB/filenames", ()):
+                with Image.open(piece / "files" / name) as picture:
+                    assert picture.width > picture.height > 0
+                shown.append(row["trainer/global_step"])
+        assert all(np.isfinite(row["train/cycle_A"]) for row in history if "train/cycle_A" in row)
+    assert steps == [1, 2, 3, 4]
+    assert shown == [0, 2, 4]
+
+
+def without_wandb(*arguments):
+    """A command in a Python that cannot import wandb."""
+    ours = ("lightning_gen", "lightning.pytorch.loggers.wandb", "wandb")
+    for name in [name for name in sys.modules if name.startswith(ours)]:
+        del sys.modules[name]
+    sys.modules["wandb"] = None
+    from lightning_gen.cli import main as fresh_main
+
+    try:
+        fresh_main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def test_wandb_is_needed_only_by_those_who_ask_for_it(tiny, fresh_process, capfd):
+    tiny["trainer"]["max_steps"] = 1
+    # By full names, because that Python knows two generations of our classes.
+    arguments = tiny["model"]["init_args"]
+    for part, place in (
+        (tiny["model"], "models"),
+        (tiny["data"], "data"),
+        *((p, "networks") for p in arguments.values()),
+    ):
+        part["class_path"] = f"lightning_gen.{place}.{part['class_path']}"
+    config = tiny.write()
+    assert fresh_process(without_wandb, "fit", "--config", config) == 0
+    assert LAST.is_file()
+    capfd.readouterr()
+    assert fresh_process(without_wandb, "fit", "--config", config, "--trainer.logger", "WandbLogger") == 1
+    assert "WandbLogger needs the package wandb: pip install wandb." in capfd.readouterr().err
+
+
+# -- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def assert_one_message(ended, *parts, code=1):
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+    assert ended.err.count("lightning-gen: error:") == 1
+    message = ended.err.partition("lightning-gen: error:")[2]
+    assert all(part in message for part in parts), message
+    return message
+
+
+@pytest.fixture
+def pictures(tiny):
+    """A folder for UnpairedImageFolder, which `tiny` then uses."""
+    root, random = Path("pictures"), np.random.default_rng(0)
+    for split in ("trainA", "trainB", "testA", "testB"):
+        (root / split).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(root / split / f"{i}.jpg")
+    data = {"root": str(root), "resize": 18, "crop": 16, "num_workers": 0}
+    tiny["data"] = {"class_path": "UnpairedImageFolder", "init_args": data}
+    return root
+
+
+def test_a_shipped_configuration_with_pictures_of_ones_own(pictures, command):
+    """As the README has it; what the configuration says of its own data is left out."""
+    data = ["--data", "UnpairedImageFolder", "--data.root", pictures, "--data.resize", 18, "--data.crop", 16]
+    small = ["--model.generator.filters", 2, "--model.generator.blocks", 1, "--model.discriminator.filters", 2]
+    small += ["--model.discriminator.layers", 1, "--trainer.max_steps", 1, "--trainer.precision", "32-true"]
+    ended = command("fit", "--config", "cyclegan", *data, *small)
+    assert ended.code == 0, ended.err
+    assert read_checkpoint(LAST)["hyper_parameters"]["image_shape"] == [3, 16, 16]
+    assert set(json.loads((RUN / "results.json").read_text())["metrics"]) == {"test/cycle_A", "test/cycle_B"}
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--data.resize", "null", "--data.crop", "24"], ["0.jpg is 20 x 24", "smaller than the crop of 24 x 24"]),
+        (
+            ["--data.crop", "18"],
+            ["ResNetGenerator", "multiples of 4, got 18 x 18", "nearest size that works is 16 x 16"],
+        ),
+        (["--data.batch_size", "9"], ["2 training examples per process do not fill one batch of 9"]),
+        (["--data.root", "nowhere"], ["root=nowhere is not a folder", "expects trainA, trainB, testA and testB"]),
+        (["--trainer.accelerator", "quantum"], ["accelerator='quantum'"]),
+        (["--ckpt_path", "none.ckpt"], ["There is no checkpoint at none.ckpt"]),
+    ],
+)
+def test_settings_that_do_not_fit(tiny, pictures, command, options, parts):
+    message = assert_one_message(command("fit", "--config", tiny.write(), *options), *parts)
+    assert len(message.splitlines()) == 2, "the message, and the hint at --debug"
+
+
+def test_folders_that_lack_pictures(tiny, pictures, command):
+    config = tiny.write()
+    for path in (pictures / "trainB").iterdir():
+        path.unlink()
+    assert_one_message(command("fit", "--config", config), "pictures/trainB holds no pictures (jpg")
+    (pictures / "trainB").rmdir()
+    message = assert_one_message(command("fit", "--config", config), "pictures/trainB does not exist")
+    assert "pictures holds: testA, testB, trainA." in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fault", ["truncated", "nan"])
+def test_pictures_that_cannot_be_used(tiny, pictures, command, workers, fault):
+    shutil.rmtree(pictures / "trainB")
+    (pictures / "trainB").mkdir()
+    if fault == "truncated":
+        data = (pictures / "trainA" / "0.jpg").read_bytes()
+        (pictures / "trainB" / "bad.jpg").write_bytes(data[: len(data) // 2])
+        parts = ["trainB/bad.jpg cannot be read as a picture"]
+    else:
+        Image.fromarray(np.full((20, 24), np.nan, np.float32)).save(pictures / "trainB" / "bad.tif")
+        parts = ["trainB/bad.tif holds 480 pixels that are not finite. Give them values in [0, 1]."]
+    ended = command("fit", "--config", tiny.write(), "--data.num_workers", workers)
+    message = assert_one_message(ended, *parts)
+    assert len(message.splitlines()) == 2
+    assert "bad" in json.loads((RUN / "environment.json").read_text())["status"]
+
+
+def test_the_traceback_is_there_for_those_who_ask(tiny, pictures, command):
+    with pytest.raises(RuntimeError, match=r"Traceback[\s\S]*FileNotFoundError: root=nowhere is not a folder"):
+        command("fit", "--config", tiny.write(), "--data.root", "nowhere", "--debug")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_and_costs_its_run_nothing(tiny, command):
+    command("fit", "--config", tiny.write())
+    before = contents(RUN)
+    wider = ["--model.generator.init_args.filters", 3]
+    for name in ("fit", "test"):
+        assert_one_message(command(name, "--ckpt_path", LAST, *wider), "weights differ in shape", "generator_AtoB")
+    tiny["model"]["class_path"] = "Pix2Pix"
+    other = tiny.write("pix2pix.yaml")
+    for name in ("fit", "validate"):
+        ended = command(name, "--config", other, "--ckpt_path", LAST)
+        assert_one_message(ended, "written by lightning_gen.models.cyclegan.CycleGAN and cannot go on as Pix2Pix")
+    assert contents(RUN) == before
+
+    LAST.write_bytes(LAST.read_bytes()[:5000])
+    for name in ("fit", "test"):
+        assert_one_message(command(name, "--ckpt_path", LAST), f"{LAST} is cut short or not a checkpoint")
+    assert {path: data for path, data in contents(RUN).items() if path != LAST} == {
+        path: data for path, data in before.items() if path != LAST
+    }
+
+
+class Planted:
+    """Pickled into a checkpoint, it would leave a file behind when it is loaded."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize("name", ["fit", "test", "validate"])
+def test_a_checkpoint_of_a_stranger_runs_no_code(tiny, command, name):
+    config = tiny.write()
+    torch.save({"state_dict": {}, "global_step": 0, "planted": Planted()}, "stranger.ckpt")
+    assert_one_message(command(name, "--config", config, "--ckpt_path", "stranger.ckpt"), "was refused")
+    assert not Path("harm").exists()
+
+
+def fit_on_a_full_disk(*arguments):
+    """The disk is full when the second checkpoint is to be written."""
+    sync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    os.fsync = full
+    return exit_code(*arguments)
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(tiny, command, fresh_process, capfd):
+    tiny["checkpoint"] = {"every_n_steps": 2}
+    assert fresh_process(fit_on_a_full_disk, "fit", "--config", tiny.write()) == 1
+    error = capfd.readouterr().err
+    assert f"The checkpoint {LAST}" in error
+    assert "could not be written: No space left on device" in error
+    assert "The checkpoints saved before it are untouched" in error
+    assert "Traceback" not in error
+    assert [path.name for path in LAST.parent.iterdir()] == ["last.ckpt"]
+    assert json.loads((RUN / "environment.json").read_text())["status"].startswith("stopped: ")
+    # The checkpoint before it loads, and the run goes on from there.
+    assert read_checkpoint(LAST)["global_step"] == 2
+    GenerativeModule.load_from_checkpoint(LAST)
+    assert command("fit", "--ckpt_path", LAST).code == 0
+    assert read_checkpoint(LAST)["global_step"] == 4
+
+
+OWN = '''
+import torch
+from torch import nn
+
+from lightning_gen.models import CycleGAN
+
+
+class Tint(nn.Module):
+    """Learns one colour."""
+
+    def __init__(self, image_shape: tuple[int, int, int], *, strength: float = 1.0) -> None:
+        super().__init__()
+        self.color = nn.Parameter(torch.zeros(image_shape[0], 1, 1))
+        self.strength = strength
+
+    def forward(self, images):
+        return (images + self.strength * self.color).clamp(-1, 1)
+
+
+class Diverging(CycleGAN):
+    """Breaks after two updates."""
+
+    def generator_losses(self, real_A, real_B):
+        losses = super().generator_losses(real_A, real_B)
+        if self.trainer.global_step == 2:
+            losses["cycle_B"] = losses["cycle_B"] * float("nan")
+        return losses
+'''
+
+
+def test_classes_from_a_file_in_the_current_folder(tiny, command):
+    Path("own.py").write_text(OWN)
+    tiny["model"]["init_args"]["generator"] = {"class_path": "own.Tint", "init_args": {"strength": 3.0}}
+    tiny["model"]["init_args"]["learning_rate"] = 0.1
+    ended = command("fit", "--config", tiny.write())
+    assert ended.code == 0, ended.err
+    checkpoint = read_checkpoint(LAST)
+    generator = {"class_path": "own.Tint", "init_args": {"strength": 3.0}}
+    assert checkpoint["hyper_parameters"]["generator"] == generator
+    assert checkpoint["state_dict"]["generator_AtoB.color"].abs().min() > 0
+    Path("in").mkdir()
+    Image.new("RGB", (5, 7), "gray").save("in/a.png")
+    assert command("translate", "--checkpoint", LAST, "--input", "in", "--output", "out").code == 0
+    with Image.open("out/a.png") as image:
+        expected = 128 / 127.5 - 1 + 3 * checkpoint["state_dict"]["generator_AtoB.color"].flatten()
+        found = torch.tensor(image.getpixel((0, 0))) / 127.5 - 1
+        torch.testing.assert_close(found, expected.clamp(-1, 1), rtol=0, atol=1 / 255)
+    # Elsewhere the class is not to be found, and the message says which.
+    Path("own.py").unlink()
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    ended = command("translate", "--checkpoint", LAST, "--input", "in", "--output", "out")
+    assert_one_message(ended, "own.Tint", "names nothing that can be imported here")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, command):
+    Path("own.py").write_text(OWN)
+    tiny["model"]["class_path"] = "own.Diverging"
+    tiny["checkpoint"] = {"every_n_steps": 1}
+    ended = command("fit", "--config", tiny.write())
+    message = assert_one_message(ended, "train/cycle_B became NaN or infinite in the step after 2 generator updates")
+    assert "train/cycle_A" not in message
+    assert "lower learning rate" in message
+    run = Path("runs/diverging/version_0")
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 2
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    assert json.loads((run / "environment.json").read_text())["status"].startswith("stopped: train/cycle_B became NaN")
+    assert "stopped: train/cycle_B became NaN" in (run / "index.html").read_text()
+    assert 'http-equiv="refresh"' not in (run / "index.html").read_text()
+
+
+def test_an_absurd_learning_rate_is_noticed(tiny, command):
+    ended = command("fit", "--config", tiny.write(), "--model.learning_rate", "1e30")
+    assert_one_message(ended, "became NaN or infinite in the step after 1 generator updates")
+
+
+def test_the_warnings_of_a_run_are_worth_reading(tiny, fresh_process):
+    """None of Lightning's that tell a user of ours nothing, when a run begins and when it goes on."""
+    tiny["trainer"] |= {"log_every_n_steps": 50, "max_steps": 2, "enable_model_summary": True}
+    assert fresh_process(with_warnings, "fit", "--config", tiny.write()) == (0, [])
+    assert fresh_process(with_warnings, "fit", "--ckpt_path", LAST, "--trainer.max_steps", 3) == (0, [])
+    assert fresh_process(with_warnings, "test", "--ckpt_path", LAST) == (0, [])

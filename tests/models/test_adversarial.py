@@ -1,0 +1,504 @@
+"""The update of one player: what it touches, what it counts, when it refuses, and the schedule beside it."""
+
+import csv
+import functools
+import warnings
+from copy import deepcopy
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_gen.losses import GradientPenalty, Wasserstein
+from lightning_gen.models import CycleGAN
+from lightning_gen.models.adversarial import (
+    AdversarialModule,
+    NonFiniteLossError,
+    linear_decay,
+    together,
+)
+from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
+
+SHAPE = (3, 16, 16)
+GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1)
+DISCRIMINATOR = functools.partial(PatchDiscriminator, filters=2, layers=1)
+NETWORKS = ("generator_AtoB", "generator_BtoA", "discriminator_A", "discriminator_B")
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:You're resuming from")
+
+
+def small(**settings):
+    return CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR, **settings)
+
+
+def data(number=4):
+    draw = torch.Generator().manual_seed(1)
+    return DataLoader([{d: torch.rand(1, *SHAPE, generator=draw) * 2 - 1 for d in "AB"} for _ in range(number)], None)
+
+
+def trainer(**settings):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(accelerator="cpu", **{**quiet, **settings})
+
+
+class Player(nn.Module):
+    """One weight; its loss is its square."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value))
+
+
+class Duel(AdversarialModule):
+    """The smallest game, whose every number is known: SGD at rate 1 on weighted squares."""
+
+    def __init__(self, moves=("critic", "generator"), bad=None):
+        super().__init__((1, 1, 1))
+        self.generator, self.critic = Player(3.0), Player(5.0)
+        self.moves, self.bad = moves, bad
+        self.seen = []
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(player.parameters(), lr=0.1) for player in (self.generator, self.critic)]
+
+    def training_step(self, batch, batch_idx):
+        generator, critic = self.optimizers()
+        for move in self.moves:
+            optimizer = {"generator": generator, "critic": critic}[move]
+            self.update(optimizer, lambda m=move: self.losses(m), count=move == "generator")
+        self.finish_step(images=2)
+
+    def losses(self, move):
+        self.seen.append((move, {name: p.requires_grad for name, p in self.named_parameters()}))
+        player = getattr(self, move)
+        scale = float("nan") if self.bad == (move, self.trainer.global_step) else 1.0
+        # The other player is in the graph, as a discriminator is in the generator's.
+        both = self.generator.weight * self.critic.weight
+        return {move: player.weight.square(), f"{move}_weighted": 3 * player.weight * scale, "tie": 0 * both}
+
+
+def play(model, steps=1, **settings):
+    t = trainer(max_steps=steps, **settings)
+    t.fit(model, DataLoader(list(range(100)), None))
+    return t
+
+
+# -- what an update touches -----------------------------------------------------------------------------------------
+
+
+def test_the_sum_of_the_terms_is_minimised():
+    model = Duel()
+    play(model)
+    # w - 0.1 (2 w + 3), once for each.
+    assert model.generator.weight.item() == pytest.approx(3 - 0.1 * 9)
+    assert model.critic.weight.item() == pytest.approx(5 - 0.1 * 13)
+
+
+@pytest.mark.parametrize(("moves", "moved"), [(("generator",), "generator"), (("critic",) * 3, "critic")])
+def test_only_the_updated_player_moves_and_gets_gradients(moves, moved):
+    model = Duel(moves)
+    play(model, max_epochs=1, limit_train_batches=1)
+    other = "critic" if moved == "generator" else "generator"
+    start = Duel()
+    assert getattr(model, moved).weight != getattr(start, moved).weight
+    assert getattr(model, other).weight == getattr(start, other).weight
+    assert getattr(model, other).weight.grad is None
+    assert model.seen == [(moved, {f"{moved}.weight": True, f"{other}.weight": False})] * len(moves)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_parameter_frozen_by_the_user_stays_frozen():
+    model = Duel(("critic",))
+    model.generator.weight.requires_grad_(False)
+    play(model, max_epochs=1, limit_train_batches=1)
+    assert not model.generator.weight.requires_grad
+    assert model.critic.weight.requires_grad
+
+
+def test_after_an_exception_all_players_learn_again():
+    model = Duel(bad=("critic", 0))
+    with pytest.raises(NonFiniteLossError):
+        play(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_in_cyclegan_each_update_leaves_the_other_networks_alone():
+    class Watched(CycleGAN):
+        def update(self, optimizer, losses, *, count=True):
+            before = {n: p.detach().clone() for n, p in self.named_parameters()}
+            grads = {n: p.grad for n, p in self.named_parameters()}
+            kept = {n: None if g is None else g.clone() for n, g in grads.items()}
+            super().update(optimizer, losses, count=count)
+            player = "generator" if count else "discriminator"
+            changed = {n.split("_")[0] for n, p in self.named_parameters() if not torch.equal(p, before[n])}
+            assert changed == {player}
+            for name, parameter in self.named_parameters():
+                assert parameter.requires_grad
+                if not name.startswith(player):
+                    assert parameter.grad is grads[name]
+                    assert parameter.grad is None or torch.equal(parameter.grad, kept[name])
+
+    trainer(max_steps=2).fit(Watched(SHAPE, GENERATOR, DISCRIMINATOR), data())
+
+
+# -- what is counted ------------------------------------------------------------------------------------------------
+
+
+def test_the_step_counts_generator_updates_alone():
+    model = Duel(("critic", "critic", "critic", "generator"))
+    t = play(model, steps=3)
+    assert t.global_step == 3
+    assert [move for move, _ in model.seen].count("generator") == 3
+    assert [move for move, _ in model.seen].count("critic") == 9
+    assert model.images_seen == 6
+
+
+def test_max_steps_is_reached_in_generator_updates_when_some_batches_have_none():
+    class EverySecond(Duel):
+        def training_step(self, batch, batch_idx):
+            self.moves = ("critic", "generator") if batch_idx % 2 else ("critic",)
+            super().training_step(batch, batch_idx)
+
+    model = EverySecond()
+    t = play(model, steps=3)
+    assert t.global_step == 3
+    assert [move for move, _ in model.seen].count("critic") == 6
+    assert model.images_seen == 12
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_loggers_x_axis_is_generator_updates_in_training_and_validation(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    paired = DataLoader([{d: torch.zeros(1, *SHAPE) for d in "AB"} | {"paired": torch.ones(1)}] * 3, None)
+    t = trainer(max_steps=4, logger=logger, log_every_n_steps=1, val_check_interval=2, num_sanity_val_steps=0)
+    t.fit(small(), data(), paired)
+    table = rows(tmp_path)
+    assert [int(row["step"]) for row in table if row["train/cycle_A"]] == [1, 2, 3, 4]
+    assert [int(row["step"]) for row in table if row["val/psnr_AtoB"]] == [2, 4]
+
+
+def test_the_step_is_exact_also_in_a_long_validation():
+    """The mean of equal float32 numbers need not be that number, and loggers cut it to a whole one."""
+    t = trainer()
+    t.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = 200_003
+    t.validate(small(), DataLoader([{d: torch.zeros(3, *SHAPE) for d in "AB"}] * 70, None), verbose=False)
+    assert t.callback_metrics["step"] == 200_003
+
+
+# -- losses that are not finite -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("player", "step"), [("generator", 0), ("generator", 2), ("critic", 1)])
+def test_a_nan_stops_the_run_with_its_name_before_the_weights_are_touched(player, step, tmp_path):
+    model = Duel(bad=(player, step))
+    weights = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            weights.append((trainer.global_step, optimizer.param_groups[0]["params"][0].item()))
+
+    with pytest.raises(NonFiniteLossError, match=rf"^train/{player}_weighted became NaN .* after {step} generator upd"):
+        play(model, steps=5, callbacks=[Watch()])
+    assert all(p.isfinite().all() for p in model.parameters())
+    # The critic moves first: one more step of it than of the generator where the generator's loss is bad.
+    assert len(weights) == 2 * step + (player == "generator")
+    # Nor can the state be saved as if nothing had happened.
+    with pytest.raises(NonFiniteLossError, match="no checkpoint was written since"):
+        model.trainer.save_checkpoint(tmp_path / "bad.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_terms_that_go_bad_together_are_all_named_and_the_first_step_is_kept():
+    model = Duel()
+    never = torch.iinfo(torch.int64).max
+    model._first_bad_step = {n: torch.tensor(s) for n, s in (("a", 7), ("b", never), ("c", 7), ("d", 9))}
+    with pytest.raises(NonFiniteLossError, match=r"^train/a, train/c became NaN .* after 7 generator"):
+        model.on_save_checkpoint({"state_dict": {}})
+
+
+def test_on_an_accelerator_nothing_waits_until_the_next_logging_step():
+    class Elsewhere(Duel):
+        device = property(lambda self: torch.device("meta"))
+
+        def log(self, *args, **kwargs):
+            pass
+
+    model = Elsewhere()
+    for step, loss in ((0, 1.0), (3, float("nan")), (4, 1.0)):
+        model._trainer = SimpleNamespace(global_step=step, log_every_n_steps=5)
+        model._record({"generator": torch.tensor(loss)})
+    with pytest.raises(NonFiniteLossError, match="after 3 generator updates"):  # by then, no checkpoint can be written
+        model.on_save_checkpoint({"state_dict": {}})
+    model._trainer = SimpleNamespace(global_step=5, log_every_n_steps=5)
+    with pytest.raises(NonFiniteLossError, match=r"^train/generator became NaN .* after 3 generator updates"):
+        model._record({"generator": torch.tensor(1.0)})
+
+
+def test_the_same_model_can_go_on_from_its_checkpoint_after_a_nan(tmp_path):
+    model = Duel(bad=("generator", 3))
+    path = tmp_path / "good.ckpt"
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(path)
+
+    with pytest.raises(NonFiniteLossError):
+        play(model, steps=5, callbacks=[Save()])
+    model.bad = None
+    t = trainer(max_steps=5)
+    t.fit(model, DataLoader(list(range(100)), None), ckpt_path=path)
+    assert t.global_step == 5
+
+
+# -- the learning rate ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+@pytest.mark.parametrize("start", [0.0, 0.25, 0.5, 0.9])
+def test_the_rate_is_constant_then_linear_and_ends_at_exactly_zero(total, start):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    factor = linear_decay(optimizer, total, start).lr_lambdas[0]
+    for step in range(total + 1):
+        if step <= start * total:
+            assert factor(step) == 1
+        else:  # the line through (start * total, 1) and (total, 0)
+            assert factor(step) == pytest.approx(min(1, (total - step) / max(1, total - start * total)))
+    assert factor(total) == 0
+    assert factor(total + 5) == 0
+    assert factor(total - 1) > 0
+
+
+def test_a_start_of_one_never_decays():
+    factor = linear_decay(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3), 0, 1.0).lr_lambdas[0]
+    assert [factor(step) for step in (0, 1, 10**9)] == [1, 1, 1]
+
+
+class Rates(pl.Callback):
+    """The rates in use when each optimizer steps."""
+
+    def __init__(self):
+        self.generators, self.discriminators = [], []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        first = optimizer is trainer.optimizers[0]
+        (self.generators if first else self.discriminators).append(optimizer.param_groups[0]["lr"])
+
+
+def rates_of(loader=None, ckpt_path=None, save=None, model=None, **settings):
+    rates = Rates()
+    t = trainer(callbacks=[rates], **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lr_scheduler.*")
+        t.fit(model or small(), loader or data(8), ckpt_path=ckpt_path)
+    if save:
+        t.save_checkpoint(save)
+    final = [group["lr"] for optimizer in t.optimizers for group in optimizer.param_groups]
+    assert rates.generators == rates.discriminators
+    return [rate / 2e-4 for rate in rates.generators], final
+
+
+def test_every_step_uses_the_scheduled_rate_and_the_last_leaves_zero():
+    rates, final = rates_of(max_steps=8)
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert final == [0, 0]
+
+
+def test_epochs_are_turned_into_steps():
+    rates, final = rates_of(loader=data(2), max_epochs=3, model=small(decay_start=0))
+    assert rates == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert final == [0, 0]
+
+
+def test_a_constant_rate_needs_no_end():
+    rates, final = rates_of(max_steps=-1, max_epochs=-1, max_time={"seconds": 1}, model=small(decay_start=1))
+    assert set(rates) == {1}
+    assert final == [2e-4, 2e-4]
+
+
+def test_a_falling_rate_in_a_run_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"the run has no end\. Set trainer\.max_steps.*decay_start: 1"):
+        trainer(max_steps=-1, max_epochs=-1).fit(small(), data())
+
+
+def test_a_run_that_goes_on_for_longer_follows_the_new_schedule_from_its_first_step(tmp_path):
+    rates_of(max_steps=4, loader=data(4), save=tmp_path / "a.ckpt")  # ends at rate 0
+    rates, final = rates_of(max_steps=12, loader=data(4), ckpt_path=tmp_path / "a.ckpt")
+    assert rates == pytest.approx([1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert final == [0, 0]
+
+
+def test_a_run_that_goes_on_unchanged_uses_the_same_rates_to_the_bit(tmp_path):
+    through, _ = rates_of(max_steps=8, loader=data(4))
+    model = small()
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            trainer.should_stop = trainer.global_step == 4
+
+    t = trainer(max_steps=8, callbacks=[Stop()])
+    t.fit(model, data(4))
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    rates, _ = rates_of(max_steps=8, loader=data(4), ckpt_path=tmp_path / "a.ckpt")
+    assert rates == through[4:]
+
+
+# -- one call or two ------------------------------------------------------------------------------------------------
+
+
+class Calls(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.sizes = network, []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        return self.network(images)
+
+
+@pytest.mark.parametrize("network", [GENERATOR, DISCRIMINATOR], ids=["generator", "discriminator"])
+def test_with_instance_norm_one_call_equals_two(network):
+    network = Calls(network(SHAPE))
+    first, second = torch.randn(2, *SHAPE), torch.randn(3, *SHAPE)
+    joined = together(network, first, second)
+    assert network.sizes == [5]
+    for mine, images in zip(joined, (first, second), strict=True):
+        torch.testing.assert_close(mine, network(images), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_and_other_sizes_are_two_calls():
+    batch = Calls(DISCRIMINATOR(SHAPE, norm="batch"))
+    first, second = torch.randn(2, *SHAPE), torch.randn(3, *SHAPE)
+    expected = deepcopy(batch.network)(first), deepcopy(batch.network)(second)
+    assert all(torch.equal(a, b) for a, b in zip(together(batch, first, second), expected, strict=True))
+    assert batch.sizes == [2, 3]
+
+    sizes = Calls(DISCRIMINATOR(SHAPE))
+    wide = torch.randn(2, 3, 16, 24)
+    scores = together(sizes, first, wide)
+    assert sizes.sizes == [2, 2]
+    assert torch.equal(scores[1], sizes.network(wide))
+
+
+# -- compilation ----------------------------------------------------------------------------------------------------
+
+EAGER_BACKEND = "aot_eager"  # traces forward and backward as the real one does, and writes no C++
+
+
+@pytest.fixture
+def quick_compile(monkeypatch):
+    """`Module.compile` without the code generator, keeping a list of what was compiled."""
+    compiled, compile = [], nn.Module.compile
+
+    def quick(self, *args, **kwargs):
+        compiled.append(self)
+        compile(self, *args, backend=EAGER_BACKEND, **kwargs)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", quick)
+    yield compiled
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (GENERATOR, 16),
+        (functools.partial(UNetGenerator, filters=2, depth=5, dropout=0.0), 32),
+        (DISCRIMINATOR, 16),
+    ],
+    ids=["resnet", "unet", "patchgan"],
+)
+def test_networks_compile_whole_and_equal_themselves(make, size):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    network = make((3, size, size), init_std=0.2)
+    images = torch.randn(2, 3, size, size)
+    results = []
+    for function in (network, torch.compile(deepcopy(network), fullgraph=True, backend=EAGER_BACKEND)):
+        given = images.clone().requires_grad_()
+        result = function(given)
+        result.square().sum().backward()
+        results.append([result.detach(), given.grad, *(p.grad for p in function.parameters())])
+    largest = max(tensor.abs().max() for tensor in results[0]).item()
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6 * largest)
+    torch._dynamo.reset()
+
+
+def one_step(compile, **settings):
+    torch.manual_seed(0)
+    settings = {"generator_optimizer": DESCENT, "discriminator_optimizer": DESCENT, **settings}
+    model = small(compile=compile, **settings)
+    trainer(max_steps=1).fit(model, data())
+    return model
+
+
+DESCENT = functools.partial(torch.optim.SGD, lr=1.0)  # Adam would make whole steps of gradients that are rounding
+
+
+def test_a_compiled_step_equals_the_eager_one_and_keeps_the_names_of_the_weights(quick_compile):
+    eager = one_step(False)
+    assert not quick_compile
+    compiled = one_step(True)
+    assert {id(m) for m in quick_compile} == {id(getattr(compiled, name)) for name in NETWORKS}
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+    assert not any("_orig_mod" in name for name in compiled.state_dict())
+    for name, tensor in eager.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_discriminators_under_a_gradient_penalty_are_not_compiled(quick_compile):
+    settings = {"loss": Wasserstein(), "penalties": [GradientPenalty()]}
+    compiled, eager = one_step(True, **settings), one_step(False, **settings)
+    assert {id(m) for m in quick_compile} == {id(compiled.generator_AtoB), id(compiled.generator_BtoA)}
+    for name, tensor in eager.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_compiled_for_evaluation(quick_compile):
+    trainer(limit_test_batches=1).test(small(compile=True), data(), verbose=False)
+    assert not quick_compile
+
+
+# -- mixed precision ------------------------------------------------------------------------------------------------
+
+
+def test_under_autocast_a_second_update_sees_the_weights_of_the_first():
+    """Autocast keeps low-precision copies of weights, which an optimizer step within it makes stale."""
+
+    class Twice(AdversarialModule):
+        def __init__(self):
+            super().__init__((1, 1, 1))
+            self.net = nn.Linear(1, 1, bias=False)
+            nn.init.ones_(self.net.weight)
+            self.outputs = []
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net.parameters(), lr=0.25)
+
+        def training_step(self, batch, batch_idx):
+            for _ in range(3):
+                self.update(self.optimizers(), self.losses)
+
+        def losses(self):
+            output = self.net(torch.ones(1, 1)).sum()
+            self.outputs.append(output.item())
+            return {"net": output}
+
+    model = Twice()
+    play(model, precision="bf16-mixed")
+    assert model.outputs == [1.0, 0.75, 0.5]

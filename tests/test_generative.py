@@ -1,0 +1,310 @@
+"""The three habits of every model: noise by (seed, rank, batch), images counted, a checkpoint is enough."""
+
+import functools
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_gen.checkpoints import CheckpointError
+from lightning_gen.generative import GenerativeModule, Translates
+from lightning_gen.losses import AdversarialLoss, Wasserstein
+from lightning_gen.models import CycleGAN
+from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
+
+SHAPE = (3, 16, 16)
+GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1)
+DISCRIMINATOR = functools.partial(PatchDiscriminator, filters=2, layers=1)
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:You're resuming from")
+
+
+def pictures(number=4, size=1):
+    draw = torch.Generator().manual_seed(1)
+    return DataLoader([{d: torch.rand(size, *SHAPE, generator=draw) for d in "AB"} for _ in range(number)], None)
+
+
+def trainer(**settings):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(accelerator="cpu", **{**quiet, **settings})
+
+
+def saved(model, path, steps=1):
+    t = trainer(max_steps=steps)
+    t.fit(model, pictures())
+    t.save_checkpoint(path)
+    return path
+
+
+# -- noise ----------------------------------------------------------------------------------------------------------
+
+
+def noise(seed, rank, batch):
+    model = GenerativeModule(SHAPE)
+    model.noise_seed = seed
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+    model._trainer = SimpleNamespace(global_rank=rank, fit_loop=loop)
+    model.on_train_batch_start(None, 0)
+    return torch.randn(4)
+
+
+def test_noise_is_a_function_of_seed_rank_and_batch():
+    places = [(seed, rank, batch) for seed in (0, 1, 2**63 - 1) for rank in range(3) for batch in range(4)]
+    draws = [noise(*place) for place in places]
+    for place, draw in zip(places, draws, strict=True):
+        torch.rand(7)  # whatever happened in between
+        assert torch.equal(noise(*place), draw)
+    assert len(torch.stack(draws).unique(dim=0)) == len(places)
+    # Neighbours are not alike in the way that seed + rank would make them.
+    assert not torch.equal(noise(0, 1, 0), noise(1, 0, 0))
+    assert not torch.equal(noise(0, 1, 0), noise(0, 0, 1))
+
+
+class Noisy(CycleGAN):
+    """Keeps what it draws in each step."""
+
+    def training_step(self, batch, batch_idx):
+        self.drawn = [*getattr(self, "drawn", []), torch.rand(()).item()]
+        super().training_step(batch, batch_idx)
+
+
+def drawn(steps, model=None, seed=7, **settings):
+    model = model or Noisy(SHAPE, GENERATOR, DISCRIMINATOR)
+    torch.manual_seed(seed)
+    trainer(max_steps=steps).fit(model, pictures(3), **settings)
+    return model
+
+
+def test_a_run_s_noise_follows_the_seed_that_was_set_before_it():
+    assert drawn(5).drawn == drawn(5).drawn  # 5 steps are more than one epoch of 3
+    assert len(set(drawn(5).drawn)) == 5
+    assert drawn(2).drawn != drawn(2, seed=8).drawn
+
+
+def test_a_run_that_goes_on_draws_what_it_would_have_drawn_whatever_the_seed_is_now(tmp_path):
+    through = drawn(5).drawn
+    model = drawn(3)
+    model.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = drawn(5, seed=99, ckpt_path=tmp_path / "a.ckpt")
+    assert again.drawn == through[3:]
+
+
+# -- images seen ----------------------------------------------------------------------------------------------------
+
+
+def test_images_seen_counts_real_images_resumes_and_is_in_the_checkpoint(tmp_path):
+    model = CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR)
+    t = trainer(max_steps=3)
+    t.fit(model, pictures(3, size=2))
+    assert model.images_seen == 6
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    assert CycleGAN.load_from_checkpoint(tmp_path / "a.ckpt").images_seen == 6
+    again = CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR)
+    trainer(max_steps=4).fit(again, pictures(3, size=2), ckpt_path=tmp_path / "a.ckpt")
+    assert again.images_seen == 8
+
+
+# -- checkpoints of classes of the user's own -----------------------------------------------------------------------
+
+
+class Shifted(AdversarialLoss):
+    """A loss without numbers, and not a dataclass: it has no way to be named with its state."""
+
+    def discriminator(self, real_scores, fake_scores):
+        return fake_scores.mean() - real_scores.mean()
+
+    def generator(self, fake_scores):
+        return -fake_scores.mean()
+
+
+class Settled(CycleGAN):
+    """Arguments of its own, and everything else settled."""
+
+    def __init__(self, image_shape, strength=1.0):
+        super().__init__(image_shape, GENERATOR, DISCRIMINATOR, Wasserstein(), lambda_A=strength)
+        self.strength = strength
+
+
+class Open(CycleGAN):
+    """Hands on what it does not know, and settles one argument itself."""
+
+    def __init__(self, image_shape, strength=1.0, **kwargs):
+        super().__init__(image_shape, lambda_A=3.0, **kwargs)
+        self.strength = strength
+
+
+class Opener(Open):
+    """Hands on all that it does not know, and saves its settings itself."""
+
+    def __init__(self, *args, colour="red", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.colour = colour
+        self.save_hyperparameters()
+
+
+def options_generator(image_shape, **options) -> nn.Module:
+    return ResNetGenerator(image_shape, **options)
+
+
+NETWORKS = {"generator": GENERATOR, "discriminator": DISCRIMINATOR}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Settled(SHAPE, strength=2.0), {"strength": 2.0, "lambda_A": 2.0, "loss": Wasserstein()}),
+        (
+            lambda: Open(SHAPE, strength=2.0, lambda_B=7.0, loss=Wasserstein(), **NETWORKS),
+            {"strength": 2.0, "lambda_A": 3.0, "lambda_B": 7.0, "loss": Wasserstein()},
+        ),
+        (
+            lambda: Opener(SHAPE, 1.0, colour="blue", lambda_identity=0, **NETWORKS),
+            {"strength": 1.0, "lambda_A": 3.0, "colour": "blue", "lambda_identity": 0},
+        ),
+        (
+            lambda: CycleGAN(
+                SHAPE, functools.partial(options_generator, filters=2, blocks=0), DISCRIMINATOR, lambda_B=4
+            ),
+            {"lambda_B": 4},
+        ),
+    ],
+    ids=["settled", "kwargs", "args and kwargs", "factory with kwargs"],
+)
+@pytest.mark.parametrize("through", [GenerativeModule, CycleGAN, None], ids=["base", "CycleGAN", "itself"])
+def test_a_subclass_is_loaded_from_its_checkpoint_alone(tmp_path, make, expected, through):
+    model = make()
+    loaded = (through or type(model)).load_from_checkpoint(saved(model, tmp_path / "a.ckpt"))
+    assert type(loaded) is type(model)
+    assert all(value == getattr(model, name) == getattr(loaded, name) for name, value in expected.items())
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in model.state_dict().items())
+    assert loaded.hparams == model.hparams
+
+
+def test_what_a_subclass_passes_on_is_still_checked_against_the_base_s_annotations(tmp_path):
+    path = saved(Open(SHAPE, **NETWORKS), tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["generator"] = {"class_path": "os.system"}
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match=r"'os\.system' as generator of the model, which must be a Module"):
+        Open.load_from_checkpoint(path)
+    checkpoint["hyper_parameters"]["generator"] = GENERATOR.func.__module__ + ".ResNetGenerator"
+    checkpoint["hyper_parameters"]["lamda"] = 1
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match="takes no argument 'lamda'"):
+        Open.load_from_checkpoint(path)
+
+
+def test_a_model_inside_another_keeps_its_own_settings():
+    class Around(pl.LightningModule):
+        def __init__(self, learning_rate=5.0, lambda_A=6.0):
+            super().__init__()
+            self.inner = CycleGAN(SHAPE, **NETWORKS)
+
+    inner = Around().inner
+    assert (inner.hparams["learning_rate"], inner.hparams["lambda_A"]) == (2e-4, 10.0)
+
+
+def test_hyperparameters_linked_to_other_models_are_dropped():
+    """The command line links what the data knows to every model, whether it takes it or not."""
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+    given = {"image_shape": SHAPE, "num_classes": 10, "lambda_B": 4.0, **NETWORKS}
+    for cls in (CycleGAN, Open):  # one names all its arguments, the other hands on what it is given
+        with _given_hyperparameters_context(given, "instantiator"):
+            model = cls(SHAPE, lambda_B=4.0, **NETWORKS)
+        assert "num_classes" not in model.hparams
+        assert model.hparams["lambda_B"] == 4.0
+        assert model.hparams["image_shape"] == list(SHAPE)
+
+
+def test_what_has_no_name_is_asked_for_once_also_where_settings_are_saved_twice(tmp_path):
+    model = Opener(SHAPE, generator=lambda shape: GENERATOR(shape), discriminator=DISCRIMINATOR)
+    assert model.hparams["_not_saved"] == ["generator"]
+    loaded = Opener.load_from_checkpoint(saved(model, tmp_path / "a.ckpt"), generator=GENERATOR)
+    assert loaded.lambda_A == 3.0
+
+
+def test_a_loss_that_cannot_be_named_must_be_given_again(tmp_path):
+    path = saved(CycleGAN(SHAPE, loss=Shifted(), **NETWORKS), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"could not name loss .*load_from_checkpoint\(path, loss=\.\.\.\)"):
+        CycleGAN.load_from_checkpoint(path)
+    assert isinstance(CycleGAN.load_from_checkpoint(path, loss=Shifted()).loss, Shifted)
+    with pytest.raises(CheckpointError, match="takes no argument 'los'"):
+        CycleGAN.load_from_checkpoint(path, loss=Shifted(), los=1)
+
+
+def unannotated(image_shape):
+    return ResNetGenerator(image_shape, filters=2, blocks=1)
+
+
+def test_a_function_that_does_not_say_what_it_makes_is_not_called(tmp_path):
+    path = saved(CycleGAN(SHAPE, unannotated, DISCRIMINATOR), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"must be a Module\..* needs a return annotation"):
+        CycleGAN.load_from_checkpoint(path)
+    assert CycleGAN.load_from_checkpoint(path, generator=unannotated).image_shape == SHAPE
+
+
+def test_a_class_made_inside_a_function_goes_on_but_cannot_be_found_by_name(tmp_path):
+    class Local(CycleGAN):
+        pass
+
+    path = saved(Local(SHAPE, **NETWORKS), tmp_path / "a.ckpt")
+    t = trainer(max_steps=2)
+    t.fit(Local(SHAPE, **NETWORKS), pictures(), ckpt_path=path)
+    assert t.global_step == 2
+    with pytest.raises(CheckpointError, match="names nothing that can be imported"):
+        Local.load_from_checkpoint(path)
+
+
+def test_going_on_with_another_network_is_refused_in_words(tmp_path):
+    path = saved(CycleGAN(SHAPE, **NETWORKS), tmp_path / "a.ckpt")
+    other = CycleGAN(SHAPE, functools.partial(ResNetGenerator, filters=2, blocks=2), DISCRIMINATOR)
+    with pytest.raises(CheckpointError, match=r"does not fit this CycleGAN: \d+ weights are missing, the first being"):
+        trainer(max_steps=2).fit(other, pictures(), ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_project_is_refused(tmp_path):
+    class Other(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer.weight.sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    path = saved(Other(), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="does not say which model it holds"):
+        CycleGAN.load_from_checkpoint(path)
+
+
+def test_overrides_strictness_and_unused_arguments(tmp_path):
+    path = saved(CycleGAN(SHAPE, **NETWORKS), tmp_path / "a.ckpt")
+    assert CycleGAN.load_from_checkpoint(path, learning_rate=0.5).adam.learning_rate == 0.5
+    with pytest.raises(ValueError, match="hparams_file is not used"):
+        CycleGAN.load_from_checkpoint(path, hparams_file="hparams.yaml")
+    other = functools.partial(ResNetGenerator, filters=2, blocks=2)
+    loose = CycleGAN.load_from_checkpoint(path, strict=False, generator=other)
+    name = "generator_AtoB.layers.0.weight"
+    assert torch.equal(loose.state_dict()[name], torch.load(path, weights_only=True)["state_dict"][name])
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (3, 16, 0), (0, 16, 16)])
+def test_shapes_that_are_none_are_refused(shape):
+    with pytest.raises(ValueError, match=r"image_shape must be \(channels, height, width\), each at least 1"):
+        GenerativeModule(shape)
+
+
+def test_a_capability_is_asked_for_not_a_name():
+    assert isinstance(CycleGAN(SHAPE, **NETWORKS), Translates)
+    assert not isinstance(GenerativeModule(SHAPE), Translates)
