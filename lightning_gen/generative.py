@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,12 @@ class GenerativeModule(pl.LightningModule):
         if self.noise_seed is not None:
             batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
             state = np.random.SeedSequence((self.noise_seed, self.global_rank, batches)).generate_state(1, np.uint64)
-            torch.manual_seed(int(state[0] >> np.uint64(1)))
+            seed = int(state[0] >> np.uint64(1))
+            torch.default_generator.manual_seed(
+                seed
+            )  # torch.manual_seed looks for every kind of device, which takes long
+            if self.device.type != "cpu":
+                torch.get_device_module(self.device).manual_seed(seed)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -103,6 +109,7 @@ class GenerativeModule(pl.LightningModule):
         }
         self.hparams.clear()
         self.hparams.update(plain)
+        self._hparams_initial = copy.deepcopy(self._hparams)  # what Lightning shows to loggers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not save: the class, and the seed of the noise."""

@@ -10,12 +10,14 @@ from lightning_gen.cli import main
 from lightning_gen.commands.configs import shipped_configs
 
 COMMANDS = ["fit", "validate", "test", "predict", "translate", "report", "import"]
-CYCLEGAN = ["fit", "--config", "cyclegan"]
+# No step is made, should a command be taken that ought to be refused.
+CYCLEGAN = ["fit", "--config", "cyclegan", "--trainer.max_steps", "0"]
 
 
 @pytest.fixture
-def command(fresh_process, capfd):
-    """Run a command as a user does, in a process of its own: its exit code and standard error."""
+def command(fresh_process, capfd, tmp_path, monkeypatch):
+    """Run a command as a user does, in a process and a folder of its own: its exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
         capfd.readouterr()
@@ -157,7 +159,7 @@ def assert_plain(error, message):
     [
         (["--config", "nothing"], "There is no configuration 'nothing': neither a file of that name nor one that is"),
         (
-            ["--data", "UnpairedScenes", "--data.image_size", "62"],
+            ["--data", "UnpairedScenes", "--data.image_size", "62", "--model.generator.downsamplings", "2"],
             "ResNetGenerator needs height and width that are multiples of 4, got 62 x 62. The nearest size that works "
             "is 64 x 64.",
         ),
@@ -180,7 +182,8 @@ def test_a_value_that_cannot_be_is_refused_in_one_sentence(command, arguments, m
         assert all(name in error for name in shipped_configs())
 
 
-def test_debug_shows_the_traceback(fresh_process):
+def test_debug_shows_the_traceback(fresh_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match=r"Traceback[\s\S]*LastCheckpoint needs every_n_steps >= 1, got 0"):
         fresh_process(main, [*CYCLEGAN, "--checkpoint.every_n_steps", "0", "--debug"])
     with pytest.raises(RuntimeError, match=ArgumentError.__name__):

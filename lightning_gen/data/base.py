@@ -110,6 +110,19 @@ class ResumableLoader(DataLoader[Any]):
         self.resume = (state["epoch"], state["batches"])
 
 
+class _InOrder(Dataset[Any]):
+    """A dataset of draws, indexed by place."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[Draw(0, index, index)]
+
+
 class ImageDataModule(pl.LightningDataModule):
     """Base of all data modules: seeded, resumable loaders over the datasets that a subclass builds.
 
@@ -172,9 +185,9 @@ class ImageDataModule(pl.LightningDataModule):
         """Loader over the test examples, in order, each example once over all ranks."""
         return self._loader("test", shuffle=False)
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """The test loader."""
-        return self.test_dataloader()
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Loader over the test examples, plain, because Lightning shares it out among the ranks by itself."""
+        return DataLoader(_InOrder(self.test_set()), batch_size=self.eval_batch_size)
 
     def _loader(self, split: str, *, shuffle: bool) -> ResumableLoader:
         if split not in self._sets:

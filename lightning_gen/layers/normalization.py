@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ class InstanceNorm2d(nn.Module):
 
     `torch.nn.functional.instance_norm` gives wrong gradients on the CPU for a batch of one whose upstream gradient lies
     channels-last (PyTorch 2.15; a test here watches for it), so the same mathematics is asked of other kernels: group
-    norm with one channel a group, or, where a single picture lies channels-last, batch norm in that layout.
+    norm with one channel a group, or, where pictures lie channels-last, batch norm of each, which keeps them so.
 
     Args:
         eps: Added to the variance.
@@ -27,9 +28,11 @@ class InstanceNorm2d(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape, each channel of each picture with mean 0 and variance 1."""
-        if len(features) == 1 and not features.is_contiguous():
-            return F.batch_norm(features, None, None, training=True, eps=self.eps)
-        return F.group_norm(features.contiguous(), features.shape[1], eps=self.eps)
+        if features.is_contiguous():
+            with torch.autocast(features.device.type, enabled=False):  # which would make it float32 on CUDA
+                return F.group_norm(features, features.shape[1], eps=self.eps)
+        normed = [F.batch_norm(picture, None, None, training=True, eps=self.eps) for picture in features.split(1)]
+        return normed[0] if len(normed) == 1 else torch.cat(normed)
 
 
 def norm_layer(norm: Norm, channels: int) -> list[nn.Module]:

@@ -203,7 +203,7 @@ class AdamSettings:
                 "or trainer.max_epochs, or keep the rate constant with decay_start: 1."
             )
         for name, (factory, parameters) in players.items():
-            make = factory or partial(torch.optim.Adam, lr=self.learning_rate, betas=self.betas)
+            make = factory or partial(torch.optim.Adam, lr=self.learning_rate, betas=self.betas, fused=True)
             optimizer = make(parameters)
             optimizers.append(optimizer)
             # The name is what LearningRateMonitor shows.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.generative import Direction
@@ -77,7 +78,8 @@ class TranslationModule(AdversarialModule):
         """Measure against the true counterparts, where the batch has them."""
         self.evaluate(batch, self.val_metrics, "val/")
         # No mean: that of equal float32 numbers need not be exact, and loggers cut it to a whole number.
-        self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`, under `test/`."""

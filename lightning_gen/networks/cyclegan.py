@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.layers.convolution import same_conv
 from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
 from lightning_gen.networks.initialization import initialize_normal
 
@@ -31,7 +32,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
 
         def conv() -> nn.Conv2d:
-            return nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=conv_bias(norm))
+            return same_conv(channels, channels, 3, reflect=padding == "reflect", bias=conv_bias(norm))
 
         self.residual = nn.Sequential(
             conv(),
@@ -95,13 +96,13 @@ class ResNetGenerator(nn.Module):
         channels, bias = image_shape[0], conv_bias(norm)
 
         def wide_conv(inputs: int, outputs: int, bias: bool) -> nn.Conv2d:
-            return nn.Conv2d(inputs, outputs, 7, padding=3, padding_mode=padding, bias=bias)
+            return same_conv(inputs, outputs, 7, reflect=padding == "reflect", bias=bias)
 
         def doubling(inputs: int, outputs: int) -> list[nn.Module]:
             if upsampling == "transposed":
                 return [nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=bias)]
             if upsampling == "resize":
-                conv = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=padding, bias=bias)
+                conv = same_conv(inputs, outputs, 3, reflect=padding == "reflect", bias=bias)
                 return [nn.Upsample(scale_factor=2, mode="nearest"), conv]
             raise ValueError(f"upsampling must be 'transposed' or 'resize', got {upsampling!r}.")
 

@@ -35,7 +35,8 @@ def reference_generator(weights: StateDict) -> functools.partial[Any]:
     if any("conv_block" in key for key in weights):
         blocks = {key.split(".")[1] for key in weights if "conv_block" in key}
         # With dropout, the second convolution of a block stands one place later.
-        dropout = 0.5 if any(".conv_block.6." in key for key in weights) else 0.0
+        second = [key for key, tensor in weights.items() if ".conv_block.6." in key and tensor.ndim == 4]
+        dropout = 0.5 if second else 0.0
         return functools.partial(
             ResNetGenerator,
             filters=kernels[0].shape[0],

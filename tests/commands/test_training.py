@@ -156,12 +156,10 @@ def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
 
 def test_new_runs_get_new_folders(tiny, command):
     tiny["trainer"]["max_steps"] = 1
-    config = tiny.write()
-    for _ in range(2):
-        command("fit", "--config", config)
-    assert sorted(path.name for path in Path("runs/cyclegan").iterdir()) == ["version_0", "version_1"]
-    command("fit", "--config", config, "--trainer.default_root_dir", "elsewhere")
-    assert (Path("elsewhere") / RUN.relative_to("runs") / "metrics.csv").is_file()
+    tiny["trainer"]["default_root_dir"] = "elsewhere"
+    for number in range(2):
+        command("fit", "--config", tiny.write())
+        assert len(table(Path(f"elsewhere/cyclegan/version_{number}"))) == 1
 
 
 def events(folder):
@@ -551,3 +549,10 @@ def test_the_warnings_of_a_run_are_worth_reading(tiny, fresh_process):
     assert fresh_process(with_warnings, "fit", "--config", tiny.write()) == (0, [])
     assert fresh_process(with_warnings, "fit", "--ckpt_path", LAST, "--trainer.max_steps", 3) == (0, [])
     assert fresh_process(with_warnings, "test", "--ckpt_path", LAST) == (0, [])
+
+
+def test_predict_runs_from_a_checkpoint(tiny, command):
+    assert command("fit", "--config", tiny.write()).code == 0
+    assert "_instantiator" not in Path(LAST).parent.parent.joinpath("hparams.yaml").read_text()
+    ended = command("predict", "--ckpt_path", LAST)
+    assert ended.code == 0, ended

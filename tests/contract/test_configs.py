@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import lightning.pytorch as pl
+import lightning.pytorch.strategies.launchers.multiprocessing as launching
 import numpy as np
 import pytest
 import torch
@@ -269,6 +270,8 @@ def fit_with_witness(config, devices, batch_size, path):
         run=False,
     )
     cli.trainer.callbacks.append(Witness(path))
+    # Lightning refuses to fork where CUDA was touched; nothing here uses it.
+    launching._check_bad_cuda_fork = lambda: None
     if devices > 1:  # plain ddp: no flag for unused parameters
         assert not cli.trainer.strategy._ddp_kwargs.get("find_unused_parameters", False)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -206,7 +206,7 @@ DESCENT = functools.partial(torch.optim.SGD, lr=0.01)
 def penalised(**settings):
     # The penalty is computed in float32, in which Adam would make whole steps of gradients that are mere rounding, as
     # that of the critic's last bias is.
-    return make(loss=Wasserstein(), generator_optimizer=DESCENT, discriminator_optimizer=DESCENT, **settings)
+    return make(loss=Wasserstein(), generator_optimizer=DESCENT, discriminator_optimizer=DESCENT, **settings).double()
 
 
 def test_the_wasserstein_loss_with_its_gradient_penalty():
@@ -214,11 +214,11 @@ def test_the_wasserstein_loss_with_its_gradient_penalty():
     model, data = penalised(penalties=[GradientPenalty(7.0)]), batches(3)
     start = deepcopy(model.state_dict())
     published = Published(model, wasserstein, pool_size=2, penalty=7.0, halved=False, optimizer=DESCENT)
-    assert_equal_to_the_published_algorithm(model, published, data, "32-true", rtol=1e-3, atol=1e-4)
+    assert_equal_to_the_published_algorithm(model, published, data, **DOUBLE)
     # And the penalty matters: without it the discriminators go elsewhere.
     without = penalised()
     without.load_state_dict(start)
-    fit(without, data, precision="32-true")
+    fit(without, data, precision="64-true")
     for name in NETWORKS[2:]:
         pairs = zip(getattr(model, name).parameters(), getattr(without, name).parameters(), strict=True)
         assert max((mine - theirs).abs().max() for mine, theirs in pairs) > 1e-3
