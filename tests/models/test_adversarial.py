@@ -192,9 +192,13 @@ def test_the_loggers_x_axis_is_generator_updates_in_training_and_validation(tmp_
 
 def test_the_step_is_exact_also_in_a_long_validation():
     """The mean of equal float32 numbers need not be that number, and loggers cut it to a whole one."""
-    t = trainer()
-    t.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = 200_003
-    t.validate(small(), DataLoader([{d: torch.zeros(3, *SHAPE) for d in "AB"}] * 70, None), verbose=False)
+
+    class LongAgo(pl.Callback):
+        def on_train_start(self, trainer, module):
+            trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = 200_002
+
+    t = trainer(max_steps=200_003, num_sanity_val_steps=0, val_check_interval=1, callbacks=[LongAgo()])
+    t.fit(small(), data(1), DataLoader([{d: torch.zeros(3, *SHAPE) for d in "AB"}] * 70, None))
     assert t.callback_metrics["step"] == 200_003
 
 

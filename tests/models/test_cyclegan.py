@@ -89,7 +89,7 @@ class Published:
         return torch.stack(given)
 
     def gradient_penalty(self, D, real, fake):
-        epsilon = torch.rand(len(real), 1, 1, 1)
+        epsilon = torch.rand(len(real), 1, 1, 1, dtype=real.dtype)
         between = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
         total = sum(scores.mean() for scores in D(between))
         (gradient,) = torch.autograd.grad(total, between, create_graph=True)
