@@ -258,7 +258,8 @@ def _checked(value: Any, annotation: Any, where: str) -> Any:
         return _checked_call(value, base, factory=factory, where=where)
     if isinstance(value, str):
         base, factory = _expected(annotation)
-        if factory and base is not None:  # a factory named without arguments
+        # A factory named without arguments; where a plain string is allowed too, it stays one.
+        if factory and base is not None and str not in _options(annotation):
             return _checked_call({"class_path": value}, base, factory=True, where=where)
         return value
     if isinstance(value, Mapping):
@@ -274,9 +275,10 @@ def _checked(value: Any, annotation: Any, where: str) -> Any:
 def _expected(annotation: Any) -> tuple[type | None, bool]:
     """The class that an annotation asks for, and whether it asks for a factory of it."""
     for option in _options(annotation):
-        if typing.get_origin(option) is Callable or typing.get_origin(option) is typing.get_origin(Callable[..., Any]):
+        if option is Callable or option is typing.Callable or typing.get_origin(option) is Callable:
             result = typing.get_args(option)[-1] if typing.get_args(option) else None
-            return (result if inspect.isclass(result) else object, True)
+            # Where the annotation does not say what it makes, nothing but a network is let through.
+            return (result if inspect.isclass(result) else torch.nn.Module, True)
     for option in _options(annotation):
         if inspect.isclass(option) and option not in (str, int, float, bool, dict, list, tuple, type(None), object):
             return option, False

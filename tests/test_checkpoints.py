@@ -1,6 +1,7 @@
 import functools
 import os
 import pickle
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import pytest
@@ -138,6 +139,26 @@ def test_a_class_that_does_not_belong_is_refused_before_anything_is_called(saved
     with pytest.raises(CheckpointError, match=r"must be a|none belongs there|names nothing"):
         GenerativeModule.load_from_checkpoint(path)
     assert not called
+
+
+class Open(nn.Module):
+    """A network whose signature says little."""
+
+    def __init__(self, image_shape, activation: str | Callable = "relu", make: Callable = nn.ReLU):
+        super().__init__()
+        self.activation, self.made = activation, make()
+
+
+def test_a_vague_annotation_lets_networks_and_names_through_and_nothing_else(tmp_path):
+    generator = functools.partial(Open, activation="gelu", make=nn.Tanh)
+    path = save(CycleGAN(SHAPE, generator, DISCRIMINATOR), tmp_path / "a.ckpt")
+    loaded = CycleGAN.load_from_checkpoint(path).generator_AtoB
+    assert loaded.activation == "gelu"
+    assert isinstance(loaded.made, nn.Tanh)
+    for name, value in (("make", "subprocess.Popen"), ("make", {"class_path": f"{__name__}.harmful"})):
+        change(path, lambda c, n=name, v=value: c["hyper_parameters"]["generator"]["init_args"].__setitem__(n, v))
+        with pytest.raises(CheckpointError, match="must be a Module"):
+            CycleGAN.load_from_checkpoint(path)
 
 
 def test_an_unknown_argument_is_named(saved):
