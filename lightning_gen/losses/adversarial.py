@@ -1,6 +1,6 @@
 """Adversarial losses: what the discriminator minimises and what the generator minimises, given scores.
 
-Scores are raw discriminator outputs (logits) of any shape; the results are scalars, computed in float32.
+Scores are raw discriminator outputs (logits) of any shape; the results are scalars, computed in float32 at least.
 """
 
 from __future__ import annotations
@@ -8,8 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is float32 or float64 already."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class AdversarialLoss(ABC):
@@ -34,11 +40,11 @@ class LeastSquares(AdversarialLoss):
 
     def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """1/2 [E (D(x) - 1)^2 + E D(G(z))^2]."""
-        return 0.5 * ((real_scores.float() - 1).square().mean() + fake_scores.float().square().mean())
+        return 0.5 * ((full(real_scores) - 1).square().mean() + full(fake_scores).square().mean())
 
     def generator(self, fake_scores: Tensor) -> Tensor:
         """E (D(G(z)) - 1)^2."""
-        return (fake_scores.float() - 1).square().mean()
+        return (full(fake_scores) - 1).square().mean()
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,11 @@ class NonSaturating(AdversarialLoss):
 
     def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """-1/2 [E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z))))]."""
-        return 0.5 * (F.softplus(-real_scores.float()).mean() + F.softplus(fake_scores.float()).mean())
+        return 0.5 * (F.softplus(-full(real_scores)).mean() + F.softplus(full(fake_scores)).mean())
 
     def generator(self, fake_scores: Tensor) -> Tensor:
         """-E log sigmoid(D(G(z)))."""
-        return F.softplus(-fake_scores.float()).mean()
+        return F.softplus(-full(fake_scores)).mean()
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class Wasserstein(AdversarialLoss):
 
     def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """E D(G(z)) - E D(x)."""
-        return fake_scores.float().mean() - real_scores.float().mean()
+        return full(fake_scores).mean() - full(real_scores).mean()
 
     def generator(self, fake_scores: Tensor) -> Tensor:
         """-E D(G(z))."""
-        return -fake_scores.float().mean()
+        return -full(fake_scores).mean()

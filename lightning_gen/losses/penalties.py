@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_gen.losses.adversarial import full
+
 
 class Penalty(ABC):
     """Something added to the discriminator's loss. Subclasses hold numbers only, so that a checkpoint can name them.
@@ -60,7 +62,7 @@ class GradientPenalty(Penalty):
             between = torch.lerp(fake.detach().to(dtype), real.detach().to(dtype), epsilon.to(dtype)).requires_grad_()
             scores = discriminator(between)
             # The sum over samples of each one's mean score: samples do not mix, so its gradient is per sample.
-            total = scores.float().reshape(len(scores), -1).mean(dim=1).sum()
+            total = full(scores).reshape(len(scores), -1).mean(dim=1).sum()
             (gradient,) = torch.autograd.grad(total, between, create_graph=True, allow_unused=True)
             if gradient is None:
                 raise ValueError("GradientPenalty: the discriminator's scores do not depend on its input.")

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.penalties import Penalty
 
 NetworkFactory: TypeAlias = Callable[[tuple[int, int, int]], nn.Module]
@@ -64,7 +65,7 @@ class AdversarialModule(GenerativeModule):
             with local:
                 terms = losses()
                 self._record(terms)
-                self.manual_backward(torch.stack([term.float() for term in terms.values()]).sum())
+                self.manual_backward(torch.stack([full(term) for term in terms.values()]).sum())
             if distributed:
                 average_gradients(optimizer)
             if count:

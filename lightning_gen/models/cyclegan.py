@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from lightning_gen.generative import Direction
-from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares
+from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import (
@@ -125,13 +125,13 @@ class CycleGAN(TranslationModule):
             "generator_AtoB": self.loss.generator(self.discriminator_B(fake_B)),
             "generator_BtoA": self.loss.generator(self.discriminator_A(fake_A)),
             # |F(G(a)) - a| and |G(F(b)) - b|
-            "cycle_A": self.lambda_A * F.l1_loss(F_(fake_B).float(), real_A.float()),
-            "cycle_B": self.lambda_B * F.l1_loss(G(fake_A).float(), real_B.float()),
+            "cycle_A": self.lambda_A * F.l1_loss(full(F_(fake_B)), full(real_A)),
+            "cycle_B": self.lambda_B * F.l1_loss(full(G(fake_A)), full(real_B)),
         }
         if self.lambda_identity:
             # A generator leaves alone what is already in its target domain: |G(b) - b| and |F(a) - a|.
-            losses["identity_B"] = self.lambda_B * self.lambda_identity * F.l1_loss(same_B.float(), real_B.float())
-            losses["identity_A"] = self.lambda_A * self.lambda_identity * F.l1_loss(same_A.float(), real_A.float())
+            losses["identity_B"] = self.lambda_B * self.lambda_identity * F.l1_loss(full(same_B), full(real_B))
+            losses["identity_A"] = self.lambda_A * self.lambda_identity * F.l1_loss(full(same_A), full(real_A))
         return losses
 
     def discriminator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:

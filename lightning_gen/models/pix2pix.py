@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lightning_gen.generative import Direction
-from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
+from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.models.adversarial import (
     AdamSettings,
@@ -118,7 +118,7 @@ class Pix2Pix(TranslationModule):
         scores = self.discriminator(torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1))
         return {
             "generator": self.loss.generator(scores),
-            "L1": self.lambda_L1 * F.l1_loss(fake_B.float(), real_B.float()),
+            "L1": self.lambda_L1 * F.l1_loss(full(fake_B), full(real_B)),
         }
 
     # -- around it --------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Published:
 
 
 def assert_equal_to_the_published_algorithm(model, published, data):
-    """Networks and Adam in float64: only the float32 in which scores become losses parts the two, 6e-8 a term."""
+    """All in float64, where Adam magnifies the rounding of gradients near zero; see the test of CycleGAN."""
     recorder = Recorder()
     start = deepcopy([*published.G.parameters(), *published.D.parameters()])
     fit(model, data, [recorder])
@@ -117,13 +117,13 @@ def assert_equal_to_the_published_algorithm(model, published, data):
         assert recorder.terms[i] == pytest.approx({k: v.item() for k, v in terms.items()}, rel=1e-5)
         largest = max(g.abs().max() for g in gradients).item()
         for mine, theirs in zip(recorder.gradients[i], gradients, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * largest)
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-6 * largest)
     expected = [*published.G.parameters(), *published.D.parameters()]
     way = max((p - begin).abs().max() for p, begin in zip(expected, start, strict=True)).item()
     for mine, theirs in zip(
         [*model.generator_AtoB.parameters(), *model.discriminator.parameters()], expected, strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * way)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 * way)
     # One pass of the generator a step, two of the discriminator for itself and one for the generator.
     for mine, theirs in ((model.generator_AtoB, published.G), (model.discriminator, published.D)):
         for (name, buffer), expected in zip(mine.named_buffers(), theirs.buffers(), strict=True):
