@@ -163,7 +163,7 @@ class CommandLine(LightningCLI):
             for name in [name for name in results if name.startswith("test/psnr_")]:
                 direction = name.removeprefix("test/psnr_")
                 mapping = results.get(f"test/color_mapping_psnr_{direction}")
-                beside = f" (best global colour mapping: {mapping:.1f} dB)" if mapping is not None else ""
+                beside = f" (colour mapping by histogram matching: {mapping:.1f} dB)" if mapping is not None else ""
                 print(f"Test PSNR {direction}: {results[name]:.1f} dB{beside}")
             print(f"Report: {run_folder(self.trainer) / 'index.html'}")
 

@@ -1,4 +1,4 @@
-"""The best that a global colour curve can do at a translation: what a model must beat."""
+"""What a global colour curve, fitted without pairs, does at a translation: what a model must beat."""
 
 from __future__ import annotations
 
