@@ -454,7 +454,6 @@ def test_run_of_a_checkpoint(tmp_path):
     assert run_folder_of_checkpoint(tmp_path / "last.ckpt") is None
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_ranks_agree_on_the_folder_and_only_the_first_writes(tmp_path):
     class LikeWandb(CSVLogger):
         """Knows the run's identity on rank zero only."""

@@ -1,7 +1,6 @@
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -60,7 +59,6 @@ def test_an_installed_package_finds_them_within_itself(tmp_path, monkeypatch):
     assert find_config("paper/pix2pix_facades") == str(config_folder() / "paper" / "pix2pix_facades.yaml")
 
 
-@pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling")
 def test_the_wheel_holds_them(tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
