@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step --model CycleGAN --image-size 128 --precision bf16-mixed
 
-The machine may be shared, so all contestants take turns: after every batch of the Lightning run each of the others
-makes one step. Times are medians, ratios are medians of the ratios within a turn. Nothing here passes or fails.
+The machine may be shared, so all contestants take turns: after every step of the Lightning run each of the others
+makes one. Times are medians, ratios are medians of the ratios within a turn. Nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -20,184 +20,44 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
-from lightning_gen.models import CycleGAN
-from lightning_gen.models.image_pool import ImagePool
-from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
-
-ALONE = 2  # batches before the others are made: in the second, gradients and optimizer states are all in memory
+from benchmarks.contestants import ALONE, Contestants, Settings, Step
+from benchmarks.cyclegan import cyclegan
+from benchmarks.gans import dcgan, sngan, wgan_gp
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured, as the command line was given it."""
-
-    model: str
-    image_size: int
-    batch_size: int
-    precision: str
-    filters: int
-    blocks: int
-    channels_last: bool
-    compile: bool
-    steps: int
-    warmup: int
-    threads: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything runs."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which convolutions are computed."""
-        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the pictures."""
-        return 3, self.image_size, self.image_size
-
-    @property
-    def total(self) -> int:
-        """Batches of the Lightning run."""
-        return ALONE + self.warmup + self.steps
-
-
-Step = Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class Contestants:
-    """One algorithm, three times.
+class Entry:
+    """A model, and the sizes that it is measured at where the command line gives none.
 
     Args:
-        ours: The model, to be trained by Lightning.
-        plain: Makes the step of a plain loop with the same networks, precision and memory format.
-        naive: Makes the step of the plain loop in float32 and contiguous memory, every network call by itself.
-        batch: What all of them train on.
+        contestants: Makes them.
+        sizes: Settings; what is not named here is none of the model's.
     """
 
-    ours: pl.LightningModule
-    plain: Callable[[], Step]
-    naive: Callable[[], Step]
-    batch: Any
+    contestants: Callable[[Settings], Contestants]
+    sizes: dict[str, int]
 
 
-# -- CycleGAN -------------------------------------------------------------------------------------------------------
-
-
-class PlainCycleGAN:
-    """CycleGAN as a script would have it: four networks, two Adams, and a step.
-
-    Args:
-        generator: Makes a generator.
-        discriminator: Makes a discriminator.
-        settings: Gives device, precision and memory format.
-        naive: Whether all is float32, contiguous and eager, with a network call for every picture, as the well-known
-            implementation has it.
-    """
-
-    def __init__(
-        self,
-        generator: Callable[[], nn.Module],
-        discriminator: Callable[[], nn.Module],
-        settings: Settings,
-        naive: bool,
-    ) -> None:
-        self.naive = naive
-        self.autocast = partial(
-            torch.autocast, settings.device.type, torch.bfloat16, settings.dtype == torch.bfloat16 and not naive
-        )
-        channels_last = settings.channels_last and not naive
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        networks = [make().to(settings.device) for make in (generator, generator, discriminator, discriminator)]
-        for network in networks:
-            network.to(memory_format=memory_format)
-            if settings.compile and not naive:
-                network.compile()
-        self.G, self.F, self.D_A, self.D_B = networks
-        self.discriminators = [*self.D_A.parameters(), *self.D_B.parameters()]
-        generators = [*self.G.parameters(), *self.F.parameters()]
-        self.optimizers = [torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)) for p in (generators, self.discriminators)]
-        self.schedules = [LambdaLR(o, lambda step: min(1.0, 2 - 2 * step / settings.total)) for o in self.optimizers]
-        self.pool_A, self.pool_B = ImagePool(50), ImagePool(50)
-
-    def step(self, batch: dict[str, Tensor]) -> None:
-        """Both generators, then both discriminators."""
-        a, b = batch["A"], batch["B"]
-        generators, discriminators = self.optimizers
-
-        for parameter in self.discriminators:
-            parameter.requires_grad_(False)
-        generators.zero_grad()
-        with self.autocast():
-            fake_b, same_b = self.pair(self.G, a, b)
-            fake_a, same_a = self.pair(self.F, b, a)
-            loss = target(self.D_B(fake_b), 1.0) + target(self.D_A(fake_a), 1.0)
-            loss = loss + 10 * (F.l1_loss(self.F(fake_b).float(), a) + F.l1_loss(self.G(fake_a).float(), b))
-            loss = loss + 5 * (F.l1_loss(same_b.float(), b) + F.l1_loss(same_a.float(), a))
-        loss.backward()
-        generators.step()
-
-        for parameter in self.discriminators:
-            parameter.requires_grad_(True)
-        discriminators.zero_grad()
-        for network, real, fake in ((self.D_A, a, self.pool_A(fake_a)), (self.D_B, b, self.pool_B(fake_b))):
-            with self.autocast():
-                real_scores, fake_scores = self.pair(network, real, fake.float())
-                loss = 0.5 * (target(real_scores, 1.0) + target(fake_scores, 0.0))
-            loss.backward()
-        discriminators.step()
-        for schedule in self.schedules:
-            schedule.step()
-
-    def pair(self, network: nn.Module, first: Tensor, second: Tensor) -> Sequence[Tensor]:
-        """`network(first), network(second)`, in one call unless naive."""
-        return [network(first), network(second)] if self.naive else network(torch.cat([first, second])).chunk(2)
-
-
-def target(scores: Tensor, value: float) -> Tensor:
-    """Mean squared distance of the scores to a value."""
-    return F.mse_loss(scores.float(), torch.full_like(scores, value, dtype=torch.float32))
-
-
-def cyclegan(settings: Settings) -> Contestants:
-    """CycleGAN with ResNet generators and 70 x 70 PatchGANs."""
-    shape = settings.image_shape
-    generator = partial(ResNetGenerator, filters=settings.filters, blocks=settings.blocks)
-    discriminator = partial(PatchDiscriminator, filters=settings.filters)
-    make = partial(PlainCycleGAN, partial(generator, shape), partial(discriminator, shape), settings)
-    images = torch.rand(2, settings.batch_size, *shape, device=settings.device) * 2 - 1
-    return Contestants(
-        ours=CycleGAN(
-            shape,
-            generator=generator,
-            discriminator=discriminator,
-            channels_last=settings.channels_last,
-            compile=settings.compile,
-        ),
-        plain=lambda: make(naive=False).step,
-        naive=lambda: make(naive=True).step,
-        batch={"A": images[0], "B": images[1]},
-    )
-
-
-MODELS: dict[str, Callable[[Settings], Contestants]] = {"CycleGAN": cyclegan}
+RESNETS = {"image_size": 32, "batch_size": 64, "filters": 256, "generator_batch_factor": 1}
+MODELS = {
+    "CycleGAN": Entry(cyclegan, {"image_size": 128, "batch_size": 1, "filters": 64, "blocks": 9}),
+    "DCGAN": Entry(dcgan, RESNETS),
+    "SNGAN": Entry(sngan, RESNETS),
+    "WGANGP": Entry(wgan_gp, RESNETS),
+}
 
 
 # -- the machine's ceiling --------------------------------------------------------------------------------------------
@@ -217,14 +77,12 @@ class Matmul:
 
 
 class Convolution:
-    """What most of the step consists of: a 3 x 3 convolution, 256 to 256 at a quarter of the size, there and back."""
+    """What most of the step consists of: a 3 x 3 convolution that keeps the width, there and back."""
 
-    def __init__(self, settings: Settings) -> None:
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        side, width = settings.image_size // 4, 4 * settings.filters
+    def __init__(self, settings: Settings, shape: tuple[int, int, int, int]) -> None:
+        memory_format, width = settings.memory_format, shape[1]
         self.conv = nn.Conv2d(width, width, 3, padding=1, device=settings.device, dtype=settings.dtype)
         self.conv.to(memory_format=memory_format)
-        shape = 2 * settings.batch_size, width, side, side
         features = torch.randn(shape, device=settings.device, dtype=settings.dtype).to(memory_format=memory_format)
         self.features, self.gradient = features.requires_grad_(), torch.randn_like(features)
         self.flops = 3 * 2 * features.numel() * 9 * width
@@ -257,13 +115,19 @@ class Moment(NamedTuple):
 
 @dataclass
 class TakingTurns(pl.Callback):
-    """After each of our batches, lets the others make a step, and times everybody.
+    """After each of our steps, lets the others make one, and times everybody.
 
-    Our turn lasts from the end of the others' to the end of our next batch, so it has in it all that Lightning does
+    Our turn lasts from the end of the others' to the end of our next step, so it has in it all that Lightning does
     between batches.
+
+    Args:
+        settings: How many turns count.
+        batches: Of ours in one step.
+        others: Makes them, warm.
     """
 
     settings: Settings
+    batches: int
     others: Callable[[], dict[str, Step]]
     times: dict[str, list[Moment]] = field(default_factory=dict)
     memory: float = 0.0
@@ -279,21 +143,54 @@ class TakingTurns(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End our turn, give the others theirs, start our next one."""
+        step, batches_left = divmod(batch_idx + 1, self.batches)
+        if batches_left:
+            return
         device = self.settings.device
         ours = Moment.now(device).since(self.start)
-        if batch_idx < ALONE:
+        if step <= ALONE:
             self.memory = peak_memory(device)
         else:
             self.steps = self.steps or self.others()
             turn = {"ours": ours}
-            for name, step in self.steps.items():
+            for name, make_step in self.steps.items():
                 start = Moment.now(device)
-                step(batch)
+                make_step(batch)
                 turn[name] = Moment.now(device).since(start)
-            if batch_idx >= ALONE + self.settings.warmup:
+            if step > ALONE + self.settings.warmup:
                 for name, seconds in turn.items():
                     self.times.setdefault(name, []).append(seconds)
         self.start = Moment.now(device)
+
+
+def forbid_sync(model: pl.LightningModule) -> None:
+    """Make every wait for the GPU inside `training_step` an error, once all that is made at first use is there."""
+    training_step = model.training_step
+
+    @wraps(training_step)
+    def watched(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error" if model.trainer.global_step >= ALONE else "default")
+        try:
+            return training_step(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    model.training_step = watched  # type: ignore[method-assign]
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the operations called within it, as PyTorch's own does, which fails on a gradient of a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the operator and add what it takes."""
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def peak_memory(device: torch.device) -> float:
@@ -306,19 +203,25 @@ def peak_memory(device: torch.device) -> float:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Run everything; see README.md for what the figures mean."""
-    contestants = MODELS[settings.model](settings)
-    counter = FlopCounterMode(display=False)
+    contestants = MODELS[settings.model].contestants(settings)
+    if settings.forbid_sync:
+        forbid_sync(contestants.ours)
+    counter = FlopCounter()
     ceilings: dict[str, Matmul | Convolution] = {}
 
     def others() -> dict[str, Step]:
-        naive = contestants.naive()
+        plain, naive = contestants.plain(), contestants.naive()
+        plain(contestants.batch)
         with counter:
             naive(contestants.batch)
-        ceilings.update(matmul=Matmul(settings), convolution=Convolution(settings))
-        return {"plain": contestants.plain(), "naive": naive, **ceilings}
+        ceilings.update(matmul=Matmul(settings), convolution=Convolution(settings, contestants.convolution))
+        for ceiling in ceilings.values():
+            ceiling(None)
+        return {"plain": plain, "naive": naive, **ceilings}
 
-    turns = TakingTurns(settings, others)
-    batches: DataLoader[Any] = DataLoader([contestants.batch] * settings.total, batch_size=None)  # type: ignore[arg-type]
+    turns = TakingTurns(settings, contestants.batches, others)
+    data = [contestants.batch] * (settings.total * contestants.batches)
+    batches: DataLoader[Any] = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_steps=settings.total,
@@ -340,7 +243,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     def ratio(of: str, to: str) -> float:
         return median(x / y for x, y in zip(seconds[of], seconds[to], strict=True))
 
-    flops = counter.get_total_flops()
+    flops = counter.flops
     return {
         "settings": asdict(settings),
         "machine": {
@@ -356,6 +259,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "peak_memory_mib": turns.memory,
         "lightning_share": ratio("ours", "plain") - 1,
         "naive_over_ours": ratio("naive", "ours"),
+        "images_per_step": settings.batch_size * contestants.batches,
         "flops_per_step": flops,
         "flops_per_second": {
             "ours": flops / median(seconds["ours"]),
@@ -386,8 +290,9 @@ def table(result: dict[str, Any]) -> str:
     layout = "channels last" if settings["channels_last"] else "contiguous"
     titles = {"ours": "ours, in Lightning", "plain": "plain loop", "naive": "naive float32 loop"}
     size = f"{settings['image_size']} px, batch {settings['batch_size']}"
+    blocks = f"{settings['blocks']} blocks, " if settings["blocks"] else ""
     lines = [
-        f"{settings['model']}, {size}, {settings['filters']} filters, {settings['blocks']} blocks, "
+        f"{settings['model']}, {size}, {settings['filters']} filters, {blocks}"
         f"{settings['precision']}, {layout}{', compiled' if settings['compile'] else ''}",
         f"{result['machine']['device']}, CPU threads: {settings['threads']}, medians of {settings['steps']} steps",
         "",
@@ -395,7 +300,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, title in titles.items():
         cpu, wall = result["ms"][name]["cpu"], result["ms"][name]["wall"]
-        lines.append(f"{title:26}{cpu:10.1f}{wall:10.1f}{1e3 * settings['batch_size'] / wall:10.2f}")
+        lines.append(f"{title:26}{cpu:10.1f}{wall:10.1f}{1e3 * result['images_per_step'] / wall:10.2f}")
     lines += [
         "",
         f"{'Lightning share':26}{100 * result['lightning_share']:10.1f} %     ours / plain - 1",
@@ -417,19 +322,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.train_step", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--model", choices=sorted(MODELS), default="CycleGAN")
-    parser.add_argument("--image-size", type=int, default=128, help="height and width")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures of each domain")
+    sizes = {
+        "--image-size": "height and width",
+        "--batch-size": "pictures, of each domain where there are two",
+        "--filters": "channels: of a CycleGAN network's first convolution, of a ResNet generator's all",
+        "--blocks": "residual blocks of a CycleGAN generator",
+        "--generator-batch-factor": "fakes in a generator update, as a multiple of the batch; 2 in SNGAN's paper",
+    }
+    for name, meaning in sizes.items():
+        parser.add_argument(name, type=int, default=argparse.SUPPRESS, help=f"{meaning} (default: the model's)")
     parser.add_argument("--precision", choices=["bf16-mixed", "32-true"], default="bf16-mixed")
-    parser.add_argument("--filters", type=int, default=64, help="of the first convolution of each network")
-    parser.add_argument("--blocks", type=int, default=9, help="residual blocks of a generator")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
     parser.add_argument("--compile", action="store_true", help="torch.compile for ours and the plain loop")
+    parser.add_argument("--forbid-sync", action="store_true", help="fail if training_step waits for the GPU")
     parser.add_argument("--steps", type=int, default=10, help="steps that count")
     parser.add_argument("--warmup", type=int, default=3, help="steps before, which do not")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
-    values = vars(parser.parse_args(arguments))
-    file = values.pop("json")
+    given = vars(parser.parse_args(arguments))
+    file = given.pop("json")
+    known = MODELS[given["model"]].sizes
+    surplus = {name.strip("-").replace("-", "_") for name in sizes} & given.keys() - known.keys()
+    if surplus:
+        parser.error(f"{given['model']} has no {', '.join(sorted(surplus))}")
+    values = {"blocks": 0, "generator_batch_factor": 0, **known, **given}
+    if values["forbid_sync"] and not torch.cuda.is_available():
+        parser.error("--forbid-sync needs a CUDA device")
     if values["steps"] < 1 or values["warmup"] < 0:
         parser.error(f"--steps must be 1 or more and --warmup 0 or more, got {values['steps']} and {values['warmup']}")
 

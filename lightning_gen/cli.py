@@ -5,6 +5,7 @@ Nothing heavy is imported before a command is known, so that `--help` is instant
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -16,22 +17,34 @@ HELP = """\
 usage: lightning-gen COMMAND [options]
 
 Train (Lightning's command line; every setting is an option, and a misspelt one is refused):
-  fit        train:            lightning-gen fit --config cyclegan
-             go on:            lightning-gen fit --ckpt_path RUN/checkpoints/last.ckpt
-  validate   measure on the validation data
-  test       measure on the test data:   lightning-gen test --ckpt_path RUN/checkpoints/last.ckpt
-  predict    run on the test data
+  fit          train:          lightning-gen fit --config cyclegan
+               go on:          lightning-gen fit --ckpt_path RUN/checkpoints/last.ckpt
+  validate     measure on the validation data
+  test         measure on the test data:   lightning-gen test --ckpt_path RUN/checkpoints/last.ckpt
+  predict      run on the test data
 
 Use a checkpoint (which is all they need):
-  translate  map a file or a folder to the other domain, names and formats kept
-  report     write RUN/index.html again from what the run has recorded
-  import     turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
+  sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR
+  interpolate  draw what lies between pairs of latents
+  arithmetic   add and subtract what pictures show:  --a 3,17,22 --b 4,8,15 --c 16,23,42
+  translate    map a file or a folder to the other domain, names and formats kept
+  report       write RUN/index.html again from what the run has recorded
+  import       turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
 
   lightning-gen COMMAND --help    all options of a command
   lightning-gen --version
   --debug                         full traceback where something fails
   --config NAME                   a file, or the name of a shipped configuration: {configs}
 """
+
+_FUNCTIONS = {
+    "sample": "sample.sample",
+    "interpolate": "latents.interpolate",
+    "arithmetic": "latents.arithmetic",
+    "translate": "translate.translate",
+    "report": "report.report",
+    "import": "import_weights.import_weights",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,14 +84,11 @@ def _run(arguments: list[str]) -> int:
         from lightning_gen.commands.training import run_trainer
 
         return run_trainer(arguments)
-    if command in ("translate", "report", "import"):
+    if command in _FUNCTIONS:
         from jsonargparse import auto_cli
 
-        from lightning_gen.commands.import_weights import import_weights
-        from lightning_gen.commands.report import report
-        from lightning_gen.commands.translate import translate
-
-        function: Any = {"translate": translate, "report": report, "import": import_weights}[command]
+        module, _, name = _FUNCTIONS[command].rpartition(".")
+        function: Any = getattr(importlib.import_module(f"lightning_gen.commands.{module}"), name)
         # Errors of the parser are raised, so that `main` can say them in fewer words.
         settings: dict[str, Any] = {"prog": f"lightning-gen {command}", "exit_on_error": False}
         return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -12,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.checkpoints import (
     CLASS_KEY,
@@ -36,6 +37,42 @@ class Translates(Protocol):
 
     def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
         """`[N, C, H, W]` in `[-1, 1]`, any H and W, to the same shape in the other domain."""
+        ...
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A model that draws pictures."""
+
+    num_classes: int | None
+    """Number of classes that it draws on demand, or None where pictures have no labels."""
+
+    def sample(
+        self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """float32 `[N, C, H, W]` in `[-1, 1]`, without a graph; modes and the global random state stay as found.
+
+        Args:
+            num_samples: N, any number.
+            labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
+            generator: On the CPU, whatever the model's device. Makes the result a function of its state; None draws
+                from fresh entropy.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLatents(Samples, Protocol):
+    """A model whose pictures are a function of a latent vector."""
+
+    latent_size: int
+
+    def draw_latents(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Latents `[N, latent_size]` from the prior, on the model's device."""
+        ...
+
+    def generate(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
+        """The pictures of latents `[N, latent_size]`: float32 `[N, C, H, W]`, under the same promises as `sample`."""
         ...
 
 
@@ -66,6 +103,7 @@ class GenerativeModule(pl.LightningModule):
             )
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
         self.noise_seed: int | None = None
+        self.batches_before = 0  # training batches before the present one, over all epochs
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
 
     # -- noise ------------------------------------------------------------------------------------------------------
@@ -77,15 +115,47 @@ class GenerativeModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the random state from (seed, rank, batches so far)."""
+        self.batches_before = self.trainer.fit_loop.epoch_loop.total_batch_idx
         if self.noise_seed is not None:
-            batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
-            state = np.random.SeedSequence((self.noise_seed, self.global_rank, batches)).generate_state(1, np.uint64)
+            entropy = (self.noise_seed, self.global_rank, self.batches_before)
+            state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
             seed = int(state[0] >> np.uint64(1))
             torch.default_generator.manual_seed(
                 seed
             )  # torch.manual_seed looks for every kind of device, which takes long
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).manual_seed(seed)
+
+    # -- batches ----------------------------------------------------------------------------------------------------
+
+    def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Pictures `[N, C, H, W]` and, where there are any, labels `[N]` of a batch.
+
+        Args:
+            batch: A dictionary with "image" and perhaps "label", a pair (pictures, labels), or pictures alone.
+
+        Raises:
+            ValueError: If the batch is none of these, or its pictures have another shape than `image_shape`.
+        """
+        labels = None
+        if isinstance(batch, Mapping) and "image" in batch:
+            images, labels = batch["image"], batch.get("label")
+        elif isinstance(batch, list | tuple) and len(batch) in (1, 2):
+            images, labels = batch[0], batch[1] if len(batch) == 2 else None
+        elif isinstance(batch, Tensor):
+            images = batch
+        else:
+            found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"{type(self).__name__} needs batches that are a dictionary with 'image' (and 'label'), a pair "
+                f"(pictures, labels) or pictures alone; got {found}."
+            )
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"The data gives pictures of shape {tuple(images.shape[1:])}, but this {type(self).__name__} was made "
+                f"for image_shape {self.image_shape}."
+            )
+        return images, labels
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -192,6 +262,18 @@ class GenerativeModule(pl.LightningModule):
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
         device = next(iter(checkpoint["state_dict"].values())).device
         return model.to(device)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode of a network and all its parts, put back afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _given_to_constructor(frame: FrameType | None, thing: Any) -> dict[str, Any]:

@@ -220,7 +220,10 @@ def test_hyperparameters_are_plain_data():
             "init_args": {"filters": 2, "blocks": 1},
         },
         "c": {"class_path": "torch.nn.modules.activation.ReLU"},
-        "d": {"class_path": "lightning_gen.losses.penalties.GradientPenalty", "init_args": {"weight": 3.0}},
+        "d": {
+            "class_path": "lightning_gen.losses.penalties.GradientPenalty",
+            "init_args": {"weight": 3.0, "one_sided": False, "target": 1.0, "interval": 1},
+        },
         "_not_saved": ["e"],
     }
 

@@ -9,7 +9,18 @@ from lightning_gen import __version__
 from lightning_gen.cli import main
 from lightning_gen.commands.configs import shipped_configs
 
-COMMANDS = ["fit", "validate", "test", "predict", "translate", "report", "import"]
+COMMANDS = [
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "sample",
+    "interpolate",
+    "arithmetic",
+    "translate",
+    "report",
+    "import",
+]
 # No step is made, should a command be taken that ought to be refused.
 CYCLEGAN = ["fit", "--config", "cyclegan", "--trainer.max_steps", "0"]
 
@@ -132,6 +143,10 @@ def test_a_misspelt_key_in_a_file_is_refused_by_name(tmp_path, command, text, me
     [
         (["translate"], "the following arguments are required: checkpoint, input, output"),
         (["translate", "--chekpoint", "x"], "unrecognized arguments: --chekpoint x"),
+        (["sample", "--checkpoint", "x"], "the following arguments are required: output"),
+        (["sample", "--lables", "3", "--checkpoint", "x", "--output", "y"], "unrecognized arguments: --lables 3"),
+        (["interpolate", "--checkpoint", "x", "--output", "y", "--method", "cubic"], "'slerp', 'lerp'"),
+        (["arithmetic", "--a", "1"], "the following arguments are required: checkpoint, output, b, c"),
         (["import", "--output"], "argument --output: expected one argument"),
         (["report"], "the following arguments are required: run_folder"),
         (["fit", "--config"], "argument -c/--config: expected one argument"),

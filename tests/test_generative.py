@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gen.checkpoints import CheckpointError
-from lightning_gen.generative import GenerativeModule, Translates
+from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates, evaluating
 from lightning_gen.losses import AdversarialLoss, Wasserstein
-from lightning_gen.models import CycleGAN
+from lightning_gen.models import GAN, CycleGAN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 
 SHAPE = (3, 16, 16)
@@ -306,5 +306,59 @@ def test_shapes_that_are_none_are_refused(shape):
 
 
 def test_a_capability_is_asked_for_not_a_name():
-    assert isinstance(CycleGAN(SHAPE, **NETWORKS), Translates)
-    assert not isinstance(GenerativeModule(SHAPE), Translates)
+    class Draws(GenerativeModule):
+        num_classes = None
+
+        def sample(self, num_samples, *, labels=None, generator=None):
+            return torch.zeros(num_samples, *self.image_shape)
+
+    translator, game, draws, nothing = (
+        CycleGAN(SHAPE, **NETWORKS),
+        GAN((1, 2, 2)),
+        Draws(SHAPE),
+        GenerativeModule(SHAPE),
+    )
+    for capability, able in ((Translates, [translator]), (Samples, [game, draws]), (HasLatents, [game])):
+        assert [m for m in (translator, game, draws, nothing) if isinstance(m, capability)] == able
+
+
+# -- batches and modes ----------------------------------------------------------------------------------------------
+
+
+def test_pictures_and_labels_of_a_batch_in_any_usual_form():
+    model = GenerativeModule((1, 2, 2))
+    images, labels = torch.zeros(3, 1, 2, 2), torch.arange(3)
+    for batch, expected in (
+        ({"image": images, "label": labels, "name": "a"}, labels),
+        ({"image": images}, None),
+        ((images, labels), labels),
+        ([images, labels], labels),
+        ([images], None),
+        (images, None),
+    ):
+        found = model.images_and_labels(batch)
+        assert found[0] is images
+        assert found[1] is expected
+    for batch, message in (
+        ({"A": images, "B": images}, r"needs batches that are .*; got keys \['A', 'B'\]"),
+        ((images, labels, labels), "got a tuple"),
+        ("pictures", "got a str"),
+        (torch.zeros(3, 2, 2, 1), r"shape \(2, 2, 1\), but this GenerativeModule was made for image_shape \(1, 2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.images_and_labels(batch)
+
+
+def test_evaluation_mode_is_put_back_as_it_was_also_after_an_error():
+    network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.ReLU())).train()
+    network[1][0].eval()
+    modes = [module.training for module in network.modules()]
+
+    def fail():
+        with evaluating(network):
+            assert not any(module.training for module in network.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [module.training for module in network.modules()] == modes

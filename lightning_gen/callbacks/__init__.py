@@ -3,23 +3,32 @@
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
 from lightning_gen.callbacks.ema import EMA, averaged_weights
-from lightning_gen.callbacks.pictures import TranslationGrid, log_picture
+from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture, picture_grid, square_grid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report, write_report
 from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
 from lightning_gen.callbacks.run_logger import RunLogger
+from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
+from lightning_gen.callbacks.toy import PointCloud, PointMetrics
 
 __all__ = [
     "EMA",
     "ColorMappingBaseline",
     "LastCheckpoint",
+    "PointCloud",
+    "PointMetrics",
     "ProgressBar",
     "Report",
     "RunLogger",
+    "SampleGrid",
+    "SpectralNormPowerIteration",
     "TranslationGrid",
     "averaged_weights",
     "log_picture",
+    "picture_grid",
+    "power_iteration_callbacks",
     "run_folder",
     "run_folder_of_checkpoint",
+    "square_grid",
     "write_report",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,30 +16,53 @@ class EMA(pl.Callback):
 
     Validation, test, pictures and sampling use the average; training goes on with the raw weights. In checkpoints the
     average stands in `state_dict`, so that `load_from_checkpoint` gives it, and the raw weights in `raw_state_dict`,
-    so that a run goes on exactly. Buffers are not averaged: the average uses the current ones.
+    so that a run goes on exactly. Buffers are not averaged but copied: the average uses the current ones.
+
+    How long the average remembers is given in one of two ways: by `decay`, counted in updates, or by `half_life_kimg`,
+    counted in pictures (Progressive GAN, arXiv 1710.10196: 10 kimg), which means the same at every batch size.
 
     Args:
         modules: Names of submodules of the model, such as `[generator_AtoB, generator_BtoA]`.
-        decay: Share of the old average that each update keeps, in `[0, 1)`.
-        ramp_up: Whether the first updates keep less: min(decay, (1 + n) / (10 + n)) at update n, so that the average
-            forgets the random weights it starts from.
+        decay: Share of the old average that each update keeps, in `[0, 1)`; None means 0.999.
+        ramp_up: Whether the first updates keep less, so that the average forgets the random weights it starts from:
+            the decay is at most (1 + n) / (10 + n) at update n, the half-life at most 0.05 of the pictures seen before
+            the update's own (as the code of StyleGAN2, arXiv 1912.04958, does).
+        half_life_kimg: Thousands of real pictures, over all ranks, after which half of the old average is left: an
+            update keeps 0.5 ** (pictures since the last update / half-life). All pictures count that are shown
+            between two generator updates. Their number is the length of the first tensor in a batch.
 
     Raises:
-        ValueError: If the decay is out of range, or (when training starts) the model has no submodule of a name or a
-            `ModelCheckpoint` has `save_weights_only=True`.
+        ValueError: If the decay or the half-life is out of range, or both are given; or (when training starts) the
+            model has no submodule of a name or a `ModelCheckpoint` has `save_weights_only=True`; or (in training) a
+            half-life has no pictures to count.
     """
 
-    def __init__(self, modules: Sequence[str], decay: float = 0.999, ramp_up: bool = True) -> None:
+    def __init__(
+        self,
+        modules: Sequence[str],
+        decay: float | None = None,
+        ramp_up: bool = True,
+        half_life_kimg: float | None = None,
+    ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
+        if decay is not None and half_life_kimg is not None:
+            raise ValueError(
+                f"EMA takes a decay or half_life_kimg, got both: {decay} and {half_life_kimg}. Leave one out."
+            )
+        self.decay = 0.999 if decay is None else decay
+        if not 0 <= self.decay < 1:
             raise ValueError(f"EMA needs a decay in [0, 1), got {decay}.")
+        if half_life_kimg is not None and not 0 < half_life_kimg < float("inf"):
+            raise ValueError(f"EMA needs a half_life_kimg above 0, got {half_life_kimg}.")
         if isinstance(modules, str):
             raise ValueError(f"EMA needs a list of submodule names, got the string {modules!r}.")
         self.modules = list(modules)
-        self.decay = decay
         self.ramp_up = ramp_up
+        self.half_life_kimg = half_life_kimg
         self.average: dict[str, Tensor] = {}
         self.updates = 0
+        self.images = 0  # up to the last update
+        self.new_images = 0  # since then
         self.last_step = 0
         self.swapped = False
 
@@ -62,18 +85,33 @@ class EMA(pl.Callback):
         if self.average.keys() != parameters.keys():
             self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             self.updates, self.last_step = 0, trainer.global_step
+            self.images, self.new_images = 0, 0
         self.average = {name: self.average[name].to(parameter) for name, parameter in parameters.items()}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         """Move the average towards the weights, once a generator update."""
+        if self.half_life_kimg is not None:
+            # By the shape, on the host: the model's own count lies on the device, which would have to be waited for.
+            self.new_images += _batch_size(batch) * trainer.world_size
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp_up else self.decay
         parameters: list[Tensor] = list(self._parameters(pl_module).values())
-        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - self._share_kept())
         self.updates += 1
+        self.images, self.new_images = self.images + self.new_images, 0
+
+    def _share_kept(self) -> float:
+        """Of the old average, at the update that is due."""
+        if self.half_life_kimg is None:
+            return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp_up else self.decay
+        half_life = 1000 * self.half_life_kimg
+        if self.ramp_up:
+            half_life = min(half_life, 0.05 * self.images)
+        return 0.5 ** (self.new_images / half_life) if half_life else 0.0
 
     # -- where the average is used ----------------------------------------------------------------------------------
 
@@ -123,11 +161,14 @@ class EMA(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The counts; the weights stand in the checkpoint itself."""
-        return {"updates": self.updates, "last_step": self.last_step}
+        names = ("updates", "last_step", "images", "new_images")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the counts back."""
         self.updates, self.last_step = state_dict["updates"], state_dict["last_step"]
+        # Checkpoints of earlier versions have no count of pictures.
+        self.images, self.new_images = state_dict.get("images", 0), state_dict.get("new_images", 0)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -165,3 +206,18 @@ def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iter
     finally:
         for average in averages:
             average._swap(pl_module, False)
+
+
+def _batch_size(batch: Any) -> int:
+    """Length of the first tensor in a batch of mappings and sequences."""
+    leaves = [batch]
+    while leaves:
+        first = leaves.pop(0)
+        if isinstance(first, Tensor) and first.ndim:
+            return len(first)
+        if isinstance(first, Mapping | list | tuple):
+            leaves[:0] = first.values() if isinstance(first, Mapping) else first
+    raise ValueError(
+        f"EMA counts pictures for half_life_kimg, but a batch ({type(batch).__name__}) holds no tensor of them. "
+        "Give batches of tensors, or set decay instead."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -23,10 +23,11 @@ from torch import Tensor
 from lightning_gen.callbacks.ema import averaged_weights
 from lightning_gen.callbacks.run_folder import IMAGES, keeps_files, pictures_in, run_folder, write_atomically
 from lightning_gen.data.images import from_uint8, to_uint8
-from lightning_gen.generative import Direction, Translates
+from lightning_gen.generative import Direction, GenerativeModule, Samples, Translates
 
 GAP = 2  # pixels around every picture of a grid
 MIN_CELL = 96  # pictures narrower than this are enlarged, so that a title fits above them
+MIN_SQUARE = 512  # grids without titles are enlarged until they are about as wide
 _GROUND, _INK = (32, 36, 44), (226, 230, 236)  # quiet on light and on dark pages
 
 
@@ -69,36 +70,62 @@ def log_picture(trainer: pl.Trainer, name: str, image: Tensor | Image.Image, ste
             rank_zero_warn(f"{type(logger).__name__} could not show the picture {name!r} ({error}); training goes on.")
 
 
-def picture_grid(columns: Mapping[str, Iterable[Tensor]]) -> Image.Image:
+def picture_grid(
+    columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, Iterable[Tensor]]],
+) -> Image.Image:
     """Pictures in rows under a row of column titles.
 
     Pixels are kept as they are; pictures narrower than `MIN_CELL` are enlarged by repeating each pixel a whole number
     of times. All cells are as large as the largest picture, with `GAP` pixels around them.
 
     Args:
-        columns: Title of each column, and its pictures from top to bottom: each uint8 `[1 or 3, H, W]`.
+        columns: Title of each column, and its pictures from top to bottom: each uint8 `[1 or 3, H, W]`. Pairs allow a
+            title to come twice.
 
     Raises:
         ValueError: If there is nothing to show, or a picture is not uint8 `[1 or 3, H, W]`.
     """
-    cells = {title: [_pil(picture) for picture in pictures] for title, pictures in columns.items()}
-    pictures = [picture for column in cells.values() for picture in column]
-    if not pictures:
+    pairs = list(columns.items() if isinstance(columns, Mapping) else columns)
+    cells = {(r, c): _pil(picture) for c, (_, column) in enumerate(pairs) for r, picture in enumerate(column)}
+    return _grid(cells, MIN_CELL, [title for title, _ in pairs])
+
+
+def square_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image.Image:
+    """Pictures side by side in rows, without titles.
+
+    Pixels are kept as they are; if all columns together are narrower than `MIN_SQUARE`, pictures are enlarged by
+    repeating each pixel a whole number of times.
+
+    Args:
+        pictures: From left to right and top to bottom: each uint8 `[1 or 3, H, W]`.
+        columns: Pictures in a row; None makes a square, or the narrowest grid that is wider than a square.
+
+    Raises:
+        ValueError: As `picture_grid`.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    cells = {divmod(i, columns): _pil(picture) for i, picture in enumerate(pictures)}
+    return _grid(cells, math.ceil(MIN_SQUARE / max(1, columns)))
+
+
+def _grid(cells: Mapping[tuple[int, int], Image.Image], min_cell: int, titles: Sequence[str] = ()) -> Image.Image:
+    """Pictures at their places (row, column), under the titles of the columns if there are any."""
+    if not cells:
         raise ValueError("A grid needs at least one picture.")
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    scale = math.ceil(MIN_CELL / width)
+    width, height = max(p.width for p in cells.values()), max(p.height for p in cells.values())
+    scale = math.ceil(min_cell / width)
     width, height = width * scale, height * scale
     font = ImageFont.load_default(size=min(20, max(12, width // 10)))
-    header = round(1.9 * font.size)  # type: ignore[union-attr]
-    rows = max(len(column) for column in cells.values())
-    grid = Image.new("RGB", (GAP + len(cells) * (width + GAP), header + rows * (height + GAP)), _GROUND)
+    header = round(1.9 * font.size) if titles else GAP  # type: ignore[union-attr]
+    rows, columns = max(r for r, _ in cells) + 1, max(c for _, c in cells) + 1
+    columns = max(columns, len(titles))
+    grid = Image.new("RGB", (GAP + columns * (width + GAP), header + rows * (height + GAP)), _GROUND)
     draw = ImageDraw.Draw(grid)
-    for c, (title, column) in enumerate(cells.items()):
-        left = GAP + c * (width + GAP)
-        draw.text((left + width / 2, header / 2), title, font=font, fill=_INK, anchor="mm")
-        for r, picture in enumerate(column):
-            enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-            grid.paste(enlarged, (left, header + r * (height + GAP)))
+    for c, title in enumerate(titles):
+        draw.text((GAP + c * (width + GAP) + width / 2, header / 2), title, font=font, fill=_INK, anchor="mm")
+    for (r, c), picture in cells.items():
+        enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (GAP + c * (width + GAP), header + r * (height + GAP)))
     return grid
 
 
@@ -369,3 +396,59 @@ class TranslationGrid(PicturesThroughTime):
         """Take them back."""
         super().load_state_dict(state_dict)
         self.inputs = FirstPictures(**state_dict["inputs"])
+
+
+class SampleGrid(PicturesThroughTime):
+    """Shows what a model draws from the same noise again and again while it learns, in the panel "samples".
+
+    Models with classes have a row for each, in order, no longer than a square grid's, or a square of one picture of
+    each class where there are too many for that.
+
+    Args:
+        every_n_steps: Generator updates from one drawing to the next; there is also one before and one after training.
+        num_images: How many pictures, at most.
+
+    Raises:
+        ValueError: If a number is below 1, or (when the trainer starts) pictures have neither 1 nor 3 channels.
+        TypeError: If the model does not sample (when the trainer starts).
+    """
+
+    def __init__(self, every_n_steps: int = 500, num_images: int = 64) -> None:
+        super().__init__(every_n_steps)
+        if num_images < 1:
+            raise ValueError(f"SampleGrid: num_images must be at least 1, got {num_images}.")
+        self.num_images = num_images
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check that the model samples pictures."""
+        super().setup(trainer, pl_module, stage)
+        name = type(pl_module).__name__
+        if not isinstance(pl_module, Samples):
+            raise TypeError(
+                f"SampleGrid draws models with `sample` and `num_classes`; {name} has not both. "
+                "Take SampleGrid out of trainer.callbacks."
+            )
+        if isinstance(pl_module, GenerativeModule) and pl_module.image_shape[0] not in (1, 3):
+            raise ValueError(
+                f"SampleGrid draws pictures of 1 or 3 channels; {name} has image_shape {pl_module.image_shape}. "
+                "Take SampleGrid out of trainer.callbacks."
+            )
+
+    def panels(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Image.Image]:
+        """The one panel."""
+        model = cast(Samples, pl_module)
+        labels, columns = self.labels(model.num_classes)
+        number = self.num_images if labels is None else len(labels)
+        images = model.sample(number, labels=labels, generator=torch.Generator().manual_seed(0))
+        return {"samples": square_grid(list(to_uint8(images).cpu()), columns)}
+
+    def labels(self, num_classes: int | None) -> tuple[Tensor | None, int]:
+        """Classes of the pictures, row by row, and how many stand in a row."""
+        square = math.ceil(math.sqrt(self.num_images))
+        if num_classes is None:
+            return None, square
+        in_a_row = min(square, self.num_images // num_classes)
+        if in_a_row < 2:
+            labels = torch.arange(min(num_classes, self.num_images))
+            return labels, math.ceil(math.sqrt(len(labels)))
+        return torch.arange(num_classes).repeat_interleave(in_a_row), in_a_row

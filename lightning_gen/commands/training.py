@@ -22,13 +22,15 @@ import lightning_gen.data
 import lightning_gen.losses
 import lightning_gen.models  # noqa: F401  (so that short class names are known)
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
-from lightning_gen.callbacks.pictures import TranslationGrid
+from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
+from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_gen.commands.configs import find_config
-from lightning_gen.generative import GenerativeModule
+from lightning_gen.data.toy import PointDistribution
+from lightning_gen.generative import GenerativeModule, Samples, Translates
 
 
 class Trainer(pl.Trainer):
@@ -63,6 +65,34 @@ class Trainer(pl.Trainer):
         )
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+def pictures_for(
+    model: GenerativeModule, data: pl.LightningDataModule, every_n_steps: int = 500, num_images: int | None = None
+) -> pl.Callback:
+    """The pictures through time that suit a model and its data.
+
+    `TranslationGrid` for models that translate, `PointCloud` for models that sample points of which the data knows the
+    true distribution, `SampleGrid` for others that sample. A model that does none of this gets a callback that does
+    nothing.
+
+    Args:
+        model: The model that is to be looked at.
+        data: What it is trained on.
+        every_n_steps: Generator updates from one drawing to the next; there is also one before and one after training.
+        num_images: Pictures of each drawing, or its points; None leaves the number to the callback.
+    """
+    number = () if num_images is None else (num_images,)
+    if isinstance(model, Translates):
+        return TranslationGrid(every_n_steps, *number)
+    if isinstance(model, Samples):
+        channels, *size = model.image_shape
+        truth = getattr(data, "distribution", None)
+        if size == [1, 1] and isinstance(truth, PointDistribution) and truth.dimensions <= 2:
+            return PointCloud(every_n_steps, *number)
+        if size != [1, 1] and channels in (1, 3):
+            return SampleGrid(every_n_steps, *number)
+    return pl.Callback()
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -109,15 +139,16 @@ class CommandLine(LightningCLI):
     """Lightning's command line, where the data tells the model its shape and a run has one folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks that every run has, and the links from data to model."""
+        """Callbacks that every run has, and the links from data to model and from both to the pictures."""
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(TranslationGrid, "pictures")
+        parser.add_lightning_class_args(pictures_for, "pictures")
         parser.add_lightning_class_args(Report, "report")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Whether `fit` ends with a run over the test data."
         )
-        for name in ("image_shape", "num_classes"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        for source in ("model", "data"):
+            parser.link_arguments(source, f"pictures.{source}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: what the configuration and the command line say holds, also when a run goes on."""

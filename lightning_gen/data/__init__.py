@@ -4,6 +4,17 @@ from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, Resumabl
 from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
 from lightning_gen.data.scenes import PairedScenes, Scenes, UnpairedScenes
+from lightning_gen.data.toy import (
+    GridOfGaussians,
+    Line,
+    Mixture,
+    ParallelLines,
+    PointDistribution,
+    RingOfGaussians,
+    Spiral,
+    SwissRoll,
+    TwoGaussians,
+)
 
 __all__ = [
     "CIFAR10",
@@ -12,12 +23,21 @@ __all__ = [
     "Draw",
     "DrawSampler",
     "FashionMNIST",
+    "GridOfGaussians",
     "ImageDataModule",
     "ImageFolder",
+    "Line",
+    "Mixture",
     "PairedImageFolder",
     "PairedScenes",
+    "ParallelLines",
+    "PointDistribution",
     "ResumableLoader",
+    "RingOfGaussians",
     "Scenes",
+    "Spiral",
+    "SwissRoll",
+    "TwoGaussians",
     "UnpairedImageFolder",
     "UnpairedScenes",
 ]

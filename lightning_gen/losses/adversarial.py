@@ -1,6 +1,6 @@
 """Adversarial losses: what the discriminator minimises and what the generator minimises, given scores.
 
-Scores are raw discriminator outputs (logits) of any shape; the results are scalars, computed in float32 at least.
+Scores are raw discriminator outputs (logits) of any shape; the results are computed in float32 at least.
 """
 
 from __future__ import annotations
@@ -30,33 +30,48 @@ class AdversarialLoss(ABC):
         """What the generator minimises: scalar."""
 
 
-@dataclass(frozen=True)
-class LeastSquares(AdversarialLoss):
-    """LSGAN (1611.04076), with targets 1 for real and 0 for fake.
+class SeparableLoss(AdversarialLoss):
+    """A loss in which the discriminator pays for each score alone: E real_terms(D(x)) + E fake_terms(D(G(z))).
 
-    The discriminator's loss is the mean of the two squared errors' means, 1/2 [E (D(x) - 1)^2 + E D(G(z))^2]; the
-    generator's, E (D(G(z)) - 1)^2, is not halved, as in CycleGAN.
+    The two terms are what tricks such as `LabelSmoothing` mix.
     """
 
+    @abstractmethod
+    def real_terms(self, scores: Tensor) -> Tensor:
+        """What the discriminator pays for each score under the label "real": the shape of `scores`."""
+
+    @abstractmethod
+    def fake_terms(self, scores: Tensor) -> Tensor:
+        """What the discriminator pays for each score under the label "fake": the shape of `scores`."""
+
     def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        """1/2 [E (D(x) - 1)^2 + E D(G(z))^2]."""
-        return 0.5 * ((full(real_scores) - 1).square().mean() + full(fake_scores).square().mean())
+        """E real_terms(D(x)) + E fake_terms(D(G(z)))."""
+        return self.real_terms(real_scores).mean() + self.fake_terms(fake_scores).mean()
+
+
+@dataclass(frozen=True)
+class Minimax(SeparableLoss):
+    """The game of the first GAN (1406.2661, eq. 1), in which the generator minimises what the discriminator maximises.
+
+    The generator's gradient vanishes where the discriminator is sure of its fakes; `NonSaturating` mends that.
+    """
+
+    def real_terms(self, scores: Tensor) -> Tensor:
+        """-log sigmoid(D(x))."""
+        return F.softplus(-full(scores))
+
+    def fake_terms(self, scores: Tensor) -> Tensor:
+        """-log(1 - sigmoid(D(G(z))))."""
+        return F.softplus(full(scores))
 
     def generator(self, fake_scores: Tensor) -> Tensor:
-        """E (D(G(z)) - 1)^2."""
-        return (full(fake_scores) - 1).square().mean()
+        """E log(1 - sigmoid(D(G(z))))."""
+        return -F.softplus(full(fake_scores)).mean()
 
 
 @dataclass(frozen=True)
-class NonSaturating(AdversarialLoss):
-    """Cross-entropy with the non-saturating generator loss (1406.2661, section 3); "vanilla" in pix2pix.
-
-    The discriminator's two terms are averaged, which halves the paper's sum, as pix2pix and CycleGAN do.
-    """
-
-    def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        """-1/2 [E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z))))]."""
-        return 0.5 * (F.softplus(-full(real_scores)).mean() + F.softplus(full(fake_scores)).mean())
+class NonSaturating(Minimax):
+    """The same discriminator, with the non-saturating generator loss (1406.2661, section 3); "vanilla" in pix2pix."""
 
     def generator(self, fake_scores: Tensor) -> Tensor:
         """-E log sigmoid(D(G(z)))."""
@@ -64,12 +79,63 @@ class NonSaturating(AdversarialLoss):
 
 
 @dataclass(frozen=True)
-class Wasserstein(AdversarialLoss):
-    """The Wasserstein critic's loss (1701.07875). Needs a Lipschitz critic: add a `GradientPenalty`."""
+class LeastSquares(SeparableLoss):
+    """LSGAN (1611.04076, eq. 2). The paper's 1/2 in front of both players' losses is left out.
 
-    def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        """E D(G(z)) - E D(x)."""
-        return full(fake_scores).mean() - full(real_scores).mean()
+    With b - c = 1 and b - a = 2 the generator minimises a Pearson chi-squared divergence (section 3.2 of the paper);
+    the default 0-1 coding is the one of its eq. 9.
+
+    Args:
+        a: The discriminator's target for fakes.
+        b: The discriminator's target for real pictures.
+        c: The score that the generator aims for.
+    """
+
+    a: float = 0.0
+    b: float = 1.0
+    c: float = 1.0
+
+    def real_terms(self, scores: Tensor) -> Tensor:
+        """(D(x) - b)^2."""
+        return (full(scores) - self.b).square()
+
+    def fake_terms(self, scores: Tensor) -> Tensor:
+        """(D(G(z)) - a)^2."""
+        return (full(scores) - self.a).square()
+
+    def generator(self, fake_scores: Tensor) -> Tensor:
+        """E (D(G(z)) - c)^2."""
+        return (full(fake_scores) - self.c).square().mean()
+
+
+@dataclass(frozen=True)
+class Hinge(SeparableLoss):
+    """The hinge loss (1705.02894), with the generator's of SNGAN (1802.05957, eq. 17), which is linear."""
+
+    def real_terms(self, scores: Tensor) -> Tensor:
+        """max(0, 1 - D(x))."""
+        return F.relu(1 - full(scores))
+
+    def fake_terms(self, scores: Tensor) -> Tensor:
+        """max(0, 1 + D(G(z)))."""
+        return F.relu(1 + full(scores))
+
+    def generator(self, fake_scores: Tensor) -> Tensor:
+        """-E D(G(z))."""
+        return -full(fake_scores).mean()
+
+
+@dataclass(frozen=True)
+class Wasserstein(SeparableLoss):
+    """The Wasserstein critic's loss (1701.07875). Needs a Lipschitz critic: clip its weights or penalise gradients."""
+
+    def real_terms(self, scores: Tensor) -> Tensor:
+        """-D(x)."""
+        return -full(scores)
+
+    def fake_terms(self, scores: Tensor) -> Tensor:
+        """D(G(z))."""
+        return full(scores)
 
     def generator(self, fake_scores: Tensor) -> Tensor:
         """-E D(G(z))."""

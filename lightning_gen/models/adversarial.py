@@ -39,6 +39,7 @@ class AdversarialModule(GenerativeModule):
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__(image_shape)
         self.automatic_optimization = False
+        self.penalties: list[Penalty] = []
         self._first_bad_step: dict[str, Tensor] = {}
 
     def update(self, optimizer: LightningOptimizer, losses: Callable[[], Losses], *, count: bool = True) -> None:
@@ -65,7 +66,10 @@ class AdversarialModule(GenerativeModule):
             with local:
                 terms = losses()
                 self._record(terms)
-                self.manual_backward(torch.stack([full(term) for term in terms.values()]).sum())
+                total = torch.stack([full(term) for term in terms.values()]).sum()
+                # Lightning runs the whole step under autocast, which would reach the second derivatives of penalties.
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(total)
             if distributed:
                 average_gradients(optimizer)
             if count:
@@ -73,17 +77,61 @@ class AdversarialModule(GenerativeModule):
             else:  # what LightningOptimizer.step does, less the counting
                 strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
 
-    def finish_step(self, images: int) -> None:
+    def finish_step(self, images: int, *, schedules: bool = True) -> None:
         """What ends a training step: schedules advance, images are counted, the loggers' x-axis is set.
 
         Args:
             images: Real images this rank has used in the step.
+            schedules: Whether the generator was updated, by which schedules count.
         """
-        for scheduler in self._schedules():
-            scheduler.step()
+        if schedules:
+            for scheduler in self._schedules():
+                scheduler.step()
         self.images_seen += images * self.trainer.world_size
-        # "step" is a name that Lightning takes as the x-axis of every logger.
-        self.log("step", float(self.trainer.global_step))
+        # "step" is a name that Lightning takes as the x-axis of every logger. Filled on the device, for a number copied
+        # there would make an accelerator wait.
+        self.log("step", torch.full((), float(self.trainer.global_step), device=self.device))
+
+    def penalty_losses(
+        self, discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms of `self.penalties` by name, for `discriminator_losses`.
+
+        One with an interval k comes in every k-th batch only, k times as strong (lazy regularisation, 1912.04958).
+        """
+        losses: dict[str, Tensor] = {}
+        for i, penalty in enumerate(self.penalties):
+            name = type(penalty).__name__
+            if any(type(earlier) is type(penalty) for earlier in self.penalties[:i]):
+                name = f"{name}_{i}"  # by its place, for those before it may be left out of this batch
+            if self.batches_before % penalty.interval == 0:
+                losses[name] = penalty.interval * penalty(discriminator, real, fake)
+        return losses
+
+    def steps_in(self, batches: int) -> int:
+        """How many generator updates a number of training batches gives."""
+        return batches
+
+    def planned_steps(self) -> int:
+        """Generator updates of the whole run.
+
+        Raises:
+            ValueError: If the run has no end.
+        """
+        trainer = self.trainer
+        if trainer.max_epochs in (None, -1):
+            total = float("inf") if trainer.max_steps == -1 else trainer.max_steps
+        else:
+            trainer.fit_loop.setup_data()  # as `estimated_stepping_batches` does, which knows of one step a batch only
+            batches = trainer.num_training_batches * trainer.max_epochs
+            total = batches if batches == float("inf") else self.steps_in(int(batches))
+            total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+        if total == float("inf"):
+            raise ValueError(
+                "The learning rate falls to zero at the end of the run, but the run has no end. Set trainer.max_steps "
+                "or trainer.max_epochs, or keep the rate constant with decay_start: 1."
+            )
+        return int(total)
 
     def on_fit_start(self) -> None:
         """Forget what went wrong in an earlier run of the same model."""
@@ -114,7 +162,13 @@ class AdversarialModule(GenerativeModule):
             step = torch.where(value.isfinite(), torch.iinfo(torch.int64).max, self.trainer.global_step)
             earlier = self._first_bad_step.get(name)
             self._first_bad_step[name] = step if earlier is None else torch.minimum(earlier, step)
-        if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.device.type == "cpu":
+            self._raise_if_bad()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the losses where the device waits anyway, because they are logged."""
+        cadence = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if cadence and (self.batches_before + 1) % cadence == 0:
             self._raise_if_bad()
 
     def _raise_if_bad(self) -> None:
@@ -141,16 +195,30 @@ def average_gradients(optimizer: LightningOptimizer) -> None:
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
-def together(network: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def together(
+    network: nn.Module, first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """`network(first), network(second)`, in one call where samples do not influence each other.
 
     Batch norm ties the samples of a call together, and pictures of different sizes do not stack; there it is two calls.
+    With `labels`, the network is also given those of the first and of the second.
     """
-    if first.shape[1:] != second.shape[1:] or any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()
-    ):
-        return network(first), network(second)
-    return network(torch.cat([first, second])).split([len(first), len(second)])
+    if first.shape[1:] != second.shape[1:] or has_batch_norm(network):
+        return (network(first), network(second)) if labels is None else (
+            network(first, labels[0]), network(second, labels[1])
+        )  # fmt: skip
+    joined = (torch.cat([first, second]), *(() if labels is None else (torch.cat(labels),)))
+    return network(*joined).split([len(first), len(second)])
+
+
+def halved(losses: Losses) -> Losses:
+    """Each term divided by two."""
+    return {name: 0.5 * term for name, term in losses.items()}
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether the samples of a batch influence each other."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> LambdaLR:
@@ -197,18 +265,13 @@ class AdamSettings:
     ) -> tuple[list[Optimizer], list[dict[str, Any]]]:
         """Optimizers and schedules for `configure_optimizers`: Adam, or the factory where one is given."""
         optimizers, schedules = [], []
-        total = module.trainer.estimated_stepping_batches if self.decay_start < 1 else 0
-        if total in (float("inf"), -1):
-            raise ValueError(
-                "The learning rate falls to zero at the end of the run, but the run has no end. Set trainer.max_steps "
-                "or trainer.max_epochs, or keep the rate constant with decay_start: 1."
-            )
+        total = module.planned_steps() if self.decay_start < 1 else 0
         for name, (factory, parameters) in players.items():
             make = factory or partial(torch.optim.Adam, lr=self.learning_rate, betas=self.betas, fused=True)
             optimizer = make(parameters)
             optimizers.append(optimizer)
             # The name is what LearningRateMonitor shows.
-            schedules.append({"scheduler": linear_decay(optimizer, int(total), self.decay_start), "name": f"lr/{name}"})
+            schedules.append({"scheduler": linear_decay(optimizer, total, self.decay_start), "name": f"lr/{name}"})
         return optimizers, schedules
 
 

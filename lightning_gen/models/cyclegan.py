@@ -19,6 +19,7 @@ from lightning_gen.models.adversarial import (
     NetworkFactory,
     OptimizerFactory,
     gather_from_ranks,
+    halved,
     prepare_networks,
     together,
 )
@@ -143,9 +144,9 @@ class CycleGAN(TranslationModule):
         ):
             real_scores, fake_scores = together(network, real, fake.to(real.dtype))
             losses[f"discriminator_{domain}"] = self.loss.discriminator(real_scores, fake_scores)
-            for penalty in self.penalties:
-                losses[f"{type(penalty).__name__}_{domain}"] = penalty(network, real, fake)
-        return losses
+            for name, penalty in self.penalty_losses(network, real, fake).items():
+                losses[f"{name}_{domain}"] = penalty
+        return halved(losses)  # the paper's way to hold the discriminators back
 
     def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> Batch:
         """Also the distance of each picture from its reconstruction, which needs no pairs: mean |F(G(a)) - a|."""

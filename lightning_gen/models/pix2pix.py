@@ -19,6 +19,7 @@ from lightning_gen.models.adversarial import (
     Losses,
     NetworkFactory,
     OptimizerFactory,
+    halved,
     prepare_networks,
     together,
 )
@@ -108,10 +109,11 @@ class Pix2Pix(TranslationModule):
         """Real pairs against pairs with a generated B."""
         real, fake = torch.cat([real_A, real_B], dim=1), torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1)
         real_scores, fake_scores = together(self.discriminator, real, fake)
-        losses = {"discriminator": self.loss.discriminator(real_scores, fake_scores)}
-        for penalty in self.penalties:
-            losses[type(penalty).__name__] = penalty(self.discriminator, real, fake)
-        return losses
+        losses = {
+            "discriminator": self.loss.discriminator(real_scores, fake_scores),
+            **self.penalty_losses(self.discriminator, real, fake),
+        }
+        return halved(losses)  # the paper's way to hold the discriminator back (section 3.3)
 
     def generator_losses(self, real_A: Tensor, real_B: Tensor, fake_B: Tensor) -> Losses:
         """Adversarial term and lambda |G(a) - b|."""

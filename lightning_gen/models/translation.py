@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_gen.generative import Direction
+from lightning_gen.generative import Direction, evaluating
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.networks.cyclegan import pad_to_multiple
@@ -63,16 +63,9 @@ class TranslationModule(AdversarialModule):
             padded = pad_to_multiple(images, getattr(generator, "size_multiple", 4))
             return generator(padded)[..., :height, :width].float()
 
-    @contextmanager
-    def translating(self, generator: nn.Module) -> Iterator[None]:
+    def translating(self, generator: nn.Module) -> AbstractContextManager[None]:
         """The state in which a generator translates: evaluation mode, put back afterwards."""
-        modes = {module: module.training for module in generator.modules()}
-        generator.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        return evaluating(generator)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure against the true counterparts, where the batch has them."""

@@ -1,4 +1,4 @@
-"""Weight initialisation that the translation papers share."""
+"""Weight initialisations that several papers share."""
 
 from __future__ import annotations
 
@@ -22,4 +22,21 @@ def initialize_normal(network: nn.Module, std: float = 0.02) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.normal_(module.weight, 1.0, std)
+            nn.init.zeros_(module.bias)
+
+
+def initialize_xavier(network: nn.Module, gain: float = 1.0) -> None:
+    """Draw every convolution, linear and embedding weight from Xavier's (Glorot's) uniform distribution, in place.
+
+    That is U(-a, a) with a = gain sqrt(6 / (fan in + fan out)): standard deviation gain sqrt(2 / (fan in + fan out)).
+    Biases become 0; normalisation layers are left alone. The code of SNGAN (1802.05957) starts so.
+
+    Args:
+        network: Its whole tree is initialised.
+        gain: Factor of the weights; sqrt(2) makes up for a ReLU.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
+            nn.init.xavier_uniform_(module.weight, gain)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -76,7 +76,141 @@ def test_the_ramp_up_keeps_less_at_first():
         expected = keep * expected + (1 - keep) * (3 - (n + 1))
     trainer([ema], max_steps=steps).fit(Walk(), numbers())
     torch.testing.assert_close(ema.average["walker.bias"], torch.full((2,), expected))
+    assert EMA(["walker"]).decay == 0.999
     assert expected != 3 * decay**steps + sum((1 - decay) * decay ** (steps - k) * (3 - k) for k in range(1, steps + 1))
+
+
+# -- half-life ------------------------------------------------------------------------------------------------------
+
+
+class Steady(pl.LightningModule):
+    """Its weights become 1 at once; from 0 on, the average tells what share of the old one is left.
+
+    It makes one update in `n_critic` batches.
+    """
+
+    def __init__(self, n_critic=1):
+        super().__init__()
+        self.automatic_optimization = False
+        self.walker, self.n_critic = nn.Linear(1, 2), n_critic
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def training_step(self, batch, batch_idx):
+        if (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.n_critic == 0:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            optimizer.step()
+            for parameter in self.parameters():
+                nn.init.ones_(parameter)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def batches(count, size, wrap=lambda images: {"label": torch.zeros(()), "image": images}):
+    return DataLoader([wrap(torch.zeros(size, 1, 1, 1)) for _ in range(count)], None)
+
+
+def left(ema):
+    (share,) = {round(1 - float(value), 6) for weights in ema.average.values() for value in weights.flatten()}
+    return share
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda images: images,
+        lambda images: [images, torch.zeros(5)],
+        lambda images: {"paired": True, "A": images, "B": torch.zeros(7, 1)},
+        lambda images: ({"image": images},),
+    ],
+    ids=["pictures", "pair", "dictionary", "nested"],
+)
+def test_after_the_half_life_half_is_left_and_after_two_a_quarter(wrap):
+    for count, share in ((4, 0.5), (8, 0.25), (6, 0.5**1.5)):  # 0.1 kimg are four batches of 25
+        ema = EMA(["walker"], half_life_kimg=0.1, ramp_up=False)
+        trainer([ema], max_epochs=1).fit(Steady(), batches(count, 25, wrap))
+        assert left(ema) == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 10, 50])
+def test_the_half_life_means_the_same_at_every_batch_size_and_n_critic(size):
+    for n_critic in (1, 2):
+        ema = EMA(["walker"], half_life_kimg=0.1, ramp_up=False)
+        trainer([ema], max_epochs=1).fit(Steady(n_critic), batches(200 // size, size))
+        assert (ema.images, ema.updates) == (200, 200 // size // n_critic)
+        assert left(ema) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_all_ranks_count():
+    ema = EMA(["walker"], half_life_kimg=0.1, ramp_up=False)
+    model = Steady()
+    t = trainer([ema], max_epochs=1)
+    t.fit(model, batches(1, 25))
+
+    class Two:
+        world_size, global_step = 2, 9
+
+    ema.on_train_batch_end(Two, model, None, torch.zeros(25, 1), 0)
+    assert left(ema) == pytest.approx(0.5**0.25 * 0.5**0.5, abs=1e-6)
+
+
+def test_the_half_life_ramps_up_with_the_pictures_seen():
+    # StyleGAN2's rule, at three updates of 20 pictures: the first finds none seen and keeps nothing, then the
+    # half-life is 0.05 of those seen before, and at most 100.
+    ema, seen, shares = EMA(["walker"], half_life_kimg=0.1), 0, []
+
+    class Shares(pl.Callback):
+        def on_train_batch_start(self, *_):
+            ema.new_images += 20
+            shares.append(ema._share_kept())
+            ema.new_images -= 20
+
+    trainer([Shares(), ema], max_epochs=1).fit(Steady(), batches(200, 20))
+    for share in shares:
+        half_life = min(100, 0.05 * seen)
+        assert share == (0.5 ** (20 / half_life) if half_life else 0)
+        seen += 20
+    assert shares[0] == 0
+    assert shares[1] == 0.5**20
+    assert shares[-1] == 0.5**0.2
+    assert ema.images == 4000
+
+
+def test_a_half_life_goes_on_exactly_between_two_generator_updates(tmp_path):
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.fit_loop.epoch_loop.total_batch_idx == 6:  # seven batches: one since the second update
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    def batch_list():
+        return DataLoader([torch.zeros(size, 1) for size in (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25)], None)
+
+    runs = []
+    for path in (None, tmp_path / "a.ckpt"):
+        ema = EMA(["walker"], half_life_kimg=0.2)
+        # The loader gives out the last five batches only, as one that knows how to go on does.
+        data = batch_list() if path is None else DataLoader(list(batch_list())[7:], None)
+        t = trainer([ema, Save()], max_steps=4, enable_checkpointing=False)
+        t.fit(Steady(3), data, ckpt_path=path)
+        runs.append((ema.images, ema.new_images, ema.updates, ema.average))
+        if path is None:
+            saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]["EMA"]
+            assert saved == {"updates": 2, "last_step": 2, "images": 48, "new_images": 15}
+    assert runs[0][:3] == runs[1][:3] == (168, 0, 4)
+    assert equal(runs[0][3], runs[1][3])
+
+
+def test_a_state_of_before_there_was_a_count_still_loads():
+    ema = EMA(["walker"], half_life_kimg=1.0)
+    ema.load_state_dict({"updates": 3, "last_step": 3})
+    assert (ema.updates, ema.images, ema.new_images) == (3, 0, 0)
+
+
+def test_a_half_life_needs_pictures_to_count():
+    with pytest.raises(ValueError, match=r"a batch \(int\) holds no tensor of them"):
+        trainer([EMA(["walker"], half_life_kimg=1.0)], max_steps=1).fit(Steady(), numbers())
 
 
 def pictures(number=4, **extra):
@@ -323,6 +457,11 @@ def test_wrong_settings_are_refused(tmp_path):
     for decay in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"decay in \[0, 1\)"):
             EMA(NAMES, decay)
+    for half_life in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="half_life_kimg above 0"):
+            EMA(NAMES, half_life_kimg=half_life)
+    with pytest.raises(ValueError, match=r"takes a decay or half_life_kimg, got both: 0.5 and 10"):
+        EMA(NAMES, 0.5, half_life_kimg=10)
     with pytest.raises(ValueError, match="list of submodule names, got the string 'generator_AtoB'"):
         EMA("generator_AtoB")
     best = ModelCheckpoint(tmp_path, save_weights_only=True)

@@ -13,8 +13,18 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.ema import EMA
-from lightning_gen.callbacks.pictures import GAP, MIN_CELL, TranslationGrid, log_picture, picture_grid
+from lightning_gen.callbacks.pictures import (
+    GAP,
+    MIN_CELL,
+    MIN_SQUARE,
+    SampleGrid,
+    TranslationGrid,
+    log_picture,
+    picture_grid,
+    square_grid,
+)
 from lightning_gen.data.images import from_uint8, to_uint8
+from lightning_gen.generative import GenerativeModule
 
 SIZE = 8
 SCALE = MIN_CELL // SIZE
@@ -155,6 +165,42 @@ def test_empty_grid_is_an_error():
         picture_grid({"A": []})
 
 
+def test_columns_of_a_grid_may_share_a_title():
+    pictures = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    twice = torch.from_numpy(np.array(picture_grid([("", pictures[:1]), ("", pictures)]))).permute(2, 0, 1)
+    assert torch.equal(tile(twice, 1, 1, rows=2), pictures[1])
+    assert torch.equal(tile(twice, 0, 0, rows=2), pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "columns", "shape"),
+    [(1, None, (1, 1)), (4, None, (2, 2)), (5, None, (2, 3)), (7, None, (3, 3)), (7, 2, (4, 2)), (3, 9, (1, 9))],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_square_grid_holds_the_pictures_pixel_for_pixel(number, columns, shape, channels):
+    pictures = torch.randint(256, (number, channels, 10, 12), dtype=torch.uint8)
+    grid = np.array(square_grid(list(pictures), columns))
+    rows, wide = shape
+    wide = min(wide, number)
+    scale = -(-MIN_SQUARE // (12 * shape[1]))
+    assert grid.shape == (GAP + rows * (10 * scale + GAP), GAP + wide * (12 * scale + GAP), 3)
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, shape[1])
+        top, left = GAP + row * (10 * scale + GAP), GAP + column * (12 * scale + GAP)
+        shown = torch.from_numpy(grid[top : top + 10 * scale, left : left + 12 * scale]).permute(2, 0, 1)
+        expected = picture.expand(3, -1, -1).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        assert torch.equal(shown, expected)
+
+
+def test_large_pictures_are_not_enlarged():
+    assert square_grid([torch.zeros(3, 60, MIN_SQUARE, dtype=torch.uint8)] * 4).width == 2 * MIN_SQUARE + 3 * GAP
+
+
+def test_empty_square_grid_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        square_grid([])
+
+
 # -- drawing while a model learns
 
 
@@ -215,7 +261,7 @@ def test_first_validation_completes_what_the_sanity_check_began(tmp_path):
     assert all(torch.equal(*pair) for pair in zip(callback.inputs.pictures["A"], expected, strict=True))
 
 
-class Noticing(TranslationGrid):
+class Notices:
     """Compares everything that training depends on before and after each drawing."""
 
     drawings = 0
@@ -231,6 +277,10 @@ class Noticing(TranslationGrid):
         modes = [module.training for module in model.modules()]
         randomness = torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
         return weights, modes, randomness, torch.is_grad_enabled()
+
+
+class Noticing(Notices, TranslationGrid):
+    pass
 
 
 def test_training_does_not_notice(tmp_path):
@@ -276,6 +326,130 @@ def test_draws_the_averaged_weights(tmp_path):
     real = to_uint8(Pictures(1).pictures[0, 0])
     assert torch.equal(tile(panel, 0, 1, rows=2), translated(averaged, real, "AtoB"))
     assert not torch.equal(translated(averaged, real, "AtoB"), translated(model, real, "AtoB"))
+
+
+# -- samples
+
+
+class Sampler(pl.LightningModule):
+    """Pictures are a linear map of the noise, which is kept, and of the label."""
+
+    def __init__(self, num_classes=None, channels=3):
+        super().__init__()
+        self.num_classes = num_classes
+        torch.manual_seed(0)
+        self.networks = nn.Sequential(nn.Linear(5, channels * SIZE * SIZE), nn.Dropout(0.5))
+        self.channels, self.drawn = channels, []
+
+    def sample(self, num_samples, *, labels=None, generator=None):
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        latents = torch.randn(num_samples, 5, generator=generator)
+        self.drawn.append((latents, labels, self.training, torch.is_grad_enabled()))
+        torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+        images = self.networks(latents).unflatten(1, (self.channels, SIZE, SIZE)).tanh()
+        return images if labels is None else images * 0 + labels.view(-1, 1, 1, 1) / 50
+
+    def training_step(self, batch, batch_idx):
+        return self.networks(torch.randn(4, 5)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.networks.parameters(), lr=10.0)
+
+
+class NoticingSamples(Notices, SampleGrid):
+    pass
+
+
+def cells(grid, columns, number):
+    """The pictures of a grid of squares, from left to right and top to bottom, at their own size."""
+    scale = -(-MIN_SQUARE // (SIZE * columns))
+    size = SIZE * scale
+    for i in range(number):
+        row, column = divmod(i, columns)
+        top, left = GAP + row * (size + GAP), GAP + column * (size + GAP)
+        yield grid[:, top : top + size : scale, left : left + size : scale]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_of_the_same_noise_are_drawn_through_time(tmp_path, channels):
+    model, start = Sampler(channels=channels), Sampler(channels=channels)
+    trainer(tmp_path, [SampleGrid(every_n_steps=2, num_images=7)]).fit(model, loader(0))
+    panel = tmp_path / "run" / "version_0" / "images" / "samples"
+    assert steps_in(panel) == [0, 2, 4, 5]
+    assert all(torch.equal(latents, model.drawn[0][0]) for latents, *_ in model.drawn)
+    grids = []
+    for step, state in ((0, start), (5, model)):
+        state.eval()
+        with torch.no_grad():
+            expected = to_uint8(state.sample(7, generator=torch.Generator().manual_seed(0)))
+        grid = read(panel / f"step_{step:08d}.png")
+        grids.append(grid)
+        for shown, picture in zip(cells(grid, 3, 7), expected, strict=True):
+            assert torch.equal(shown, picture.expand(3, -1, -1))
+    assert not torch.equal(*grids)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "num_images", "columns", "labels"),
+    [
+        (3, 16, 4, [0] * 4 + [1] * 4 + [2] * 4),
+        (10, 64, 6, [label for label in range(10) for _ in range(6)]),
+        (4, 9, 2, [0, 0, 1, 1, 2, 2, 3, 3]),
+        (30, 40, 6, list(range(30))),  # no room for two of each
+        (30, 9, 3, list(range(9))),
+        (1, 9, 3, [0] * 3),
+    ],
+)
+def test_a_row_of_samples_has_one_class(tmp_path, num_classes, num_images, columns, labels):
+    model = Sampler(num_classes)
+    trainer(tmp_path, [SampleGrid(num_images=num_images)], max_steps=1).fit(model, loader(0))
+    grid = read(tmp_path / "run" / "version_0" / "images" / "samples" / "step_00000001.png")
+    assert model.drawn[-1][1].tolist() == labels
+    for shown, label in zip(cells(grid, columns, len(labels)), labels, strict=True):
+        assert (shown == to_uint8(torch.tensor(label / 50))).all()
+
+
+def test_training_does_not_notice_samples(tmp_path):
+    noticing, model, alone = NoticingSamples(every_n_steps=2), Sampler(), Sampler()
+    for callbacks, learner in (([EMA(["networks"]), noticing], model), ([], alone)):
+        pl.seed_everything(3)
+        trainer(tmp_path, callbacks).fit(learner, loader(0))
+    assert noticing.drawings == 4
+    assert all(map(torch.equal, model.state_dict().values(), alone.state_dict().values()))
+    assert not any(training or gradients for _, _, training, gradients in model.drawn)
+
+
+def test_samples_are_drawn_with_the_averaged_weights(tmp_path):
+    model, ema = Sampler(), EMA(["networks"], decay=0.9, ramp_up=False)
+    trainer(tmp_path, [ema, SampleGrid(num_images=4)]).fit(model, loader(0))
+    grid = read(tmp_path / "run" / "version_0" / "images" / "samples" / "step_00000005.png")
+    averaged = Sampler().eval()
+    averaged.load_state_dict(ema.average)
+    with torch.no_grad():
+        expected = to_uint8(averaged.sample(4, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(*pair) for pair in zip(cells(grid, 2, 4), expected, strict=True))
+
+
+def test_a_resumed_run_goes_on_drawing_samples(tmp_path):
+    first = trainer(tmp_path, [SampleGrid(every_n_steps=4)], logger=CSVLogger(tmp_path, "run", 0))
+    first.fit(Sampler(), loader(0))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    again = trainer(tmp_path, [SampleGrid(every_n_steps=4)], logger=CSVLogger(tmp_path, "run", 0), max_steps=9)
+    again.fit(Sampler(), loader(0), ckpt_path=tmp_path / "last.ckpt")
+    assert steps_in(tmp_path / "run" / "version_0" / "images" / "samples") == [0, 4, 5, 8, 9]
+
+
+def test_models_without_pictures_to_sample_are_named(tmp_path):
+    with pytest.raises(TypeError, match="Toy has not both"):
+        trainer(tmp_path, [SampleGrid()]).fit(Toy(), loader(0))
+
+    class Points(GenerativeModule):
+        num_classes, sample, training_step, configure_optimizers = (None, *[Sampler.sample] * 3)
+
+    with pytest.raises(ValueError, match=r"1 or 3 channels; Points has image_shape \(2, 1, 1\)"):
+        trainer(tmp_path, [SampleGrid()]).fit(Points((2, 1, 1)), loader(0))
 
 
 # -- stopping and going on
@@ -342,10 +516,11 @@ def test_model_that_does_not_translate_is_named(tmp_path):
         trainer(tmp_path, [TranslationGrid()]).test(model, loader(0))
 
 
+@pytest.mark.parametrize("grid", [TranslationGrid, SampleGrid])
 @pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"num_images": 0}])
-def test_numbers_are_checked(wrong):
+def test_numbers_are_checked(grid, wrong):
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        TranslationGrid(**wrong)
+        grid(**wrong)
 
 
 def test_full_disk_is_a_warning(tmp_path, monkeypatch):

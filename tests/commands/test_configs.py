@@ -10,7 +10,12 @@ from lightning_gen.commands import configs
 from lightning_gen.commands.configs import config_folder, find_config, shipped_configs
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ["cyclegan", "paper/cyclegan_horse2zebra", "paper/pix2pix_facades", "pix2pix"]
+NAMES = [
+    *("cyclegan", "dcgan", "fgan", "gan", "lsgan", "pix2pix", "sngan", "wgan", "wgan_gp"),
+    *("paper/cyclegan_horse2zebra", "paper/dcgan_celeba", "paper/dcgan_mnist", "paper/fgan_mnist", "paper/gan_mnist"),
+    *("paper/lsgan_celeba", "paper/pix2pix_facades", "paper/sngan_cifar10", "paper/sngan_cifar10_conditional"),
+    *("paper/sngan_mnist", "paper/wgan_gp_cifar10", "paper/wgan_gp_mnist", "paper/wgan_lsun"),
+]
 
 
 def test_names_of_what_is_shipped():

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_gen.losses import GradientPenalty, Wasserstein
+from lightning_gen.losses import Drift, GradientPenalty, Penalty, Wasserstein
 from lightning_gen.models import CycleGAN
 from lightning_gen.models.adversarial import (
     AdversarialModule,
@@ -202,6 +202,48 @@ def test_the_step_is_exact_also_in_a_long_validation():
     assert t.callback_metrics["step"] == 200_003
 
 
+def test_a_step_without_a_generator_update_advances_no_schedule():
+    class EverySecond(Duel):
+        def configure_optimizers(self):
+            optimizers = super().configure_optimizers()
+            return optimizers, [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5) for optimizer in optimizers]
+
+        def training_step(self, batch, batch_idx):
+            generator, critic = self.optimizers()
+            self.update(critic, lambda: self.losses("critic"), count=False)
+            if batch_idx % 2:
+                self.update(generator, lambda: self.losses("generator"))
+            self.finish_step(images=2, schedules=bool(batch_idx % 2))
+            self.rates = [*getattr(self, "rates", []), generator.param_groups[0]["lr"]]
+
+    model = EverySecond()
+    play(model, steps=3)
+    assert model.rates == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025, 0.0125])
+
+
+def test_penalties_have_names_of_their_own_and_lazy_ones_their_batches():
+    class Constant(Penalty):
+        def __init__(self, weight, interval=1):
+            self.weight, self.interval = weight, interval
+
+        def __call__(self, discriminator, real, fake):
+            return self.weight * discriminator(real).sum() + 0 * fake.sum()
+
+    model = Duel()
+    model.penalties = [Constant(1.0), Drift(0.5, interval=2), Constant(3.0, interval=3), Constant(0.5)]
+    ones, found = torch.ones(2, 1, 1, 1), []
+    for model.batches_before in range(4):
+        terms = model.penalty_losses(lambda images: images.flatten(1).mean(1), ones, ones)
+        found.append({name: term.item() for name, term in terms.items()})
+    both = {"Constant": 2.0, "Constant_3": 1.0}
+    assert found == [
+        both | {"Drift": 1.0, "Constant_2": 18.0},
+        both,
+        both | {"Drift": 1.0},
+        both | {"Constant_2": 18.0},
+    ]
+
+
 # -- losses that are not finite -------------------------------------------------------------------------------------
 
 
@@ -241,14 +283,19 @@ def test_on_an_accelerator_nothing_waits_until_the_next_logging_step():
             pass
 
     model = Elsewhere()
-    for step, loss in ((0, 1.0), (3, float("nan")), (4, 1.0)):
-        model._trainer = SimpleNamespace(global_step=step, log_every_n_steps=5)
+    # Three batches a generator update; Lightning logs every fifth batch.
+    for batches, loss in ((0, 1.0), (5, 1.0), (11, float("nan")), (12, 1.0)):
+        model._trainer = SimpleNamespace(global_step=batches // 3, log_every_n_steps=5)
+        model.batches_before = batches
         model._record({"generator": torch.tensor(loss)})
+        model.on_train_batch_end(None, None, 0)
     with pytest.raises(NonFiniteLossError, match="after 3 generator updates"):  # by then, no checkpoint can be written
         model.on_save_checkpoint({"state_dict": {}})
-    model._trainer = SimpleNamespace(global_step=5, log_every_n_steps=5)
+    model.batches_before = 14
     with pytest.raises(NonFiniteLossError, match=r"^train/generator became NaN .* after 3 generator updates"):
-        model._record({"generator": torch.tensor(1.0)})
+        model.on_train_batch_end(None, None, 0)
+    model._trainer.log_every_n_steps = 0
+    model.on_train_batch_end(None, None, 0)
 
 
 def test_the_same_model_can_go_on_from_its_checkpoint_after_a_nan(tmp_path):
@@ -395,6 +442,29 @@ def test_batch_norm_and_other_sizes_are_two_calls():
     scores = together(sizes, first, wide)
     assert sizes.sizes == [2, 2]
     assert torch.equal(scores[1], sizes.network(wide))
+
+
+class Matches(nn.Module):
+    """Scores that tell which label stood beside which picture."""
+
+    def __init__(self, norm=()):
+        super().__init__()
+        self.norm, self.calls = nn.Sequential(*norm), 0
+
+    def forward(self, images, labels):
+        self.calls += 1
+        return images.flatten(1).sum(1) + 100 * labels
+
+
+@pytest.mark.parametrize(("norm", "calls"), [((), 1), ((nn.BatchNorm2d(1),), 2)], ids=["one call", "two calls"])
+def test_labels_stay_beside_their_pictures(norm, calls):
+    network = Matches(norm)
+    first, second = torch.rand(2, 1, 2, 2), torch.rand(3, 1, 2, 2)
+    labels = torch.tensor([1, 2]), torch.tensor([3, 4, 5])
+    scores = together(network, first, second, labels)
+    assert network.calls == calls
+    for mine, images, own in zip(scores, (first, second), labels, strict=True):
+        assert torch.equal(mine, images.flatten(1).sum(1) + 100 * own)
 
 
 # -- compilation ----------------------------------------------------------------------------------------------------

@@ -62,10 +62,9 @@ class Published:
 
     adam = functools.partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))
 
-    def __init__(self, model, criterion, identity=0.5, pool_size=50, penalty=0.0, halved=True, optimizer=adam):
+    def __init__(self, model, criterion, identity=0.5, pool_size=50, penalty=0.0, optimizer=adam):
         self.G, self.F, self.D_X, self.D_Y = (deepcopy(getattr(model, name)) for name in NETWORKS)
         self.criterion, self.identity, self.pool_size, self.penalty = criterion, identity, pool_size, penalty
-        self.half = 0.5 if halved else 1.0
         self.optimizer_G = optimizer(chain(self.G.parameters(), self.F.parameters()))
         self.optimizer_D = optimizer(chain(self.D_X.parameters(), self.D_Y.parameters()))
         self.history = {"A": [], "B": []}
@@ -114,10 +113,11 @@ class Published:
         shown = {"A": self.pool("A", fake_a), "B": self.pool("B", fake_b)}
         self.optimizer_D.zero_grad()
         for domain, D, real in (("A", self.D_X, a), ("B", self.D_Y, b)):
-            loss = self.half * (self.criterion(D(real), True) + self.criterion(D(shown[domain]), False))
+            # The whole objective of the discriminators is halved, whatever it is made of.
+            loss = 0.5 * (self.criterion(D(real), True) + self.criterion(D(shown[domain]), False))
             terms[f"discriminator_{domain}"] = loss
             if self.penalty:
-                terms[f"GradientPenalty_{domain}"] = self.gradient_penalty(D, real, shown[domain])
+                terms[f"GradientPenalty_{domain}"] = 0.5 * self.gradient_penalty(D, real, shown[domain])
                 loss = loss + terms[f"GradientPenalty_{domain}"]
             loss.backward()
         gradients += [p.grad.clone() for p in chain(self.D_X.parameters(), self.D_Y.parameters())]
@@ -213,7 +213,7 @@ def test_the_wasserstein_loss_with_its_gradient_penalty():
     torch.manual_seed(0)
     model, data = penalised(penalties=[GradientPenalty(7.0)]), batches(3)
     start = deepcopy(model.state_dict())
-    published = Published(model, wasserstein, pool_size=2, penalty=7.0, halved=False, optimizer=DESCENT)
+    published = Published(model, wasserstein, pool_size=2, penalty=7.0, optimizer=DESCENT)
     assert_equal_to_the_published_algorithm(model, published, data, **DOUBLE)
     # And the penalty matters: without it the discriminators go elsewhere.
     without = penalised()
@@ -257,16 +257,16 @@ class WrongIdentity(CycleGAN):
         return {**losses, "identity_A": self.lambda_A * self.lambda_identity * F.l1_loss(own, real_A)}
 
 
+class Unhalved(CycleGAN):
+    def discriminator_losses(self, real_A, real_B):
+        return {name: 2 * term for name, term in super().discriminator_losses(real_A, real_B).items()}
+
+
 class MeanOfTerms(CycleGAN):
     """Adam forgives the scale; the gradients show it."""
 
     def manual_backward(self, loss, *args, **kwargs):
         super().manual_backward(loss / 2, *args, **kwargs)
-
-
-class Doubled(LeastSquares):
-    def discriminator(self, real_scores, fake_scores):
-        return 2 * super().discriminator(real_scores, fake_scores)
 
 
 class HalvedGenerator(LeastSquares):
@@ -281,8 +281,8 @@ class HalvedGenerator(LeastSquares):
         {"base": SwappedDiscriminators},
         {"base": WrongCycle},
         {"base": WrongIdentity},
+        {"base": Unhalved},
         {"base": MeanOfTerms},
-        {"loss": Doubled()},
         {"loss": HalvedGenerator()},
         {"pool_size": 0},
         {"betas": (0.9, 0.999)},

@@ -157,9 +157,9 @@ class OtherOrder(Model):
         self.finish_step(len(a))
 
 
-class Unhalved(NonSaturating):
-    def discriminator(self, real_scores, fake_scores):
-        return 2 * super().discriminator(real_scores, fake_scores)
+class Unhalved(Model):
+    def discriminator_losses(self, real_A, real_B, fake_B):
+        return {name: 2 * term for name, term in super().discriminator_losses(real_A, real_B, fake_B).items()}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ class Unhalved(NonSaturating):
         {"base": TwoFakes},
         {"base": WithoutCondition},
         {"base": OtherOrder},
-        {"loss": Unhalved()},
+        {"base": Unhalved},
         {"loss": LeastSquares()},
         {"lambda_L1": 10},
         {"learning_rate": 1e-4},
@@ -216,11 +216,21 @@ def test_the_defaults_are_the_paper_s():
         make(lambda_L1=-1)
 
 
-def test_a_penalty_is_added_to_the_discriminator_s_loss_on_pairs():
+def test_a_penalty_is_added_to_the_discriminator_s_loss_on_pairs_and_halved_with_it():
+    seen = []
+
+    class Watched(Model):
+        def penalty_losses(self, discriminator, real, fake):
+            seen.append(super().penalty_losses(discriminator, real, fake))
+            assert real.shape == fake.shape == (2, 6, 64, 64)
+            return seen[-1]
+
     recorder = Recorder()
-    model = make(penalties=[GradientPenalty(3.0)], discriminator=functools.partial(DISCRIMINATOR, norm="instance"))
-    fit(model, batches(1), [recorder], precision="32-true")
-    assert recorder.terms[0]["GradientPenalty"] > 0
+    instance = functools.partial(DISCRIMINATOR, norm="instance")
+    fit(make(Watched, penalties=[GradientPenalty(3.0)], discriminator=instance), batches(1), [recorder], "32-true")
+    (penalties,) = seen
+    assert penalties["GradientPenalty"] > 0
+    assert recorder.terms[0]["GradientPenalty"] == pytest.approx(penalties["GradientPenalty"].item() / 2)
 
 
 # -- translating ----------------------------------------------------------------------------------------------------

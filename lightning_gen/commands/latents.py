@@ -1,0 +1,213 @@
+"""`lightning-gen interpolate` and `lightning-gen arithmetic`: what lies between latents, and what they add up to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_gen.callbacks.pictures import picture_grid, square_grid
+from lightning_gen.commands.sample import check_folder, classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.data.images import to_uint8, write_image
+from lightning_gen.generative import HasLatents
+from lightning_gen.latents import generator_for, numbered_latents, slerp
+from lightning_gen.metrics.scene_attributes import SceneAttributeReader, parse_conditions, train_reader
+
+NOT_A_LATENT_MODEL = "has no latent vectors"
+POINTS = "draws points, not pictures"
+
+
+def interpolate(
+    checkpoint: Path,
+    output: Path,
+    pairs: int = 8,
+    steps: int = 9,
+    method: Literal["slerp", "lerp"] = "slerp",
+    seed: int = 0,
+    label: int | None = None,
+    accelerator: str = "auto",
+) -> int:
+    """Draw the pictures between pairs of latents: grid.png with a row for each pair, and each frame as a file.
+
+    Pair p leads from picture 2 p of the seed to picture 2 p + 1, as `sample` numbers them. Its frames are
+    pair_000/000.png and so on.
+
+    Args:
+        checkpoint: Checkpoint of a model with latents; it is all that is needed.
+        output: Folder for the results; made if needed. Files of the same names are replaced.
+        pairs: How many pairs.
+        steps: Pictures of each pair, both ends among them.
+        method: slerp turns the latent at constant angular speed, while its length changes evenly, which suits Gaussian
+            latents; lerp goes straight.
+        seed: Of the latents, 0 or more.
+        label: The class of all pictures. By default the pairs have all classes in turn.
+        accelerator: As in Lightning: auto, cpu, gpu, ...
+    """
+    if pairs < 1:
+        raise ValueError(f"pairs must be at least 1, got {pairs}.")
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, the two ends; got {steps}.")
+    model = _load(checkpoint)
+    check_folder(output)
+    classes = classes_in_turn(model, label)
+    latents = numbered_latents(model, range(2 * pairs), seed)
+    model.to(device_of(accelerator))
+
+    between = slerp if method == "slerp" else torch.lerp
+    shown: list[Tensor] = []
+    for pair, (start, end) in enumerate(zip(latents[::2], latents[1::2], strict=True)):
+        path = torch.stack([between(start, end, step / (steps - 1)) for step in range(steps)])
+        images = model.generate(path, labels_of([pair] * steps, classes))
+        for step, image in enumerate(images):
+            write_image(output / f"pair_{pair:03d}" / f"{step:03d}.png", image)
+        shown += to_uint8(images).cpu()
+    square_grid(shown, steps).save(output / "grid.png")
+    print(f"{pairs} pairs of {steps} pictures written into {output}")
+    return 0
+
+
+def arithmetic(
+    checkpoint: Path,
+    output: Path,
+    a: str,
+    b: str,
+    c: str,
+    seed: int = 0,
+    label: int | None = None,
+    noise: float = 0.25,
+    candidates: int = 512,
+    domain: str = "day",
+    accelerator: str = "auto",
+) -> int:
+    """Add and subtract concepts: a - b + c, as in section 6.3 of the DCGAN paper (arXiv 1511.06434).
+
+    A concept is the mean latent of a few pictures that show it. The result is drawn nine times: itself, in the middle,
+    and with uniform noise on each coordinate. grid.png shows the pictures of each concept, that of their mean below
+    them, and the result; every picture is a file too.
+
+    A concept is named in one of two ways. By pictures, as 3,17,22: the numbers in the names of the files that `sample`
+    writes for the same seed and label. Or, for models of the built-in Scenes, by what is to be seen, such as
+    "house, sun low" or "no house, clouds": a small network, trained on the spot on rendered scenes, looks
+    for it among the first pictures of the seed, takes the three that it is surest of, and tells what the result shows.
+
+    Args:
+        checkpoint: Checkpoint of a model with latents; it is all that is needed.
+        output: Folder for the results; made if needed. Files of the same names are replaced.
+        a: Concept that is added: pictures by their numbers, as 3,17,22, or words, as "house, sun low".
+        b: Concept that is subtracted.
+        c: Concept that is added.
+        seed: Of the latents, 0 or more.
+        label: The class of all pictures; needed where the model has classes.
+        noise: Each coordinate of the eight pictures around the result differs from it by at most this.
+        candidates: Pictures among which a named concept is looked for.
+        domain: The domain of Scenes that the model has learnt, for named concepts.
+        accelerator: As in Lightning: auto, cpu, gpu, ...
+    """
+    if noise < 0:
+        raise ValueError(f"noise must be 0 or more, got {noise}.")
+    if candidates < 1:
+        raise ValueError(f"candidates must be at least 1, got {candidates}.")
+    concepts = {"a": a, "b": b, "c": c}
+    numbers = {name: _numbers(text) for name, text in concepts.items()}
+    conditions = {name: parse_conditions(text) for name, text in concepts.items() if numbers[name] is None}
+    model = _load(checkpoint)
+    check_folder(output)
+    classes = classes_in_turn(model, label)
+    if classes and len(classes) > 1:
+        raise ValueError(f"This {type(model).__name__} has {model.num_classes} classes. Choose one with the label.")
+    model.to(device_of(accelerator))
+    reader = None
+    if conditions:
+        reader = train_reader(model.image_shape, domain)
+        latents = numbered_latents(model, range(candidates), seed)
+        chances = reader(_generate(model, latents, classes))
+        for name, wanted in conditions.items():
+            numbers[name] = _surest(reader.chance(chances, wanted), concepts[name], candidates)
+
+    exemplars = {name: numbered_latents(model, chosen or (), seed) for name, chosen in numbers.items()}
+    means = {name: latents.mean(0, keepdim=True) for name, latents in exemplars.items()}
+    result = means["a"] - means["b"] + means["c"]
+    # A stream of its own: the numbers of pictures end before it.
+    shifts = torch.rand(9, model.latent_size, generator=generator_for(seed, 2**32)) * 2 - 1
+    shifts[4] = 0
+    images = {name: _generate(model, torch.cat([exemplars[name], means[name]]), classes) for name in concepts}
+    results = _generate(model, result + noise * shifts.to(result), classes)
+    _write(output, images, results)
+    for name, chosen in numbers.items():
+        print(f"{name}: pictures {', '.join(map(str, chosen or ()))} of seed {seed}")
+    if reader and len(conditions) == len(concepts):
+        _say_what_is_seen(reader, reader(results), conditions)
+    print(f"Written into {output}")
+    return 0
+
+
+def _load(checkpoint: Path) -> Any:
+    model = load_model(checkpoint, HasLatents, NOT_A_LATENT_MODEL)
+    if model.image_shape[1:] == (1, 1):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__} that {POINTS}; `sample` writes them.")
+    return model
+
+
+def _generate(model: HasLatents, latents: Tensor, classes: Sequence[int] | None) -> Tensor:
+    return model.generate(latents, labels_of(range(len(latents)), classes)).cpu()
+
+
+def _numbers(text: str) -> list[int] | None:
+    """The numbers in "3,17,22" or "[3, 17, 22]"; None for words."""
+    text = text.strip().removeprefix("[").removesuffix("]")
+    if not re.fullmatch(r"[-+\d\s,]+", text):
+        return None
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"A concept by pictures is their numbers, such as 3,17,22; got {text!r}.") from None
+    if min(numbers) < 0:
+        raise ValueError(f"The numbers of pictures begin at 0, got {min(numbers)}.")
+    return numbers
+
+
+def _surest(chances: Tensor, concept: str, candidates: int, number: int = 3) -> list[int]:
+    """The numbers of the pictures that most likely show a concept."""
+    showing = int((chances > 0.5).sum())
+    if showing < number:
+        raise ValueError(
+            f"Only {showing} of {candidates} pictures seem to show {concept!r}, and {number} are needed. Raise "
+            "candidates, name something less rare, or name pictures by their numbers."
+        )
+    return sorted(chances.topk(number).indices.tolist())
+
+
+def _write(output: Path, images: Mapping[str, Tensor], results: Tensor) -> None:
+    columns = [(name, list(to_uint8(column))) for name, column in images.items()]
+    columns += [(title, list(to_uint8(results[i::3]))) for i, title in enumerate(("", "a - b + c", ""))]
+    for name, column in images.items():
+        for i, image in enumerate(column[:-1]):
+            write_image(output / f"{name}_{i}.png", image)
+        write_image(output / f"{name}_mean.png", column[-1])
+    for i, image in enumerate(results):
+        write_image(output / f"result_{i}.png", image)
+    picture_grid(columns).save(output / "grid.png")
+
+
+def _say_what_is_seen(
+    reader: SceneAttributeReader, chances: Tensor, conditions: Mapping[str, Mapping[str, bool]]
+) -> None:
+    """For each attribute that the sum decides, in how many of the nine pictures it is as it should be."""
+    a, b, c = conditions["a"], conditions["b"], conditions["c"]
+    for attribute in {**a, **b, **c}:
+        x, y, z = a.get(attribute), b.get(attribute), c.get(attribute)
+        # What b takes away of a, or of c, is what the two have in common; what both have beyond it stays.
+        expected = z if x == y else x if y == z or x == z else None
+        if expected is None:
+            print(f"{attribute}: the concepts do not say what to expect")
+            continue
+        right = int((reader.chance(chances, {attribute: expected}) > 0.5).sum())
+        words = attribute if expected else f"no {attribute}"
+        print(
+            f"{words}: in {right} of {len(chances)} pictures of the result "
+            f"(the network is right about it in {reader.accuracy[attribute]:.0%} of rendered scenes)"
+        )

@@ -1,0 +1,151 @@
+"""`lightning-gen sample`: a checkpoint in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lightning_gen.callbacks.pictures import square_grid
+from lightning_gen.callbacks.run_folder import write_atomically
+from lightning_gen.data.images import to_uint8, write_image
+from lightning_gen.generative import GenerativeModule, HasLatents, Samples
+from lightning_gen.latents import generator_for, numbered_latents
+
+MAX_GRID = 400  # pictures in grid.png
+
+
+def sample(
+    checkpoint: Path,
+    output: Path,
+    num_samples: int = 64,
+    labels: int | list[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    accelerator: str = "auto",
+) -> int:
+    """Draw pictures into a folder: 000000.png, 000001.png and so on, and the first 400 of them together as grid.png.
+
+    Where a model has latents, each picture depends on the checkpoint, the seed and its own number alone, so a larger
+    `num_samples` adds pictures and changes none. (Another batch size or device rounds sums of floats in another order.)
+    Models without latents draw as many at once as `batch_size` says, and other pictures if it changes.
+
+    Points of toy data are written as a table, points.csv, instead.
+
+    Args:
+        checkpoint: Checkpoint of a model that draws pictures from noise; it is all that is needed.
+        output: Folder for the results; made if needed. Files of the same names are replaced.
+        num_samples: How many pictures.
+        labels: A class, or several as [0,1,2], which take turns. By default all classes take turns.
+        seed: Of the noise, 0 or more.
+        batch_size: Pictures drawn at once.
+        accelerator: As in Lightning: auto, cpu, gpu, ...
+    """
+    for name, number in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
+    model = load_model(checkpoint, Samples, "draws no pictures from noise")
+    check_folder(output)
+    classes = classes_in_turn(model, labels)
+    model.to(device_of(accelerator))
+
+    batches = _batches(model, num_samples, classes, seed, batch_size)
+    if model.image_shape[1:] == (1, 1):
+        write_points(output / "points.csv", torch.cat([images.flatten(1).cpu() for images in batches]))
+        print(f"{num_samples} points written to {output / 'points.csv'}")
+        return 0
+    shown: list[Tensor] = []
+    number = 0
+    for images in batches:
+        for image in images:
+            write_image(output / f"{number:06d}.png", image)
+            number += 1
+        shown += to_uint8(images[: MAX_GRID - len(shown)]).cpu()
+    # With a column for each class, if there are not too many.
+    columns = len(classes) if classes and 1 < len(classes) <= 20 and len(shown) > len(classes) else None
+    square_grid(shown, columns).save(output / "grid.png")
+    print(f"{num_samples} pictures written into {output}")
+    return 0
+
+
+def _batches(
+    model: Any, num_samples: int, classes: Sequence[int] | None, seed: int, batch_size: int
+) -> Iterator[Tensor]:
+    for start in range(0, num_samples, batch_size):
+        # The last batch is drawn in full, so that it does not matter which one is the last.
+        numbers = range(start, start + batch_size)
+        labels = labels_of(numbers, classes)
+        if isinstance(model, HasLatents):
+            images = model.generate(numbered_latents(model, numbers, seed), labels)
+        else:
+            images = model.sample(batch_size, labels=labels, generator=generator_for(seed, start))
+        yield images[: num_samples - start]
+
+
+def load_model(checkpoint: Path, protocol: type, cannot: str) -> Any:
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: The file.
+        protocol: What it must be able to do, one of the protocols of `lightning_gen.generative`.
+        cannot: Words for a model that is not able to, such as "draws no pictures from noise".
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+        ValueError: If it does not follow the protocol.
+    """
+    model = GenerativeModule.load_from_checkpoint(checkpoint)
+    if not isinstance(model, protocol):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which {cannot}.")
+    return model
+
+
+def check_folder(output: Path) -> None:
+    """Refuse an output that is a file.
+
+    Raises:
+        NotADirectoryError: If it is one.
+    """
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"The output {output} is a file. Name a folder.")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The first device of an accelerator, by Lightning's name for it."""
+    return Fabric(accelerator=accelerator, devices=1).device
+
+
+def classes_in_turn(model: Samples, labels: int | list[int] | None) -> list[int] | None:
+    """The classes that pictures have in turn: those given, or all of the model's; None for a model without classes.
+
+    Raises:
+        ValueError: If the model has no classes and labels are given, or one is out of range.
+    """
+    given = [labels] if isinstance(labels, int) else labels
+    if model.num_classes is None:
+        if given is not None:
+            raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
+        return None
+    wrong = [label for label in given or [] if not 0 <= label < model.num_classes]
+    if wrong or given == []:
+        raise ValueError(
+            f"Labels must lie in 0 .. {model.num_classes - 1} for this {type(model).__name__}, got "
+            f"{', '.join(map(str, wrong)) or 'none at all'}."
+        )
+    return list(range(model.num_classes)) if given is None else given
+
+
+def labels_of(numbers: Sequence[int], classes: Sequence[int] | None) -> Tensor | None:
+    """The labels `[N]` of numbered pictures whose classes take turns."""
+    return None if classes is None else torch.tensor([classes[number % len(classes)] for number in numbers])
+
+
+def write_points(path: Path, points: Tensor) -> None:
+    """A table with a point `[d]` of `[N, d]` in each row, in the fewest digits that give the same float32 again."""
+    names = "xyz" if points.shape[1] <= 3 else [f"x{i}" for i in range(points.shape[1])]
+    rows = [",".join(names[: points.shape[1]]), *(",".join(map(str, point)) for point in points.numpy())]
+    write_atomically(path, "\n".join(rows) + "\n")

@@ -1,0 +1,414 @@
+"""The two-player game, once: GAN (Goodfellow et al. 2014, 1406.2661), and what its family plugs into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_gen.callbacks.spectral_norm import power_iteration_callbacks
+from lightning_gen.generative import evaluating
+from lightning_gen.layers.spectral_norm import spectral_norms
+from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
+from lightning_gen.losses.constraints import Constraint, WeightClipping
+from lightning_gen.losses.penalties import Penalty
+from lightning_gen.losses.tricks import InstanceNoise
+from lightning_gen.models.adversarial import (
+    AdamSettings,
+    AdversarialModule,
+    Losses,
+    NetworkFactory,
+    OptimizerFactory,
+    has_batch_norm,
+    prepare_networks,
+    together,
+)
+from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
+
+GeneratorFactory: TypeAlias = Callable[[tuple[int, int, int], int], nn.Module]
+Latents = Literal["normal", "uniform"]
+
+SAMPLES_AT_ONCE = 256
+
+
+class GAN(AdversarialModule):
+    """A generator that turns noise into pictures, against a discriminator that tells them from real ones.
+
+    One batch of real pictures makes one discriminator update; every `n_critic`-th makes a generator update too, which
+    is the step that `trainer.global_step` and `max_steps` count. So `n_critic` updates see `n_critic` different
+    batches, and `val_check_interval`, which Lightning counts in batches, is `n_critic` times the generator updates.
+
+    By itself this is the paper's GAN: perceptrons, uniform noise, the non-saturating loss of its section 3 (give
+    `Minimax()` for its equation 1). Deviations: Adam instead of stochastic gradient descent with momentum, whose recipe
+    is in configs/paper/gan_mnist.yaml.
+
+    Args:
+        image_shape: (channels, height, width).
+        generator: Called with (image_shape, latent_size), and `num_classes=` where there are classes. Any class of
+            yours fits whose result maps latents `[N, latent_size]` (and labels `[N]`) to pictures.
+        discriminator: Called with image_shape, and `num_classes=` where there are classes. Its result maps pictures
+            (and labels) to scores `[N, ...]`, without a sigmoid.
+        loss: None means `NonSaturating()`. `LabelSmoothing` and `LabelFlipping` wrap any other.
+        penalties: Added to the discriminator's loss.
+        constraint: Applied to the discriminator after each of its steps, such as `WeightClipping()`.
+        instance_noise: Added to all that the discriminator sees.
+        latent_size: Width of the noise vector.
+        latent_distribution: "normal" for N(0, 1), "uniform" for U(-1, 1).
+        num_classes: Number of classes of a conditional model; None leaves labels out, whether the data has them or not.
+        n_critic: Discriminator updates for each generator update.
+        generator_batch_factor: Fakes in a generator update, as a multiple of the real batch.
+        learning_rate: Of Adam, for both players.
+        discriminator_learning_rate: For the discriminator, where it differs.
+        betas: Of Adam.
+        generator_optimizer: Replaces Adam for the generator; called with its parameters.
+        discriminator_optimizer: Replaces Adam for the discriminator.
+        decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
+        channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
+        compile: Whether the networks go through `torch.compile`. A discriminator under a penalty that differentiates a
+            gradient stays as it is, for PyTorch cannot compile that.
+
+    Raises:
+        ValueError: If a number is out of range, the networks do not fit the shapes, or the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        generator: GeneratorFactory = MLPGenerator,
+        discriminator: NetworkFactory = MLPDiscriminator,
+        loss: AdversarialLoss | None = None,
+        penalties: list[Penalty] | None = None,
+        constraint: Constraint | None = None,
+        instance_noise: InstanceNoise | None = None,
+        latent_size: int = 100,
+        latent_distribution: Latents = "uniform",
+        num_classes: int | None = None,
+        n_critic: int = 1,
+        generator_batch_factor: int = 1,
+        learning_rate: float = 2e-4,
+        discriminator_learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.5, 0.999),
+        generator_optimizer: OptimizerFactory | None = None,
+        discriminator_optimizer: OptimizerFactory | None = None,
+        decay_start: float = 1.0,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape)
+        self.save_hyperparameters()
+        numbers = {"latent_size": latent_size, "n_critic": n_critic, "generator_batch_factor": generator_batch_factor}
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}.")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, or null for a model without labels; got {num_classes}.")
+        if discriminator_learning_rate is not None and discriminator_learning_rate <= 0:
+            raise ValueError(
+                "discriminator_learning_rate must be above 0, or null for learning_rate; got "
+                f"{discriminator_learning_rate}."
+            )
+        if latent_distribution not in ("normal", "uniform"):
+            raise ValueError(f"latent_distribution must be 'normal' or 'uniform', got {latent_distribution!r}.")
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        self.generator = generator(self.image_shape, latent_size, **classes)
+        self.discriminator = discriminator(self.image_shape, **classes)
+        self.loss = loss or NonSaturating()
+        self.penalties = list(penalties or [])
+        self.constraint, self.instance_noise = constraint, instance_noise
+        self.latent_size, self.latent_distribution = latent_size, latent_distribution
+        self.num_classes, self.n_critic, self.generator_batch_factor = num_classes, n_critic, generator_batch_factor
+        self.learning_rates = (learning_rate, discriminator_learning_rate or learning_rate)
+        self.adam = AdamSettings(learning_rate, betas, decay_start)
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.channels_last, self.compile_networks = channels_last, compile
+        self.critic_updates = 0  # since the last generator update
+        self._check_parts()
+
+    # -- the algorithm ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """The discriminator on one batch, and the generator when it is due."""
+        generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
+        real, labels = self.real_images(batch)
+        self.update(discriminator, lambda: self.discriminator_losses(real, labels), count=False)
+        if self.constraint:
+            self.constraint(self.discriminator)
+        due = self.generator_is_due()
+        if due:
+            self.update(generator, lambda: self.generator_losses(self.generator_batch_factor * len(real)))
+        self.finish_step(images=len(real), schedules=due)
+
+    def discriminator_losses(self, real: Tensor, labels: Tensor | None) -> Losses:
+        """Real pictures against as many fakes, and the penalties."""
+        fake_labels = self.random_labels(len(real))
+        with torch.no_grad():
+            fake = self.generate_from(self.latents(len(real)), fake_labels).to(real.dtype)
+        real, fake = self.noisy(real), self.noisy(fake)
+        both = None if labels is None or fake_labels is None else (labels, fake_labels)
+        real_scores, fake_scores = together(self.discriminator, real, fake, both)
+        judge = self.discriminator if labels is None else partial(self.judge, labels=labels)
+        return {
+            "discriminator": self.loss.discriminator(real_scores, fake_scores),
+            **self.penalty_losses(judge, real, fake),
+        }
+
+    def generator_losses(self, num_fakes: int) -> Losses:
+        """What the discriminator thinks of new fakes."""
+        labels = self.random_labels(num_fakes)
+        fake = self.generate_from(self.latents(num_fakes), labels)
+        return {"generator": self.loss.generator(self.judge(self.noisy(fake), labels))}
+
+    def generator_is_due(self) -> bool:
+        """Whether this discriminator update is the last before a generator update; asked once for each."""
+        self.critic_updates += 1
+        due = self.critic_updates >= self.critic_updates_before(self.trainer.global_step)
+        self.critic_updates = 0 if due else self.critic_updates
+        return due
+
+    def critic_updates_before(self, step: int) -> int:
+        """How many discriminator updates come before the generator update that follows `step` others."""
+        return self.n_critic
+
+    # -- its pieces -------------------------------------------------------------------------------------------------
+
+    def latents(self, num: int) -> Tensor:
+        """Latents `[num, latent_size]` for training, from the random state of this rank and batch."""
+        return self._draw_latents(num, self.device, None)
+
+    def _draw_latents(self, num: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        if self.latent_distribution == "uniform":
+            return torch.rand(num, self.latent_size, device=device, generator=generator) * 2 - 1
+        return torch.randn(num, self.latent_size, device=device, generator=generator)
+
+    def random_labels(self, num: int) -> Tensor | None:
+        """Labels `[num]` of fakes for training, all classes alike; None where there are no classes."""
+        return None if self.num_classes is None else torch.randint(self.num_classes, (num,), device=self.device)
+
+    def generate_from(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """G(z) or G(z, y), with a graph and in the mode that the generator is in."""
+        return self.generator(latents) if labels is None else self.generator(latents, labels)
+
+    def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x) or D(x, y)."""
+        return self.discriminator(images) if labels is None else self.discriminator(images, labels)
+
+    def noisy(self, images: Tensor) -> Tensor:
+        """Pictures as the discriminator sees them."""
+        return self.instance_noise(images, self.trainer.global_step) if self.instance_noise else images
+
+    def real_images(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Pictures of a batch, and their labels where the model has classes.
+
+        Raises:
+            ValueError: If labels are missing or out of range, or one picture is too few.
+        """
+        images, labels = self.images_and_labels(batch)
+        if len(images) == 1 and (has_batch_norm(self.generator) or has_batch_norm(self.discriminator)):
+            raise ValueError(
+                "A batch of one picture gives batch norm nothing to average over. Raise data.batch_size, or choose "
+                "networks without batch norm."
+            )
+        return images, self._checked_labels(labels)
+
+    def _checked_labels(self, labels: Tensor | None) -> Tensor | None:
+        if self.num_classes is None:
+            return None
+        if labels is None:
+            raise ValueError(
+                f"This {type(self).__name__} has num_classes={self.num_classes}, but no labels were given. Give them "
+                "(data needs a 'label'), or leave num_classes out."
+            )
+        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise ValueError(
+                f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes={self.num_classes}; got "
+                f"{int(labels.min())} .. {int(labels.max())}."
+            )
+        return labels
+
+    # -- pictures from noise ----------------------------------------------------------------------------------------
+
+    def draw_latents(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Latents `[N, latent_size]` from the prior, on the model's device; the global random state stays as found.
+
+        Args:
+            num_samples: N.
+            generator: Makes them a function of its state, and of its device; None draws from fresh entropy.
+        """
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        return self._draw_latents(num_samples, generator.device, generator).to(self.device)
+
+    @torch.no_grad()
+    def generate(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
+        """The pictures of latents.
+
+        Args:
+            latents: `[N, latent_size]`.
+            labels: Classes `[N]`, int64, or one for all; needed where the model has classes.
+
+        Returns:
+            float32 `[N, C, H, W]` in `[-1, 1]`.
+
+        Raises:
+            ValueError: If the latents have another width, or labels are missing, surplus or out of range.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.latent_size:
+            raise ValueError(
+                f"Latents must be [N, {self.latent_size}] for this {type(self).__name__}, got {list(latents.shape)}."
+            )
+        if labels is not None:
+            if self.num_classes is None:
+                raise ValueError(f"This {type(self).__name__} has no classes (num_classes), but labels were given.")
+            labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
+            if labels.ndim and len(labels) != len(latents):
+                raise ValueError(f"{len(labels)} labels were given for {len(latents)} latents.")
+            labels = labels.expand(len(latents))
+        labels = self._checked_labels(labels)
+        with evaluating(self.generator):
+            images = [
+                self.generate_from(
+                    latents[i : i + SAMPLES_AT_ONCE].to(self.device),
+                    None if labels is None else labels[i : i + SAMPLES_AT_ONCE].to(self.device),
+                ).float()
+                for i in range(0, len(latents), SAMPLES_AT_ONCE)
+            ]
+        return torch.cat(images) if images else torch.empty(0, *self.image_shape, device=self.device)
+
+    def sample(
+        self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Pictures from noise: float32 `[N, C, H, W]` in `[-1, 1]`; see `lightning_gen.generative.Samples`.
+
+        Raises:
+            ValueError: If `num_samples` is negative, or labels are surplus, out of range or not `num_samples` many.
+        """
+        if num_samples < 0:
+            raise ValueError(f"num_samples must be 0 or more, got {num_samples}.")
+        if labels is None and self.num_classes is not None:
+            labels = torch.arange(num_samples) % self.num_classes
+        elif isinstance(labels, Tensor) and labels.ndim and len(labels) != num_samples:
+            raise ValueError(f"{len(labels)} labels were given for {num_samples} samples.")
+        return self.generate(self.draw_latents(num_samples, generator), labels)
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """The discriminator's loss on pictures it was not trained on, which rises when it learns them by heart."""
+        self._evaluate(batch, batch_idx, "val/discriminator")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As `validation_step`, under `test/`."""
+        self._evaluate(batch, batch_idx, "test/discriminator")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """As many samples as the batch has pictures."""
+        return self.sample(len(self.images_and_labels(batch)[0]), generator=torch.Generator().manual_seed(batch_idx))
+
+    def _evaluate(self, batch: Any, batch_idx: int, name: str) -> None:
+        real, labels = self.images_and_labels(batch)
+        labels = self._checked_labels(labels)
+        # The same noise each time, so that the curve shows the players alone.
+        noise = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+        fake = self.generate(self.draw_latents(len(real), noise), labels).to(real.dtype)
+        scores = together(self.discriminator, real, fake, None if labels is None else (labels, labels))
+        self.log(name, self.loss.discriminator(*scores), on_epoch=True, batch_size=len(real), sync_dist=True)
+
+    # -- around it --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer for each player, with its schedule."""
+        generator_rate, discriminator_rate = self.learning_rates
+        generator = self.generator_optimizer or self.default_optimizer(generator_rate)
+        discriminator = self.discriminator_optimizer or self.default_optimizer(discriminator_rate)
+        return self.adam.configure(
+            self,
+            {
+                "generator": (generator, self.generator.parameters()),
+                "discriminator": (discriminator, self.discriminator.parameters()),
+            },
+        )
+
+    def default_optimizer(self, learning_rate: float) -> Callable[[Any], Optimizer]:
+        """Makes the optimizer of a player for which none was given."""
+        return partial(torch.optim.Adam, lr=learning_rate, betas=self.adam.betas, fused=True)
+
+    def steps_in(self, batches: int) -> int:
+        """How many generator updates a number of training batches gives."""
+        steps = 0
+        while batches >= (needed := self.critic_updates_before(steps)):
+            batches, steps = batches - needed, steps + 1
+        return steps
+
+    def setup(self, stage: str) -> None:
+        """Lay out and compile the networks, and compare the number of classes with that of the data."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        data_classes = getattr(data, "num_classes", None)
+        if None not in (self.num_classes, data_classes) and data_classes != self.num_classes:
+            raise ValueError(
+                f"The model has num_classes={self.num_classes}, but {type(data).__name__} has {data_classes} classes."
+            )
+        prepare_networks(
+            generators=[self.generator],
+            discriminators=[self.discriminator],
+            penalties=self.penalties,
+            channels_last=self.channels_last,
+            compile=self.compile_networks and stage == "fit",
+        )
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Spectral norm's power iteration, where there is spectral norm."""
+        return power_iteration_callbacks(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add where the run stands between two generator updates."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["critic_updates"] = self.critic_updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.critic_updates = checkpoint.get("critic_updates", 0)
+
+    def _check_parts(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.constraint, WeightClipping) and spectral_norms(self.discriminator):
+            raise ValueError(
+                f"{name}: WeightClipping and spectral norm were both given. What is clipped is normalised afterwards, "
+                "so that clipping bounds nothing. Choose one of them."
+            )
+        if has_batch_norm(self.discriminator) and any(penalty.double_backward for penalty in self.penalties):
+            raise ValueError(
+                f"{name}: a penalty on the gradient of each sample's score needs a discriminator without batch norm, "
+                "which makes a score depend on the other samples (1704.00028, section 4). Choose another norm."
+            )
+        labels = None if self.num_classes is None else torch.zeros(1, dtype=torch.int64)
+        with torch.no_grad(), evaluating(self):
+            try:
+                image = self.generate_from(torch.zeros(1, self.latent_size), labels)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{name}: the generator {type(self.generator).__name__} does not take latents of width "
+                    f"{self.latent_size}, its second argument latent_size: {error}"
+                ) from error
+            if tuple(image.shape) != (1, *self.image_shape):
+                raise ValueError(
+                    f"{name}: the generator {type(self.generator).__name__} makes pictures of shape "
+                    f"{tuple(image.shape[1:])} from latents of width {self.latent_size}; the data has image_shape "
+                    f"{self.image_shape}."
+                )
+            scores = self.judge(image, labels)
+            if scores.ndim < 1 or len(scores) != 1:
+                raise ValueError(
+                    f"{name}: the discriminator {type(self.discriminator).__name__} must give scores [N, ...], but a "
+                    f"batch of one picture gave the shape {tuple(scores.shape)}."
+                )

@@ -1,0 +1,211 @@
+"""Pictures from a checkpoint alone: the same bytes for the same seed, however many there are."""
+
+from functools import partial
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.commands.sample import classes_in_turn, labels_of
+from lightning_gen.data.images import read_image, to_uint8
+from lightning_gen.generative import GenerativeModule
+from lightning_gen.latents import generator_for, numbered_latents
+from lightning_gen.models import GAN
+from lightning_gen.networks import MLPDiscriminator, MLPGenerator
+
+
+def save(model, path, **extra):
+    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__, **extra}
+    model.on_save_checkpoint(checkpoint)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    return path
+
+
+def small(shape=(3, 8, 6), **settings):
+    """A GAN with weights so large that its pictures use the whole range."""
+    generator, discriminator = partial(MLPGenerator, widths=(16,)), partial(MLPDiscriminator, widths=(4,))
+    model = GAN(shape, generator, discriminator, latent_size=5, **settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.generator.parameters():
+            parameter.normal_()
+    return model
+
+
+class Dots(GenerativeModule):
+    """Draws without latents: one grey value a picture, and the label in the corner."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int | None = None) -> None:
+        super().__init__(image_shape)
+        self.save_hyperparameters()
+        self.num_classes = num_classes
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def sample(self, num_samples, *, labels=None, generator=None):
+        images = torch.rand(num_samples, 1, 1, 1, generator=generator).expand(-1, *self.image_shape).clone()
+        if labels is not None:
+            images[:, :, 0, 0] = labels[:, None] / 10
+        return images * 2 - 1
+
+
+class Mute(GenerativeModule):
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape)
+        self.save_hyperparameters()
+
+
+@pytest.fixture
+def draw(tmp_path, command):
+    """Run the command on a model; gives the folder with what was drawn."""
+
+    def run(model, name, *arguments):
+        checkpoint = save(model, tmp_path / "a.ckpt")
+        ended = command("sample", "--checkpoint", checkpoint, "--output", tmp_path / name, *arguments)
+        assert ended.code == 0, ended.err
+        return tmp_path / name
+
+    return run
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def numbered(folder):
+    return {name: data for name, data in contents(folder).items() if name[0].isdigit()}
+
+
+def test_files_hold_the_pictures_of_the_numbered_latents(draw):
+    model = small()
+    folder = draw(model, "out", "--num_samples", 5, "--seed", 3)
+    assert sorted(contents(folder)) == [*(f"00000{i}.png" for i in range(5)), "grid.png"]
+    expected = to_uint8(model.generate(numbered_latents(model, range(5), seed=3)))
+    for i in range(5):
+        assert torch.equal(read_image(folder / f"{i:06d}.png"), expected[i])
+    assert len(expected.unique()) > 50
+
+
+def test_the_grid_shows_the_pictures_in_rows(draw):
+    folder = draw(small((1, 16, 16)), "out", "--num_samples", 5)
+    grid = np.array(Image.open(folder / "grid.png"))
+    scale = -(-512 // (3 * 16))
+    for i in range(5):
+        row, column = divmod(i, 3)
+        top, left = 2 + row * (16 * scale + 2), 2 + column * (16 * scale + 2)
+        shown = grid[top : top + 16 * scale : scale, left : left + 16 * scale : scale]
+        assert np.array_equal(shown, np.array(Image.open(folder / f"{i:06d}.png").convert("RGB")))
+    assert grid.shape == (2 + 2 * (16 * scale + 2), 2 + 3 * (16 * scale + 2), 3)
+
+
+@pytest.mark.parametrize("make", [small, partial(small, num_classes=3), partial(Dots, (1, 4, 4), 3)])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(draw, make):
+    model = make()
+    first, again = (contents(draw(model, name, "--num_samples", 6, "--seed", 7)) for name in ("one", "two"))
+    assert first == again
+    other = numbered(draw(model, "three", "--num_samples", 6, "--seed", 8))
+    assert all(other[name] != first[name] for name in other)
+
+
+@pytest.mark.parametrize("make", [small, partial(small, num_classes=3), partial(Dots, (1, 4, 4), 3)])
+def test_more_pictures_change_none(draw, make):
+    model = make()
+    few, many = (numbered(draw(model, name, "--num_samples", name, "--batch_size", 4)) for name in ("3", "11"))
+    assert len(few) == 3
+    assert len(many) == 11
+    assert few == {name: many[name] for name in few}
+
+
+def test_latents_do_not_depend_on_the_size_of_a_batch(draw):
+    folders = [draw(small(), f"{size}", "--num_samples", 9, "--batch_size", size) for size in (1, 4, 64)]
+    for name in numbered(folders[0]):
+        pictures = [read_image(folder / name).int() for folder in folders]
+        for picture in pictures[1:]:
+            # Sums of another order may round to the next of 256 levels, rarely.
+            assert (picture - pictures[0]).abs().max() <= 1
+            assert (picture != pictures[0]).float().mean() < 0.02
+
+
+def test_labels_take_turns(draw):
+    model = small(num_classes=4)
+    latents = numbered_latents(model, range(8), seed=0)
+    for argument, labels in (("[2,0,3]", [2, 0, 3, 2, 0, 3, 2, 0]), ("1", [1] * 8), (None, [0, 1, 2, 3] * 2)):
+        chosen = [] if argument is None else ["--labels", argument]
+        folder = draw(model, str(argument), "--num_samples", 8, *chosen)
+        expected = to_uint8(model.generate(latents, torch.tensor(labels)))
+        for i in range(8):
+            assert torch.equal(read_image(folder / f"{i:06d}.png"), expected[i])
+        columns = (Image.open(folder / "grid.png").width - 2) / (Image.open(folder / "grid.png").height - 2)
+        assert columns == pytest.approx({"[2,0,3]": 3 / 3, "1": 3 / 3, None: 4 / 2}[argument] * 6 / 8, rel=0.05)
+
+
+def test_a_model_without_latents_draws_batches_that_depend_on_their_place(draw):
+    folder = draw(Dots((1, 4, 4), 3), "out", "--num_samples", 5, "--batch_size", 2, "--seed", 1)
+    for start in (0, 2, 4):
+        grey = torch.rand(2, 1, 1, 1, generator=generator_for(1, start)) * 2 - 1
+        for i in range(start, min(start + 2, 5)):
+            picture = read_image(folder / f"{i:06d}.png", 1)
+            assert torch.equal(picture[0, 1, 1], to_uint8(grey[i - start])[0, 0, 0])
+            assert picture[0, 0, 0] == to_uint8(torch.tensor((i % 3) / 10 * 2 - 1))
+
+
+@pytest.mark.parametrize(("dimensions", "header"), [(1, "x"), (2, "x,y"), (5, "x0,x1,x2,x3,x4")])
+def test_points_become_a_table(draw, dimensions, header):
+    model = small((dimensions, 1, 1))
+    folder = draw(model, "out", "--num_samples", 70)
+    assert list(contents(folder)) == ["points.csv"]
+    lines = (folder / "points.csv").read_text().splitlines()
+    assert lines[0] == header
+    points = torch.tensor([[float(x) for x in line.split(",")] for line in lines[1:]])
+    assert torch.equal(points[:64], model.generate(numbered_latents(model, range(64), 0)).flatten(1))
+    assert points.shape == (70, dimensions)
+
+
+def test_the_averaged_weights_are_used(draw, tmp_path, command):
+    model = small()
+    raw = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items() if name.startswith("gen")}
+    checkpoint = save(model, tmp_path / "b.ckpt", raw_state_dict=raw)
+    assert command("sample", "--checkpoint", checkpoint, "--output", tmp_path / "b", "--num_samples", 4).code == 0
+    assert contents(tmp_path / "b") == contents(draw(model, "a", "--num_samples", 4))
+
+
+def test_classes_and_labels():
+    assert classes_in_turn(small(), None) is None
+    assert labels_of(range(3), None) is None
+    assert torch.equal(labels_of(range(5, 9), [4, 6, 8]), torch.tensor([8, 4, 6, 8]))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (partial(Mute, (3, 8, 8)), [], "holds a Mute, which draws no pictures from noise."),
+        (small, ["--num_samples", 0], "num_samples must be at least 1, got 0."),
+        (small, ["--batch_size", -1], "batch_size must be at least 1, got -1."),
+        (small, ["--seed", -1], "seed must be 0 or more, got -1."),
+        (small, ["--labels", 3], "This GAN has no classes to choose from. Leave the labels out."),
+        (partial(small, num_classes=3), ["--labels", 3], "Labels must lie in 0 .. 2 for this GAN, got 3."),
+        (partial(small, num_classes=3), ["--labels", "[0,-1,7]"], "Labels must lie in 0 .. 2 for this GAN, got -1, 7."),
+        (partial(small, num_classes=3), ["--labels", "[]"], "got none at all."),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_message(tmp_path, command, make, arguments, message):
+    checkpoint = save(make(), tmp_path / "a.ckpt")
+    ended = command("sample", "--checkpoint", checkpoint, "--output", tmp_path / "out", *arguments)
+    assert ended.code == 1
+    assert ended.err.count(message) == 1
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_and_checkpoints_that_are_none(tmp_path, command):
+    checkpoint, file = save(small(), tmp_path / "a.ckpt"), tmp_path / "file"
+    file.write_text("in the way")
+    ended = command("sample", "--checkpoint", checkpoint, "--output", file)
+    assert ended.code == 1
+    assert "file is a file. Name a folder." in ended.err
+    assert file.read_text() == "in the way"
+    ended = command("sample", "--checkpoint", tmp_path / "none.ckpt", "--output", tmp_path / "out")
+    assert ended.code == 1
+    assert "There is no checkpoint at" in ended.err
