@@ -52,7 +52,8 @@ class GAN(AdversarialModule):
     Args:
         image_shape: (channels, height, width).
         generator: Called with (image_shape, latent_size), and `num_classes=` where there are classes. Any class of
-            yours fits whose result maps latents `[N, latent_size]` (and labels `[N]`) to pictures.
+            yours fits whose result maps latents `[N, latent_size]` (and labels `[N]`) to pictures; a conditional one
+            takes `num_classes` with a default, such as None.
         discriminator: Called with image_shape, and `num_classes=` where there are classes. Its result maps pictures
             (and labels) to scores `[N, ...]`, without a sigmoid.
         loss: None means `NonSaturating()`. `LabelSmoothing` and `LabelFlipping` wrap any other.

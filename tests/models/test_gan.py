@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -333,6 +334,14 @@ def test_what_is_logged_stands_at_the_step_it_belongs_to(tmp_path):
     assert len(set(critic)) == 12
 
 
+def test_names_of_checkpoints_count_generator_updates(tmp_path):
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
+    fit(make(n_critic=3), batches(14), [saving], enable_checkpointing=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt"]
+    checkpoints = [torch.load(path, weights_only=True) for path in sorted(tmp_path.iterdir())]
+    assert [checkpoint["state_dict"]["images_seen"].item() for checkpoint in checkpoints] == [4 * 3 * 2, 4 * 3 * 4]
+
+
 # -- a stop anywhere ------------------------------------------------------------------------------------------------
 
 
@@ -615,7 +624,7 @@ def test_samples_go_by_the_running_statistics_and_leave_them_alone():
     model = DCGAN((1, 8, 8), SMALL[DCGAN]["generator"], SMALL[DCGAN]["discriminator"])
     fit(model, [torch.rand(4, 1, 8, 8)])
     model.train()
-    model.generator.layers[2].eval()
+    model.generator.layers[3].eval()
     modes = [module.training for module in model.modules()]
     before = deepcopy(model.state_dict())
     latents = model.draw_latents(5)
