@@ -1,0 +1,195 @@
+"""The mathematics that the example scripts stand on; the scripts themselves check their claims when they run."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from lightning_gen.data.toy import Line, Mixture
+from lightning_gen.losses import FDivergence, Minimax, NonSaturating
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "plot")
+
+
+@pytest.fixture(autouse=True)
+def beside_the_scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in [*SCRIPTS, "plot"]:
+        sys.modules.pop(name, None)
+
+
+def script(name):
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_short_and_listed_with_its_picture(name):
+    source, readme = (EXAMPLES / f"{name}.py").read_text(), (EXAMPLES / "README.md").read_text()
+    assert len(source.splitlines()) < 120
+    assert f"python examples/{name}.py" in source
+    assert f"{name}.py" in readme
+
+
+def test_every_loss_gives_the_generator_its_own_gradient():
+    """With D = s the same for all fakes, minimax passes on a share sigmoid(s), non-saturating sigmoid(-s)."""
+    vanishing = script("vanishing_gradients")
+
+    class Constant(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value))
+
+        def forward(self, latents):
+            return self.value.expand(len(latents))
+
+    generator, latents = Constant(-3.0), torch.zeros(8, 2)
+    share = torch.sigmoid(torch.tensor(-6.0)).item()
+    norms = [
+        vanishing.gradient_norm(loss, generator, lambda x: 2 * x, latents) for loss in (Minimax(), NonSaturating())
+    ]
+    assert norms == pytest.approx([2 * share, 2 * (1 - share)], rel=1e-5)
+
+
+def test_the_best_discriminator_between_two_gaussians_saturates_as_computed_by_hand():
+    """The logit is -16 x, so |d/dx log(1 - D*)| = 16 sigmoid(-16 x): 16 exp(-32) at the fakes' mean."""
+    critic = script("optimal_critic")
+    x = torch.tensor([[-2.0], [0.0], [2.0]], dtype=torch.float64)
+    assert critic.best_score(x).tolist() == pytest.approx([32, 0, -32])
+    slopes = critic.slopes(critic.best_score, x, generator_loss=True).tolist()
+    assert slopes == pytest.approx([16, 8, 16 * math.exp(-32)])
+    assert critic.slopes(critic.best_score, x, generator_loss=False).tolist() == pytest.approx([16, 16, 16])
+
+
+def test_distances_between_lines_and_gaussians():
+    distances = script("distances")
+    assert distances.line_divergences(0.0) == (0, 0, 0)
+    assert distances.line_divergences(-0.3) == (math.inf, math.log(2), 0.3)
+    assert distances.exact_distance(Mixture([[-0.5]], 0.25), Mixture([[0.5]], 0.25)) == pytest.approx(1, abs=2e-3)
+    assert distances.exact_distance(Line(0.0), Line(0.4)) == pytest.approx(0.4, rel=0.02)
+
+
+def test_a_critic_measures_the_distance_of_two_lines():
+    torch.set_num_threads(1)
+    estimate, slope = script("distances").critic_estimate(Line(0.0), Line(0.5), steps=150)
+    assert estimate == pytest.approx(0.5, rel=0.05)
+    assert slope < 1.1
+
+
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jensen_shannon", "pearson"])
+def test_the_mixture_has_the_optima_that_the_fgan_paper_prints(name):
+    fgan = script("fgan_table")
+    mu, sigma, value = fgan.optimum(FDivergence(name))
+    paper = fgan.PAPER[name]
+    assert [value, mu, sigma] == pytest.approx([paper[0], paper[2], paper[4]], abs=1e-3)
+
+
+def test_the_bound_is_tight_at_the_best_score_and_below_elsewhere():
+    """For KL the best V is f'(p / q) = 1 + log p / q."""
+    fgan, f = script("fgan_table"), FDivergence("kl")
+    mu, sigma = torch.tensor(1.0, dtype=torch.float64), torch.tensor(1.8, dtype=torch.float64)
+
+    def best(x):
+        return 1 + fgan.DATA.log_prob(x.double()) - torch.distributions.Normal(mu, sigma).log_prob(x.double()).flatten()
+
+    exact = fgan.divergence(f, mu, sigma).item()
+    assert fgan.bound(f, best, mu, sigma).item() == pytest.approx(exact, abs=1e-6)
+    assert fgan.bound(f, lambda x: best(x) + 0.1, mu, sigma).item() < exact - 1e-3
+
+
+def test_quadrature_gives_the_divergence_of_two_gaussians(monkeypatch):
+    fgan = script("fgan_table")
+    monkeypatch.setattr(fgan, "DATA", Mixture([[2.0]], 1.5))
+    mu, sigma = torch.tensor(1.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    by_hand = math.log(2.0 / 1.5) + (1.5**2 + 1) / (2 * 2.0**2) - 0.5
+    assert fgan.divergence(FDivergence("kl"), mu, sigma).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_the_value_of_the_game_is_minus_log_4_for_the_data_and_0_far_away():
+    game = script("optimal_value")
+    assert game.best_value(game.DATA) == pytest.approx(-math.log(4), abs=1e-9)
+    assert game.best_value(Mixture([[-9.0]], 0.5)) == pytest.approx(0, abs=1e-9)
+    assert -math.log(4) < game.best_value(Mixture([[1.1]], 0.5)) < -1.37
+
+
+def test_the_law_of_a_linear_generator():
+    game = script("optimal_value")
+    generator = nn.Linear(1, 1)
+    nn.init.constant_(generator.weight, -0.5)
+    nn.init.constant_(generator.bias, 1.0)
+    law = game.law(generator)
+    assert (law.means.item(), law.std.item()) == (1.0, 0.5)
+    blind = nn.Sequential(nn.Flatten(0), nn.Threshold(math.inf, 0.0))
+    assert game.value(generator, blind, 100) == pytest.approx(-math.log(4))
+
+
+def test_every_game_of_the_coverage_table_can_be_played():
+    coverage = script("mode_coverage")
+    for name in coverage.GAMES:
+        samples = coverage.play("ring", name, batches=5)
+        assert samples.shape == (2500, 2)
+        assert samples.isfinite().all()
+
+
+def test_the_landscape_of_a_plane_has_its_slope_and_its_top_at_the_top():
+    landscape = script("spectral_norm_landscape")
+    scores, slopes = landscape.landscape(lambda points: points @ torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(slopes, torch.full_like(slopes, 5.0))
+    assert scores[0, -1].item() == pytest.approx(7 * landscape.VIEW)  # right and up
+    assert scores[-1, 0].item() == pytest.approx(-7 * landscape.VIEW)
+
+
+def test_a_normalised_discriminator_of_few_steps_is_1_lipschitz():
+    landscape = script("spectral_norm_landscape")
+    judge = landscape.train("reshape", steps=20)
+    assert list(landscape.layer_norms(judge).values()) == pytest.approx([1] * 4, abs=0.05)  # 20 steps are few
+    assert landscape.landscape(judge)[1].max() <= 1.01
+    assert landscape.layer_norms(landscape.train("none", steps=1)) == {}
+
+
+def test_lipschitz_quotients_and_gradients_of_known_functions():
+    """With |w| = 1, sin(3 <w, x>) is steepest, 3, where x is; sigmoid(4 <w, x> - 10) is, 1, where one must climb to."""
+    lipschitz = script("lipschitz_constants")
+    torch.manual_seed(0)
+    w = nn.functional.normalize(torch.randn(48), dim=0)
+    images = torch.rand(32, 3, 4, 4) * 2 - 1
+    quotients = lipschitz.quotients(lambda x: (3 * x.flatten(1) @ w).sin(), images, 1000)
+    assert len(quotients) == 1000
+    assert 0.5 < quotients.max() <= 3.01  # few pairs differ in the direction of w
+    assert lipschitz.largest_gradient(lambda x: (4 * x.flatten(1) @ w - 10).sigmoid(), images) == pytest.approx(
+        1, rel=0.01
+    )
+
+
+def test_a_chart_draws_where_the_numbers_are(tmp_path):
+    plot = script("plot")
+    chart = plot.Chart("title", "x", "y", (0, 10), (1e-4, 1e4), log_y=True)
+    chart.dots([5.0, math.nan], [1.0, 1.0], "", "#ff0000", radius=5)
+    chart.line([0.0, 10.0], [math.inf, 1.0], "", "#00ff00")  # has a gap only
+    plot.save(tmp_path / "chart.png", [chart])
+    pixels = np.asarray(Image.open(tmp_path / "chart.png")).astype(int)
+    rows, columns = np.nonzero((pixels[..., 0] > 200) & (pixels[..., 1] < 60))
+    frame_height, frame_width = 400 - 52 - 44, 560 - 62 - 16
+    assert rows.mean() == pytest.approx(52 + frame_height / 2, abs=1)  # 1 is halfway between 1e-4 and 1e4
+    assert columns.mean() == pytest.approx(62 + frame_width / 2, abs=1)
+    assert not ((pixels[..., 1] > 200) & (pixels[..., 0] < 60)).any()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1.1, 1.1), (0.4, 1.2), (-6, 12), (0, 1500), (0, 0.58)])
+def test_ticks_are_round_and_within(low, high):
+    ticks = script("plot")._ticks(low, high)
+    assert 3 <= len(ticks) <= 8
+    assert low <= ticks[0] <= ticks[-1] <= high
+    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+def test_a_table_keeps_words_and_rounds_numbers(tmp_path):
+    script("plot").write_table(tmp_path / "t.csv", ["name", "value"], [("KL, reverse", 1 / 3), ("n", 8)])
+    assert (tmp_path / "t.csv").read_text() == 'name,value\n"KL, reverse",0.333333\nn,8\n'
