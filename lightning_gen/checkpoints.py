@@ -53,7 +53,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"{path} is not a checkpoint of plain data and was refused: loading it could run code of its own. "
             f"({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is cut short or not a checkpoint ({_first_line(error)}).") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} holds no 'state_dict': it is not a checkpoint of a Lightning run.")

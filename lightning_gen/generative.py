@@ -137,19 +137,7 @@ class GenerativeModule(pl.LightningModule):
         Raises:
             ValueError: If the batch is none of these, or its pictures have another shape than `image_shape`.
         """
-        labels = None
-        if isinstance(batch, Mapping) and "image" in batch:
-            images, labels = batch["image"], batch.get("label")
-        elif isinstance(batch, list | tuple) and len(batch) in (1, 2):
-            images, labels = batch[0], batch[1] if len(batch) == 2 else None
-        elif isinstance(batch, Tensor):
-            images = batch
-        else:
-            found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-            raise ValueError(
-                f"{type(self).__name__} needs batches that are a dictionary with 'image' (and 'label'), a pair "
-                f"(pictures, labels) or pictures alone; got {found}."
-            )
+        images, labels = images_and_labels(batch, type(self).__name__)
         if images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"The data gives pictures of shape {tuple(images.shape[1:])}, but this {type(self).__name__} was made "
@@ -262,6 +250,29 @@ class GenerativeModule(pl.LightningModule):
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
         device = next(iter(checkpoint["state_dict"].values())).device
         return model.to(device)
+
+
+def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
+    """Pictures and, where there are any, labels of a batch.
+
+    Args:
+        batch: A dictionary with "image" and perhaps "label", a pair (pictures, labels), or pictures alone.
+        name: Of the one who needs them.
+
+    Raises:
+        ValueError: If the batch is none of these.
+    """
+    if isinstance(batch, Mapping) and "image" in batch:
+        return batch["image"], batch.get("label")
+    if isinstance(batch, list | tuple) and len(batch) in (1, 2):
+        return batch[0], batch[1] if len(batch) == 2 else None
+    if isinstance(batch, Tensor):
+        return batch, None
+    found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    raise ValueError(
+        f"{name} needs batches that are a dictionary with 'image' (and 'label'), a pair (pictures, labels) or pictures "
+        f"alone; got {found}."
+    )
 
 
 @contextmanager

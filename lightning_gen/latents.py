@@ -40,7 +40,7 @@ def numbered_latents(model: HasLatents, numbers: Iterable[int], seed: int) -> Te
     return torch.cat([model.draw_latents(1, generator_for(seed, number)) for number in numbers])
 
 
-def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985; for latents White 2016, arXiv 1609.04468).
 
     The direction moves along the great circle at constant angular speed, and the length linearly from one to the
@@ -52,13 +52,12 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     Args:
         start: `[..., D]`.
         end: `[..., D]`.
-        weight: Share of the way from start to end, in `[0, 1]`.
+        weight: Share of the way from start to end, in `[0, 1]`; one, or one for each vector, `[...]`.
 
     Returns:
         `[..., D]`, of the same type.
     """
-    if weight in (0, 1):
-        return (end if weight else start).expand(torch.broadcast_shapes(start.shape, end.shape)).clone()
+    weight = torch.as_tensor(weight, dtype=torch.float64, device=start.device).unsqueeze(-1)
     a, b = torch.broadcast_tensors(start.double(), end.double())
     long_a, long_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     u, v = a / long_a, b / long_b
@@ -72,4 +71,6 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     sideways = sideways / sideways.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     angle = weight * torch.atan2(sine, cosine)
     between = torch.lerp(long_a, long_b, weight) * (angle.cos() * u + angle.sin() * sideways)
-    return torch.where((long_a > 0) & (long_b > 0), between, torch.lerp(a, b, weight)).to(start)
+    between = torch.where((long_a > 0) & (long_b > 0), between, torch.lerp(a, b, weight)).to(start)
+    # Both ends bit for bit.
+    return torch.where(weight == 0, start, torch.where(weight == 1, end, between))

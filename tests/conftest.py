@@ -1,20 +1,34 @@
+import itertools
 import multiprocessing
 import os
+import pickle
 import traceback
 
 import pytest
 import torch
+import torch.distributed
 
 # Tests run side by side; more threads than one would only fight for the cores. It also makes forking safe.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """What is kept between runs lies in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_GEN_CACHE", str(folder))
+        yield folder
+
+
 def _child(function, args, connection):
     try:
-        connection.send((function(*args), None))
+        # Plain pickle: multiprocessing's own would share tensors' memory, which ends with this process.
+        connection.send_bytes(pickle.dumps((function(*args), None)))
     except BaseException as error:  # SystemExit too: the parent decides what it means
-        connection.send((None, (error if isinstance(error, SystemExit) else RuntimeError(traceback.format_exc()))))
+        known = error if isinstance(error, SystemExit) else RuntimeError(traceback.format_exc())
+        connection.send_bytes(pickle.dumps((None, known)))
     finally:
         connection.close()
         os._exit(0)
@@ -34,12 +48,50 @@ def fresh_process():
         process.start()
         sender.close()
         try:
-            result, error = receiver.recv()
+            result, error = pickle.loads(receiver.recv_bytes())
         except EOFError:
             result, error = None, None
         process.join(timeout=120)
         if error is not None:
             raise error
         return result
+
+    return call
+
+
+def _on_rank(rank, world_size, store, function, args):
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world_size)
+    return function(rank, *args)
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """Call `function(rank, *args)` in forked processes that form a gloo group; the results of all ranks, in order.
+
+    An exception stands in the place of the result.
+    """
+    numbers = itertools.count()
+
+    def call(function, *args, world_size=2):
+        context = multiprocessing.get_context("fork")
+        store = tmp_path / f"group_{next(numbers)}"
+        receivers, processes = [], []
+        for rank in range(world_size):
+            receiver, sender = context.Pipe(duplex=False)
+            job = (_on_rank, (rank, world_size, store, function, args), sender)
+            processes.append(context.Process(target=_child, args=job))
+            processes[-1].start()
+            sender.close()
+            receivers.append(receiver)
+        answers = []
+        for receiver in receivers:
+            try:
+                result, error = pickle.loads(receiver.recv_bytes())
+            except EOFError:
+                result, error = None, RuntimeError("died without a word")
+            answers.append(result if error is None else error)
+        for process in processes:
+            process.join(timeout=60)
+        return answers
 
     return call

@@ -87,6 +87,18 @@ def test_shapes_broadcast():
         assert torch.equal(slerp(a[0], b, weight)[2], slerp(a[0], b[2], weight))
 
 
+def test_each_vector_can_have_its_own_weight():
+    a, b = vectors(len(WEIGHTS))
+    together = slerp(a, b, torch.tensor(WEIGHTS))
+    for i, weight in enumerate(WEIGHTS):
+        assert torch.equal(together[i], slerp(a[i], b[i], weight))
+    # One path for each of several starts, all at once.
+    paths = slerp(a, b[0], torch.tensor(WEIGHTS)[:, None])
+    assert paths.shape == (9, 9, 16)
+    assert torch.equal(paths[3], slerp(a, b[0], WEIGHTS[3]))
+    assert torch.equal(paths[-1], b[0].expand(9, 16))
+
+
 class Prior:
     def draw_latents(self, num_samples, generator=None):
         return torch.randn(num_samples, 5, generator=generator)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, SubsetRandomSampler
 
 
 class Draw(NamedTuple):
@@ -34,6 +36,15 @@ class Draw(NamedTuple):
     def rng(self, seed: int) -> np.random.Generator:
         """The generator for everything random about this example: a function of seed, epoch and position alone."""
         return np.random.default_rng((seed, self.epoch, self.position))
+
+
+@dataclass(frozen=True, eq=False)
+class DrawDataset(Dataset[dict[str, Tensor]]):
+    """Base of the datasets here: an example is a function of the `Draw` asked for and of the dataclass fields."""
+
+    def recipe(self) -> Any:
+        """All that decides the examples of epoch 0, for `fingerprint`: the fields."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class DrawSampler(DistributedSampler[Draw]):
@@ -110,8 +121,8 @@ class ResumableLoader(DataLoader[Any]):
         self.resume = (state["epoch"], state["batches"])
 
 
-class _InOrder(Dataset[Any]):
-    """A dataset of draws, indexed by place."""
+class InOrder(Dataset[Any]):
+    """A dataset of draws, indexed by place: the examples of epoch 0, in order."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -121,6 +132,93 @@ class _InOrder(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[Draw(0, index, index)]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        draws = [Draw(0, index, index) for index in indices]
+        if hasattr(self.dataset, "__getitems__"):
+            examples: list[Any] = self.dataset.__getitems__(draws)
+            return examples
+        return [self.dataset[draw] for draw in draws]
+
+
+def examples_of(data: DataLoader[Any] | Dataset[Any]) -> Dataset[Any]:
+    """What a loader goes through, indexed by place, from 0; its sampler tells which of them and not in which order.
+
+    Args:
+        data: A loader, with whatever sampler it or Lightning chose, or a dataset. Of samplers that leave something out,
+            `SubsetRandomSampler` is respected; with others it is the whole dataset.
+
+    Raises:
+        TypeError: If it is neither, or its examples are not numbered.
+        ValueError: If it is empty.
+    """
+    sampler: Any = None
+    dataset: Any = data
+    if isinstance(data, DataLoader):
+        dataset, sampler = data.dataset, getattr(data.batch_sampler, "sampler", data.sampler)
+        # With several processes, Lightning wraps samplers that it does not know.
+        sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and isinstance(dataset, Dataset)):
+        raise TypeError(
+            "Pictures to compare with must come from a DataLoader over a dataset that has a length and numbered "
+            f"examples (`__len__` and `__getitem__`), so that each is taken once; got {type(dataset).__name__}."
+        )
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sorted(int(index) for index in sampler.indices))
+    elif isinstance(dataset, DrawDataset) or isinstance(sampler, DrawSampler):
+        dataset = InOrder(dataset)
+    if not len(dataset):
+        raise ValueError(f"The dataset of pictures to compare with ({type(dataset).__name__}) is empty.")
+    examples: Dataset[Any] = dataset
+    return examples
+
+
+def in_order(
+    data: DataLoader[Any] | Dataset[Any], batch_size: int, *, num_replicas: int = 1, rank: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """Every example once, in order, however a loader shuffles, shards or drops: batches and their numbers.
+
+    Batch b holds the examples b B, ..., (b + 1) B - 1 of `examples_of`, and the last one what remains; rank r of W gets
+    the batches r, r + W, .... Collation and number of workers are those of the loader.
+
+    Args:
+        data: A loader or a dataset, as `examples_of` takes them.
+        batch_size: B.
+        num_replicas: W, number of processes.
+        rank: r, this process.
+
+    Raises:
+        TypeError: As `examples_of`.
+        ValueError: As `examples_of`, or if a number is out of range, or the loader does not make batches.
+    """
+    if batch_size < 1 or not 0 <= rank < num_replicas:
+        raise ValueError(
+            "in_order needs a batch_size of at least 1 and a rank below num_replicas, "
+            f"got {batch_size}, {rank} and {num_replicas}."
+        )
+    examples = examples_of(data)
+    total = len(examples)  # type: ignore[arg-type]
+    numbers = range(rank, -(-total // batch_size), num_replicas)
+    options: dict[str, Any] = {}
+    if isinstance(data, DataLoader):
+        if data.batch_sampler is None:
+            raise ValueError(
+                "Pictures to compare with come from a DataLoader with batch_size=None, which does not make batches. "
+                "Give it a batch_size."
+            )
+        names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+        options = {name: getattr(data, name) for name in names}
+    loader: DataLoader[Any] = DataLoader(
+        examples,
+        batch_sampler=[list(range(b * batch_size, min((b + 1) * batch_size, total))) for b in numbers],
+        generator=torch.Generator().manual_seed(0),  # its own, as in `ImageDataModule`
+        **options,
+    )
+
+    def batches() -> Iterator[tuple[int, Any]]:  # so that workers start when the first batch is asked for
+        yield from zip(numbers, loader, strict=True)
+
+    return batches()
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -187,7 +285,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Loader over the test examples, plain, because Lightning shares it out among the ranks by itself."""
-        return DataLoader(_InOrder(self.test_set()), batch_size=self.eval_batch_size)
+        return DataLoader(InOrder(self.test_set()), batch_size=self.eval_batch_size)
 
     def _loader(self, split: str, *, shuffle: bool) -> ResumableLoader:
         if split not in self._sets:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
 from lightning_gen.data.images import resize_image, to_float
 
 
@@ -270,7 +270,7 @@ class Digits(InMemoryDataModule):
 
 
 @dataclass(frozen=True, eq=False)
-class _LabelledImages(Dataset[dict[str, Tensor]]):
+class _LabelledImages(DrawDataset):
     """Pictures and labels in memory."""
 
     images: Tensor
@@ -279,6 +279,9 @@ class _LabelledImages(Dataset[dict[str, Tensor]]):
     pad: int
     flip: bool
     seed: int
+
+    def recipe(self) -> Any:
+        return super().recipe() | {"seed": self.seed if self.flip else None}
 
     def __len__(self) -> int:
         return len(self.images)

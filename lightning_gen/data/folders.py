@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
 from lightning_gen.data.images import (
     ImageError,
     background_color,
@@ -347,7 +347,7 @@ class _ResizeCropFlip:
 
 
 @dataclass(frozen=True, eq=False)
-class _UnpairedImages(Dataset[dict[str, Tensor]]):
+class _UnpairedImages(DrawDataset):
     """Pictures of A, each with a random one of B; without a seed, both in order."""
 
     files: list[list[Path]]  # of A and of B
@@ -369,7 +369,7 @@ class _UnpairedImages(Dataset[dict[str, Tensor]]):
 
 
 @dataclass(frozen=True, eq=False)
-class _PairedImages(Dataset[dict[str, Tensor]]):
+class _PairedImages(DrawDataset):
     """The halves of A|B files; without a seed, as for evaluation."""
 
     files: list[Path]
@@ -394,7 +394,7 @@ class _PairedImages(Dataset[dict[str, Tensor]]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Images(Dataset[dict[str, Tensor]]):
+class _Images(DrawDataset):
     """Pictures, perhaps with labels."""
 
     files: list[Path]
@@ -404,6 +404,9 @@ class _Images(Dataset[dict[str, Tensor]]):
     random_crop: bool
     flip: bool
     seed: int
+
+    def recipe(self) -> Any:
+        return super().recipe() | {"seed": self.seed if self.random_crop or self.flip else None}
 
     def __len__(self) -> int:
         return len(self.files)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_gen.data.base import Draw, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
 from lightning_gen.data.images import from_uint8
 
 Array = NDArray[Any]
@@ -766,12 +766,12 @@ def _house_and_trees(scene: SceneAttributes) -> str:
     return house + (f" right of {left}" if left else f" left of {right}" if right else "")
 
 
-class _RenderedSet(Dataset[dict[str, Tensor]]):
+@dataclass(frozen=True, eq=False)
+class _RenderedSet(DrawDataset):
     """Examples that are drawn when they are asked for, a whole batch in one go."""
 
-    def __init__(self, scenes: SceneAttributes, size: tuple[int, int]) -> None:
-        self.scenes = scenes
-        self.size = size
+    scenes: SceneAttributes
+    size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -792,20 +792,18 @@ class _RenderedSet(Dataset[dict[str, Tensor]]):
         return from_uint8(render(scenes, domain, *self.size))
 
 
+@dataclass(frozen=True, eq=False)
 class _SceneSet(_RenderedSet):
-    def __init__(self, scenes: SceneAttributes, size: tuple[int, int], domain: str) -> None:
-        super().__init__(scenes, size)
-        self.domain = domain
+    domain: str
 
     def examples(self, draws: list[Draw]) -> dict[str, Tensor]:
         scenes = self.scenes[[draw.index for draw in draws]]
         return {"image": self.images(scenes, self.domain), "attributes": scenes.vectors()}
 
 
+@dataclass(frozen=True, eq=False)
 class _PairedSet(_RenderedSet):
-    def __init__(self, scenes: SceneAttributes, size: tuple[int, int], domains: tuple[str, str]) -> None:
-        super().__init__(scenes, size)
-        self.domains = domains
+    domains: tuple[str, str]
 
     def examples(self, draws: list[Draw]) -> dict[str, Tensor]:
         scenes = self.scenes[[draw.index for draw in draws]]
@@ -813,20 +811,12 @@ class _PairedSet(_RenderedSet):
         return {"A": a, "B": b, "paired": torch.ones(len(draws), dtype=torch.bool)}
 
 
+@dataclass(frozen=True, eq=False)
 class _UnpairedSet(_PairedSet):
     """A's scenes in their order, each with one of `partners`, drawn at random, as its B."""
 
-    def __init__(
-        self,
-        scenes: SceneAttributes,
-        partners: SceneAttributes,
-        size: tuple[int, int],
-        domains: tuple[str, str],
-        seed: int,
-    ) -> None:
-        super().__init__(scenes, size, domains)
-        self.partners = partners
-        self.seed = seed
+    partners: SceneAttributes
+    seed: int
 
     def examples(self, draws: list[Draw]) -> dict[str, Tensor]:
         a = self.scenes[[draw.index for draw in draws]]
@@ -964,7 +954,7 @@ class UnpairedScenes(ImageDataModule):
 
     def train_set(self) -> Dataset[dict[str, Tensor]]:
         """Unpaired pictures."""
-        return _UnpairedSet(self.train_scenes, self.train_partners, self.size, self.domains, self.seed)
+        return _UnpairedSet(self.train_scenes, self.size, self.domains, self.train_partners, self.seed)
 
     def val_set(self) -> Dataset[dict[str, Tensor]]:
         """Exact pairs."""

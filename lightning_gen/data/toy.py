@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_gen.data.base import Draw, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
 
 MARGIN = 6.0
 """Standard deviations around every mode that the scaling keeps within [-1, 1]; two points in a billion lie outside."""
@@ -145,7 +145,7 @@ class Spiral:
         return (points + self.noise * torch.randn(points.shape, generator=generator, dtype=torch.float64)).float()
 
 
-class _PointSet(Dataset[dict[str, Tensor]]):
+class _PointSet(DrawDataset):
     """Points that are new in every epoch: example i of an epoch is a function of (seed, split, epoch, i)."""
 
     def __init__(
@@ -159,6 +159,9 @@ class _PointSet(Dataset[dict[str, Tensor]]):
         self.split = split
         self.labelled = labelled
         self.drawn: tuple[int, dict[str, Tensor]] = (-1, {})  # epoch, and its points
+
+    def recipe(self) -> Any:
+        return self.columns(0)
 
     def __len__(self) -> int:
         return self.num_points

@@ -75,8 +75,12 @@ class SceneAttributeReader(nn.Module):
             measures it.
     """
 
+    unit: Tensor
+
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
+        # Root mean square of the last hidden layer on unseen scenes; `train_reader` measures it.
+        self.register_buffer("unit", torch.ones(()))
         self.size = (min(height, SIZE), min(width, SIZE))
         self.accuracy: dict[str, float] = {}
         rows, columns = (-(-side // 8) for side in self.size)
@@ -93,9 +97,14 @@ class SceneAttributeReader(nn.Module):
             nn.Linear(128, len(STATEMENTS)),
         )
 
+    def features(self, images: Tensor) -> Tensor:
+        """The last hidden layer over its unit: `[N, 3, H, W]` in `[-1, 1]` to `[N, 128]`."""
+        features: Tensor = self.network[:-1](F.adaptive_avg_pool2d(images, self.size)) / self.unit
+        return features
+
     def logits(self, images: Tensor) -> Tensor:
         """`[N, 3, H, W]` in `[-1, 1]` to `[N, len(STATEMENTS)]`."""
-        logits: Tensor = self.network(F.adaptive_avg_pool2d(images, self.size))
+        logits: Tensor = self.network[-1](self.features(images) * self.unit)
         return logits
 
     @torch.no_grad()
@@ -149,6 +158,8 @@ def train_reader(
                 optimizer.step()
                 schedule.step()
         images, truth = _examples(1000, (seed, 1), domain, height, width, reader.size)
+    with torch.no_grad():
+        reader.unit = reader.features(images).square().mean().sqrt()
     right = ((reader(images) > 0.5) == (truth > 0.5)).float().mean(0)
     reader.accuracy = dict(zip(STATEMENTS, right.tolist(), strict=True))
     return reader

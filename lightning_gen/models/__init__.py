@@ -1,5 +1,6 @@
 """Models: one LightningModule a paper."""
 
+from lightning_gen.models.classifier import Classifier
 from lightning_gen.models.cyclegan import CycleGAN
 from lightning_gen.models.dcgan import DCGAN
 from lightning_gen.models.fgan import FGAN
@@ -9,4 +10,4 @@ from lightning_gen.models.pix2pix import Pix2Pix
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.wgan import WGAN, WGANGP
 
-__all__ = ["DCGAN", "FGAN", "GAN", "LSGAN", "SNGAN", "WGAN", "WGANGP", "CycleGAN", "Pix2Pix"]
+__all__ = ["DCGAN", "FGAN", "GAN", "LSGAN", "SNGAN", "WGAN", "WGANGP", "Classifier", "CycleGAN", "Pix2Pix"]

@@ -1,7 +1,8 @@
-"""Generators and discriminators: plain modules, one file per paper."""
+"""Generators, discriminators and a classifier: plain modules, one file per paper."""
 
 from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from lightning_gen.networks.lenet import LeNet
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator, PixelDiscriminator
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
@@ -9,6 +10,7 @@ from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerat
 __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "LeNet",
     "MLPDiscriminator",
     "MLPGenerator",
     "PatchDiscriminator",

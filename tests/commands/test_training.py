@@ -67,7 +67,7 @@ def test_shipped_configurations_are_given_by_name(tmp_path, monkeypatch):
     )
     assert found == ["fit", "--config", cyclegan, "-c", paper, f"--config={cyclegan}"]
     assert with_configs(["fit", "--model", "CycleGAN", "--config"]) == ["fit", "--model", "CycleGAN", "--config"]
-    with pytest.raises(FileNotFoundError, match="Shipped are: cyclegan, dcgan, "):
+    with pytest.raises(FileNotFoundError, match="Shipped are: classifier, cyclegan, "):
         with_configs(["fit", "--config", "cycelgan"])
 
 

@@ -23,9 +23,9 @@ import lightning_gen.models
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.cli import main
 from lightning_gen.commands.training import CommandLine, Trainer
-from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates
+from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates, evaluating
 from lightning_gen.losses import penalties
-from lightning_gen.models import GAN
+from lightning_gen.models import GAN, Classifier
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
@@ -52,10 +52,22 @@ def shrunk(config, root):
     if isinstance(config, dict):
         if config.get("class_path") == "PointMetrics":
             return {"class_path": "PointMetrics", "init_args": POINT_METRICS}
+        if config.get("class_path") == "GenerativeMetrics":
+            return {"class_path": "GenerativeMetrics", "init_args": shrunk_metrics(config.get("init_args", {}))}
         return {
             key: str(root) if key == "root" else SMALL.get(key, shrunk(value, root)) for key, value in config.items()
         }
     return [shrunk(item, root) for item in config] if isinstance(config, list) else config
+
+
+def shrunk_metrics(settings):
+    """A few samples, and in place of weights that a user would have, the pixels themselves."""
+    extractor = settings.get("extractor")
+    if extractor == "SceneFeatures":
+        extractor = {"class_path": "SceneFeatures", "init_args": {"image_size": 16, "num_scenes": 64, "epochs": 1}}
+    elif extractor != "PointFeatures":
+        extractor = {"class_path": "ModuleFeatures", "init_args": {"module": {"class_path": "torch.nn.Flatten"}}}
+    return {"extractor": extractor, "num_samples": 12, "test_num_samples": 14, "batch_size": 8, "k": 1}
 
 
 def accepts(cls, name):
@@ -235,7 +247,7 @@ def settings_of(config):
 
 
 def keeps_the_contract(model):
-    capabilities = {Translates: translates, Samples: samples, HasLatents: generates}
+    capabilities = {Translates: translates, Samples: samples, HasLatents: generates, Classifier: classifies}
     checks = [check for capability, check in capabilities.items() if isinstance(model, capability)]
     assert checks
     for check in checks:
@@ -320,6 +332,14 @@ def generates(model):
         torch.testing.assert_close(alone, images[part], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"[Ll]atents"):
         model.generate(torch.zeros(2, model.latent_size + 1), None if labels is None else labels[:2])
+
+
+def classifies(model):
+    with torch.no_grad(), evaluating(model):
+        features, logits = model(torch.rand(5, *model.image_shape) * 2 - 1)
+    assert features.shape[0] == 5
+    assert features.min() >= 0
+    assert logits.shape == (5, model.num_classes)
 
 
 def stops():

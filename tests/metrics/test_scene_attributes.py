@@ -6,6 +6,7 @@ import torch
 
 from lightning_gen.data.images import from_uint8
 from lightning_gen.data.scenes import SceneAttributes, captions, render
+from lightning_gen.metrics import scene_attributes
 from lightning_gen.metrics.scene_attributes import STATEMENTS, SceneAttributeReader, parse_conditions, train_reader
 
 
@@ -98,3 +99,14 @@ def test_pictures_that_cannot_be_scenes():
         train_reader((1, 28, 28))
     with pytest.raises(ValueError, match="at least 16 x 16"):
         train_reader((3, 8, 8))
+
+
+def test_features_have_the_size_of_one_and_lead_to_the_same_answers():
+    reader = train_reader((3, 16, 16), num_scenes=128, epochs=1)
+    # Those that the unit was measured on.
+    images, _ = scene_attributes._examples(1000, (0, 1), "day", 16, 16, reader.size)
+    features = reader.features(images)
+    assert features.square().mean().item() == pytest.approx(1, rel=1e-4)
+    hidden = reader.network[:-1](images)
+    assert torch.allclose(reader.logits(images), reader.network[-1](hidden), atol=1e-4)
+    assert hidden.square().mean().sqrt().item() == pytest.approx(reader.unit.item(), rel=1e-4)

@@ -1,0 +1,306 @@
+"""Figures of densities: nats an image, bits a dimension, and the Parzen window estimate for models without one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_gen.metrics.base import FullPrecision
+
+Binarization = Literal["fixed", "static", "dynamic", "threshold"]
+Part = Literal["samples", "validation", "test"]
+
+SIGMAS = tuple(10 ** (i / 9 - 1) for i in range(10))
+"""Widths of Parzen windows that the first GAN's were chosen from: 10 from 0.1 to 1, evenly in the logarithm."""
+
+_DISTANCES_AT_A_TIME = 2**22  # 32 MiB
+
+
+class _MeanOverImages(FullPrecision):
+    """Sums of nats over images, and as the figure their mean times `scale` plus `offset`."""
+
+    higher_is_better = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, name: str, scale: float = 1.0, offset: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.name = name
+        self.scale = scale
+        self.offset = offset
+        for state in ("total", "squares"):
+            self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, log_prob: Tensor) -> None:
+        """Add images by their log-probabilities.
+
+        Args:
+            log_prob: Nats of each image, float `[N]`, as a model's `log_prob` gives them. -inf, of an image that the
+                model holds impossible, makes the figure infinite.
+
+        Raises:
+            ValueError: If they are not `[N]` floats, one is NaN or +inf, or one is above 0 that should be the
+                logarithm of a probability (`BitsPerDim` without `density_over`).
+        """
+        self._check(log_prob)
+        nats = -log_prob.detach().to(self.total.device).double()
+        # Not in place: a state made under inference mode could not be added to outside of it.
+        self.total = self.total + nats.sum()
+        self.squares = self.squares + nats.square().sum()
+        self.count = self.count + len(nats)
+
+    def compute(self) -> Tensor:
+        """The figure over all images of all ranks, a float64 scalar.
+
+        Raises:
+            ValueError: If there was no image on any rank.
+        """
+        if self.count == 0:
+            raise ValueError(f"{type(self).__name__} has seen no image on any rank; update it before compute.")
+        return self.scale * self.total / self.count + self.offset
+
+    def standard_error(self) -> Tensor:
+        """Of the figure, from the scatter of all images of all ranks; every rank must call it. NaN for one image."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            variance = (self.squares - self.total.square() / self.count).clamp(min=0) / (self.count - 1)
+            return self.scale * (variance / self.count).sqrt()
+
+    def _check(self, log_prob: Tensor) -> None:
+        if log_prob.ndim != 1 or not log_prob.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} takes the nats of each image, float [N], so that a smaller last batch weighs "
+                f"no more than it should; got {log_prob.dtype} {list(log_prob.shape)}."
+            )
+        if places := (log_prob.isnan() | log_prob.isposinf()).nonzero().flatten().tolist():
+            raise ValueError(
+                f"log_prob of {len(places)} of {len(log_prob)} images of this batch is NaN or +inf, the first being "
+                f"image {places[0]} with {log_prob[places[0]].item()}. Look at that image and at the model's output."
+            )
+
+
+class NegativeLogLikelihood(_MeanOverImages):
+    """Mean of -log p(x) over images, in nats an image. Where `log_prob` is a lower bound, this is an upper one.
+
+    Every image weighs the same whatever the sizes of batches and the shares of ranks; sums are float64.
+
+    Published nats of MNIST compare only where its grey became black and white in the same way, so the way is part of
+    the figure's name.
+
+    Args:
+        binarization: "fixed" for the published file (Larochelle and Murray 2011), which most papers use,
+            "static" for a draw of each pixel with its grey as probability, once and for all by a seed, "dynamic" for
+            a new draw whenever an image is shown, "threshold" for a cut at half. None where pixels are as they are.
+        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+
+    Attributes:
+        name: Of the figure in logs: "nll", or with the binarization "nll-static" and so on.
+
+    Raises:
+        ValueError: If the binarization is none of these.
+    """
+
+    def __init__(self, binarization: Binarization | None = None, **kwargs: Any) -> None:
+        known = ("fixed", "static", "dynamic", "threshold")
+        if binarization not in (None, *known):
+            raise ValueError(f"binarization must be one of {', '.join(known)}, or None; got {binarization!r}.")
+        super().__init__(f"nll-{binarization}" if binarization else "nll", **kwargs)
+
+
+class BitsPerDim(_MeanOverImages):
+    """Mean of -log2 P(x) over images and their dimensions, in bits: 8 for 256 levels that are all as likely.
+
+    Every image weighs the same whatever the sizes of batches and the shares of ranks; sums are float64.
+
+    A density p of pictures whose levels were spread evenly over `[low, high]`, level l by noise over the l-th of
+    `num_levels` cells, bounds the probability of levels (Theis et al. 2016, arXiv 1511.01844). It counts as p times
+    the volume of a cell, which adds log2(num_levels / (high - low)) bits to each dimension.
+
+    Args:
+        image_shape: (channels, height, width).
+        num_levels: Of each channel of a pixel: 2 to the power of the bit depth.
+        density_over: (low, high) where `log_prob` is of a density, such as (-1, 1); None where it is the probability
+            of levels. Noise around the levels of `from_uint8` reaches from -1 - 1/255 to 1 + 1/255.
+        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+
+    Attributes:
+        name: Of the figure in logs: "bpd" for 8 bits, else with the depth, "bpd-5bit" or "bpd-17level".
+
+    Raises:
+        ValueError: If there are fewer than 2 levels, or high is not above low.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_levels: int = 256,
+        density_over: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(
+                f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}."
+            )
+        if num_levels < 2:
+            raise ValueError(f"num_levels must be at least 2, got {num_levels}.")
+        if density_over is not None and not density_over[0] < density_over[1]:
+            raise ValueError(f"density_over must be (low, high) with low < high, got {density_over}.")
+        bits = num_levels.bit_length() - 1
+        depth = f"{bits}bit" if num_levels == 2**bits else f"{num_levels}level"
+        cell = 1.0 if density_over is None else (density_over[1] - density_over[0]) / num_levels
+        scale = 1 / (math.prod(image_shape) * math.log(2))
+        super().__init__("bpd" if num_levels == 256 else f"bpd-{depth}", scale, -math.log2(cell), **kwargs)
+        self.density_over = density_over
+
+    def _check(self, log_prob: Tensor) -> None:
+        super()._check(log_prob)
+        # Rounding may lift a probability of 1 by a little.
+        if self.density_over is None and bool((log_prob > 1e-2).any()):
+            raise ValueError(
+                f"log_prob of levels cannot be above 0, but one is {log_prob.max().item():g}. If the model has a "
+                "density, say over what: BitsPerDim(..., density_over=(-1, 1))."
+            )
+
+
+def parzen_log_likelihood(images: Tensor, samples: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """The log of the mean over samples of N(image; sample, sigma^2 I), in nats, for each sigma and image.
+
+    Memory beyond the arguments in float64 is bounded: images are taken in parts.
+
+    Args:
+        images: `[N, D]`.
+        samples: `[M, D]`, where the windows stand.
+        sigmas: S standard deviations, above 0.
+
+    Returns:
+        float64 `[S, N]`.
+    """
+    samples = samples.double()
+    lengths = samples.square().sum(1)
+    rows = max(1, _DISTANCES_AT_A_TIME // len(samples))
+    parts = []
+    for part in images.split(rows):
+        part = part.double()
+        cross = torch.addmm(lengths, part, samples.T, alpha=-2)
+        squared = (cross + part.square().sum(1, keepdim=True)).clamp(min=0)
+        parts.append(torch.stack([torch.logsumexp(squared / (-2 * sigma**2), dim=1) for sigma in sigmas]))
+    norms = [math.log(len(samples)) + samples.shape[1] * math.log(sigma * math.sqrt(2 * math.pi)) for sigma in sigmas]
+    return torch.cat(parts, dim=1) - torch.tensor(norms, dtype=torch.float64, device=samples.device)[:, None]
+
+
+class ParzenWindow(FullPrecision):
+    """The Parzen window estimate of a log-likelihood, for models that draw but have no density.
+
+    As for the first GAN (Goodfellow et al. 2014, arXiv 1406.2661; Breuleux et al. 2011): Gaussian windows around
+    generated pictures, whose width is the candidate under which pictures of a validation set are likeliest, give the
+    mean log-density of test pictures, in nats, with its standard error over them. Pixels are scaled to `[0, 1]`. The
+    protocol there for MNIST is 10,000 samples, 1000 validation and all 10,000 test pictures.
+
+    It is here to compare with papers that report it, and says little otherwise (Theis et al. 2016, arXiv 1511.01844):
+    it is far from the true log-likelihood even of simple models in the dimensions of small pictures; it rises with the
+    number of samples, so figures of different numbers do not compare; it prefers blurred and average pictures (the
+    centres of k-means on the training set score higher than real pictures do); and copies of the training set pass.
+
+    `update(images, part)` takes each of the three parts; `compute` gives the figures. Ranks may have different numbers
+    of pictures, or none. One call (`metric(images, part)`) has no figure of its own and fails.
+
+    Args:
+        image_shape: (channels, height, width).
+        sigmas: Candidates for the width, above 0.
+        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+
+    Raises:
+        ValueError: If there is no candidate, or one is not above 0.
+    """
+
+    higher_is_better = True
+    samples: list[Tensor]
+    validation: list[Tensor]
+    test: list[Tensor]
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        sigmas: Sequence[float] = SIGMAS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas):
+            raise ValueError(f"sigmas must be one or more numbers above 0, got {list(sigmas)}.")
+        self.image_shape = tuple(image_shape)
+        self.sigmas = sorted(sigmas)
+        for part in ("samples", "validation", "test"):
+            # Flat, because a rank without pictures sends an empty tensor of one dimension.
+            self.add_state(part, [], dist_reduce_fx="cat")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states, also of that empty tensor."""
+        return torch.float32
+
+    def update(self, images: Tensor, part: Part) -> None:
+        """Add pictures.
+
+        Args:
+            images: `[N, C, H, W]`, float in `[-1, 1]` or uint8.
+            part: "samples" of the model, "validation" pictures to choose sigma by, or "test" pictures.
+
+        Raises:
+            ValueError: If the shape or the part is another, or values lie outside.
+        """
+        if part not in ("samples", "validation", "test"):
+            raise ValueError(f"part must be samples, validation or test, got {part!r}.")
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"Pictures must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}."
+            )
+        if images.dtype == torch.uint8:
+            unit = images.float().div(255)
+        elif images.is_floating_point() and bool((images.abs() <= 1 + 1e-6).all()):
+            unit = images.detach().float().add(1).div(2)
+        else:
+            raise ValueError(
+                f"Pictures must be uint8, or floats in [-1, 1]; got {images.dtype} from {images.min().item():g} to "
+                f"{images.max().item():g}."
+            )
+        getattr(self, part).append(unit.flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """`log_likelihood` and `standard_error` of the test pictures in nats, and `sigma`: float64 scalars.
+
+        Raises:
+            ValueError: If there are no samples, no test pictures, or no validation pictures to choose sigma by.
+        """
+        samples, validation, test = (self._pictures(part) for part in ("samples", "validation", "test"))
+        if not (len(samples) and len(test) and (len(validation) or len(self.sigmas) == 1)):
+            raise ValueError(
+                f"ParzenWindow has {len(samples)} samples, {len(validation)} validation and {len(test)} test pictures, "
+                "but needs some of each; it can do without validation pictures if sigmas holds one number."
+            )
+        best = 0
+        if len(self.sigmas) > 1:
+            best = int(parzen_log_likelihood(validation, samples, self.sigmas).mean(1).argmax())
+            if best in (0, len(self.sigmas) - 1):
+                rank_zero_warn(
+                    f"ParzenWindow: sigma = {self.sigmas[best]:g} is best and at the end of the candidates, so a "
+                    "better one may lie beyond. Widen sigmas."
+                )
+        sigma = self.sigmas[best]
+        nats = parzen_log_likelihood(test, samples, [sigma])[0]
+        return {
+            "log_likelihood": nats.mean(),
+            "standard_error": nats.std() / math.sqrt(len(nats)),
+            "sigma": nats.new_tensor(sigma),
+        }
+
+    def _pictures(self, part: str) -> Tensor:
+        """float32 `[N, D]` in `[0, 1]`."""
+        state = getattr(self, part)  # one tensor after a reduction over ranks
+        flat = state if isinstance(state, Tensor) else torch.cat([torch.empty(0, device=self.device), *state])
+        return flat.view(-1, math.prod(self.image_shape))
