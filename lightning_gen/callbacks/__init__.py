@@ -3,6 +3,7 @@
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
 from lightning_gen.callbacks.ema import EMA, averaged_weights
+from lightning_gen.callbacks.evaluation import GenerativeMetrics
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture, picture_grid, square_grid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report, write_report
@@ -14,6 +15,7 @@ from lightning_gen.callbacks.toy import PointCloud, PointMetrics
 __all__ = [
     "EMA",
     "ColorMappingBaseline",
+    "GenerativeMetrics",
     "LastCheckpoint",
     "PointCloud",
     "PointMetrics",

@@ -8,6 +8,7 @@
 | history.jsonl                  | the metrics, one strict JSON object per logging moment (`Report`)   |
 | environment.json               | versions, devices, command line, and how the run ended (`Report`)   |
 | results.json                   | the metrics of the last test (`Report`)                             |
+| evaluation.json                | what FID and company were measured on, and how (`GenerativeMetrics`) |
 | index.html                     | all of this on one page (`Report`)                                  |
 """
 
@@ -27,6 +28,7 @@ IMAGES = "images"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
 RESULTS = "results.json"
+EVALUATION = "evaluation.json"
 PAGE = "index.html"
 
 # Rank zero's answer, on every rank. Loggers number their folders by looking at the disk, and other ranks look later.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ import lightning_gen.callbacks
 import lightning_gen.data
 import lightning_gen.losses
 import lightning_gen.models  # noqa: F401  (so that short class names are known)
+from lightning_gen.cache import cache_folder
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
+from lightning_gen.callbacks.evaluation import GenerativeMetrics
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
@@ -31,6 +35,8 @@ from lightning_gen.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_gen.commands.configs import find_config
 from lightning_gen.data.toy import PointDistribution
 from lightning_gen.generative import GenerativeModule, Samples, Translates
+from lightning_gen.metrics.evaluation import suffix_of
+from lightning_gen.metrics.features import classifier_file
 
 
 class Trainer(pl.Trainer):
@@ -170,6 +176,7 @@ class CommandLine(LightningCLI):
         if checkpoint and folder and self.subcommand == "fit":
             go_on_in_folder(config.trainer.logger, folder.resolve(), int(checkpoint["global_step"]))
         prepare_wandb(config.trainer.logger, checkpoint)
+        train_missing_classifiers(config)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
@@ -196,6 +203,16 @@ class CommandLine(LightningCLI):
                 mapping = results.get(f"test/color_mapping_psnr_{direction}")
                 beside = f" (colour mapping by histogram matching: {mapping:.1f} dB)" if mapping is not None else ""
                 print(f"Test PSNR {direction}: {results[name]:.1f} dB{beside}")
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GenerativeMetrics) and callback.extractor and callback.compared_with:
+                    numbers = callback.num_samples["test/"], callback.compared_with.count
+                    for figure in ("fid", "fid_infinity"):
+                        name = f"{figure}{suffix_of(callback.extractor)}"
+                        if f"test/{name}" in results:
+                            value = results[f"test/{name}"]
+                            print(f"Test {name}: {value:.4g} ({numbers[0]} samples, {numbers[1]} real pictures)")
+            if "test/accuracy" in results:
+                print(f"Test accuracy: {results['test/accuracy']:.2%}")
             print(f"Report: {run_folder(self.trainer) / 'index.html'}")
 
 
@@ -245,6 +262,32 @@ def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
                 "later. `wandb login` before the run, or WANDB_MODE, chooses otherwise.",
                 stacklevel=2,
             )
+
+
+def train_missing_classifiers(config: Namespace) -> None:
+    """Train what `ClassifierFeatures` in a configuration would look for in the cache in vain, in processes of its own.
+
+    So the random state of this one stays as it was. Under a launcher of several processes nothing is trained, and the
+    extractor says what is missing.
+    """
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1:
+        return
+    for callback in config.trainer.callbacks or ():
+        extractor = (callback.get("init_args") or Namespace()).get("extractor")
+        if not isinstance(extractor, Namespace) or not extractor.class_path.endswith(".ClassifierFeatures"):
+            continue
+        wanted = extractor.init_args
+        if wanted.get("weights") or not (wanted.get("data") and wanted.get("image_shape")):
+            continue
+        if classifier_file(wanted.data, wanted.image_shape).is_file():
+            continue
+        print(f"There is no classifier for {wanted.data} yet: training one, which takes about a minute.", flush=True)
+        command = [sys.executable, "-m", "lightning_gen", "fit", "--config", "classifier", "--data", wanted.data]
+        own = config.data.init_args if config.data.class_path.endswith(f".{wanted.data}") else Namespace()
+        for name in ("root", "download", "image_size", "pad", "num_workers"):
+            if own.get(name) is not None:
+                command += [f"--data.{name}", str(own.get(name))]
+        subprocess.run([*command, "--trainer.default_root_dir", str(cache_folder() / "runs")], check=True)
 
 
 def _logged_in(wandb: Any) -> bool:

@@ -404,6 +404,12 @@ def test_many_losses_are_grouped_by_kind():
     assert groups["lr"] == ["lr-generator", "lr-discriminator"]
 
 
+def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
+    shares = [f"val/{name}-lenet64" for name in ("precision", "recall", "density", "coverage")]
+    names = ["val/fid-lenet64", "val/is", "val/is_std", "val/kid-lenet64", "val/kid_stderr-lenet64", *shares]
+    assert list(report._groups(names).values()) == [names[:1], names[1:3], names[3:5], shares]
+
+
 def test_long_curves_keep_mean_and_range():
     values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
     values[3] = math.nan
