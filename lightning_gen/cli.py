@@ -28,6 +28,7 @@ Use a checkpoint (which is all they need):
   interpolate  draw what lies between pairs of latents
   arithmetic   add and subtract what pictures show:  --a 3,17,22 --b 4,8,15 --c 16,23,42
   translate    map a file or a folder to the other domain, names and formats kept
+  evaluate     FID, IS, KID and company, with all that they depend on:  lightning-gen evaluate --checkpoint RUN
   report       write RUN/index.html again from what the run has recorded
   import       turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
 
@@ -42,6 +43,7 @@ _FUNCTIONS = {
     "interpolate": "latents.interpolate",
     "arithmetic": "latents.arithmetic",
     "translate": "translate.translate",
+    "evaluate": "evaluate.evaluate",
     "report": "report.report",
     "import": "import_weights.import_weights",
 }
@@ -88,7 +90,10 @@ def _run(arguments: list[str]) -> int:
         from jsonargparse import auto_cli
 
         module, _, name = _FUNCTIONS[command].rpartition(".")
-        function: Any = getattr(importlib.import_module(f"lightning_gen.commands.{module}"), name)
+        commands = importlib.import_module(f"lightning_gen.commands.{module}")
+        function: Any = getattr(commands, name)
+        if command == "evaluate":
+            rest = commands.with_run(rest)
         # Errors of the parser are raised, so that `main` can say them in fewer words.
         settings: dict[str, Any] = {"prog": f"lightning-gen {command}", "exit_on_error": False}
         return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0

@@ -15,6 +15,7 @@ COMMANDS = [
     "test",
     "predict",
     "sample",
+    "evaluate",
     "interpolate",
     "arithmetic",
     "translate",

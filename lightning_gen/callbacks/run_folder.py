@@ -1,15 +1,16 @@
 """The folder of a run: where it is, what lies in it, and how files are put there.
 
-| in the folder                  | what                                                                |
-| ------------------------------ | ------------------------------------------------------------------- |
-| config.yaml                    | the settings, as the command line was given them                    |
-| checkpoints/                   | what `ModelCheckpoint` saves                                        |
-| images/PANEL/step_00001000.png | pictures through time (`log_picture`)                               |
-| history.jsonl                  | the metrics, one strict JSON object per logging moment (`Report`)   |
-| environment.json               | versions, devices, command line, and how the run ended (`Report`)   |
-| results.json                   | the metrics of the last test (`Report`)                             |
+| in the folder                  | what                                                                 |
+| ------------------------------ | -------------------------------------------------------------------- |
+| config.yaml                    | the settings, as the command line was given them                     |
+| checkpoints/                   | what `ModelCheckpoint` saves                                         |
+| images/PANEL/step_00001000.png | pictures through time (`log_picture`)                                |
+| history.jsonl                  | the metrics, one strict JSON object per logging moment (`Report`)    |
+| environment.json               | versions, devices, command line, and how the run ended (`Report`)    |
+| results.json                   | the metrics of the last test (`Report`)                              |
 | evaluation.json                | what FID and company were measured on, and how (`GenerativeMetrics`) |
-| index.html                     | all of this on one page (`Report`)                                  |
+| evaluations.json               | the figures that `lightning-gen evaluate` measured, and on what      |
+| index.html                     | all of this on one page (`Report`)                                   |
 """
 
 from __future__ import annotations

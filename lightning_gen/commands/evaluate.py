@@ -1,0 +1,649 @@
+"""`lightning-gen evaluate`: the figures of checkpoints or of a folder of pictures, and what they are figures of."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import yaml  # type: ignore[import-untyped]
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+import lightning_gen.data  # noqa: F401  (so that short class names are known)
+from lightning_gen.callbacks.run_folder import CHECKPOINTS, CONFIG, run_folder_of_checkpoint, write_atomically
+from lightning_gen.checkpoints import import_path, read_checkpoint
+from lightning_gen.commands.neighbours import neighbour_grid
+from lightning_gen.commands.sample import load_model
+from lightning_gen.data.base import Draw, DrawDataset, examples_of, in_order
+from lightning_gen.data.fingerprint import fingerprint
+from lightning_gen.data.images import ImageError, check_channels, find_images, read_image, to_float, to_uint8
+from lightning_gen.generative import Samples, images_and_labels
+from lightning_gen.metrics import evaluation as metrics
+from lightning_gen.metrics.evaluation import Evaluation, Figure, Reference, as_read, draw
+from lightning_gen.metrics.features import FeatureExtractor
+from lightning_gen.metrics.inception import InceptionFeatures
+from lightning_gen.metrics.manifold import memorisation_ratio
+from lightning_gen.metrics.statistics import ReferenceStatistics
+
+SPLITS = ("train", "val", "test")
+EVALUATIONS = "evaluations.json"
+NUM_SAMPLES = 50_000  # of a model, as in publications
+DRAWS_NONE = (
+    "draws no pictures from noise. Let `lightning-gen translate` write what it makes of the pictures of a folder, and "
+    "give the folder with the results as --images"
+)
+
+
+def evaluate(
+    checkpoint: str | list[str] | None = None,
+    images: Path | None = None,
+    data: pl.LightningDataModule | None = None,
+    reference: str = "train",
+    extractor: FeatureExtractor | None = None,
+    figures: Figure | list[Figure] | None = None,
+    num_samples: int | None = None,
+    seeds: int | list[int] = 0,
+    floor: bool = False,
+    neighbours: Path | None = None,
+    save_statistics: Path | None = None,
+    output: Path | None = None,
+    batch_size: int = 64,
+    splits: int = 10,
+    k: int = 5,
+    block_size: int = 1000,
+    max_features: int = 10_000,
+    accelerator: str = "auto",
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+) -> int:
+    """Measure how far the samples of checkpoints, or the pictures of a folder, are from real pictures.
+
+    FID, Inception Score, KID, precision and recall, density and coverage, AuthPct: the same figures as those of the
+    callback GenerativeMetrics, for the same seed, number, batch size and precision. They are printed, and written as
+    JSON with all that they depend on: the number of pictures on both sides, extractor, reference, protocol, seeds,
+    versions, and the file that they are of. A checkpoint is enough: data and extractor are those of the run it lies in,
+    unless others are named, and `--data.root DIR` says where that data lies here.
+
+    What the output has already, of the same content under the same conditions, is not measured again.
+
+    Args:
+        checkpoint: One; or several, one after the other; or the folder of a run, for all of its checkpoints; or a
+            'PATTERN' of files.
+        images: In place of checkpoints, a folder of pictures of one size, whoever made them. They are read in gray or
+            colour as the data has them; where there is no data, in colour unless the extractor takes gray.
+        data: The data module that has the real pictures, such as MNIST.
+        reference: The pictures to compare with. Of the data: train (as published figures do), val or test. Or a folder
+            of pictures. Or saved statistics, .pt or .npz.
+        extractor: Reads the pictures. By default that of the run, else the published Inception.
+        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, as [fid,kid]. By default those of the first five
+            that extractor and reference allow.
+        num_samples: Pictures to measure. By default 50000 of a checkpoint, and all of a folder.
+        seeds: Of the noise. Several, as [0,1,2], give the mean of each figure and its standard deviation.
+        floor: Also measure the data's test pictures in the same way, num_samples of them or as many as there are: the
+            figures that a perfect model would have at that number.
+        neighbours: PNG to draw samples into, each beside the training picture that is nearest to it in the extractor's
+            eyes: the 16 closest pairs, and 16 others. Also measures memorisation_ratio: the median distance of samples
+            to their nearest training pictures, over that of validation pictures. Well below 1, samples are nearer to
+            training pictures than new pictures are, as copies would be; look at the pairs. Both search max_features
+            training pictures.
+        save_statistics: File to write the reference to: .pt for this command, .npz (mu and sigma) for others.
+        output: JSON file to add the results to. By default evaluations.json in the folder of the run, or beside a
+            checkpoint that is of none. For images there is no default.
+        batch_size: Pictures drawn at once; the noise depends on it.
+        splits: Of the Inception Score.
+        k: Neighbours of precision, recall, density and coverage.
+        block_size: Pictures in one block of the kernel distance.
+        max_features: Pictures on either side of kid, prdc and authpct, at most.
+        accelerator: As in Lightning: auto, cpu, gpu, ...
+        precision: Of drawing, as in Lightning.
+    """
+    if (checkpoint is None) == (images is None):
+        raise ValueError("Give either --checkpoint or --images: what shall be measured?")
+    if save_statistics and save_statistics.suffix not in (".pt", ".npz"):
+        raise ValueError(f"save_statistics must end in .pt or .npz, got {save_statistics}.")
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds must be different numbers, 0 or more, got {seeds}.")
+    if floor and reference == "test":
+        raise ValueError("The floor is that of the test pictures, so they cannot be the reference too.")
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+    samples: list[Drawn | Read] = [Drawn(path, fabric) for path in find_checkpoints(checkpoint or [])]
+    if neighbours and len(samples) > 1:
+        raise ValueError(f"neighbours is one picture, of one checkpoint; there are {len(samples)} of them.")
+    channels = samples[0].image_shape[0] if samples else None
+    if data is None and (reference in SPLITS or floor or neighbours):
+        raise ValueError(
+            "There is no data with real pictures: name it, as in `--data MNIST --data.root data`, or name a folder of "
+            "pictures or saved statistics as --reference (floor and neighbours need the data). A checkpoint in the "
+            "folder of its run needs none of this."
+        )
+    extractor = (extractor or InceptionFeatures()).to(fabric.device)
+
+    channels = channels or extractor.image_shape[0] or 3
+    real = real_pictures(data, reference, channels)
+    shape = None if real is None else shape_of(real)
+    if images is None:
+        num_samples = NUM_SAMPLES if num_samples is None else num_samples
+    else:
+        folder = Read(images, folder_loader(images, shape[0] if shape else channels))
+        num_samples = len(folder) if num_samples is None else num_samples
+        if num_samples > len(folder):
+            raise ValueError(f"{images} has {len(folder)} pictures, fewer than the {num_samples} of num_samples.")
+        samples = [folder]
+    extractor.check_shape(shape or samples[0].image_shape)
+    if neighbours and samples[0].image_shape[0] not in (1, 3):
+        raise ValueError(f"neighbours draws pictures of 1 or 3 channels; these have {samples[0].image_shape[0]}.")
+    compared = metrics.reference_of_file(reference, extractor) if real is None else None
+    kind = str(compared.record.get("split", reference)) if compared else reference
+    protocol = metrics.Protocol(
+        metrics.figures_for(extractor, kind, [figures] if isinstance(figures, str) else figures, num_samples),
+        num_samples=num_samples, splits=splits, k=k, block_size=block_size, max_features=max_features,
+        batch_size=batch_size, seed=seeds[0],
+    )  # fmt: skip
+    if compared is None:
+        compared = statistics_of(real, data if reference in SPLITS else None, reference, extractor, max_features)
+    bench = Bench(extractor, compared, kind, protocol, data)
+    if save_statistics:
+        write = bench.statistics.to_npz if save_statistics.suffix == ".npz" else bench.statistics.save
+        write(save_statistics)
+
+    conditions = {
+        "protocol": {key: value for key, value in protocol.record.items() if key != "seed"} | {"precision": precision},
+        "seeds": seeds if checkpoint else None,
+        "extractor": extractor.record,
+        "reference": {key: value for key, value in compared.record.items() if key != "extractor"},
+    }
+    while samples:
+        one = samples.pop(0)  # a model goes when it is measured
+        file = output or one.output
+        known = [entry for entry in read_entries(file) if is_of(entry, one.content, conditions)] if file else []
+        if known and (not floor or "floor" in known[0]) and (not neighbours or "memorisation_ratio" in known[0]):
+            print(f"{one.path}: measured before, see {file}")
+            continue
+        if shape and one.image_shape != shape:
+            raise ValueError(
+                f"The pictures of {one.path} have the shape {one.image_shape}, but those of the reference {reference} "
+                f"have {shape}. Name other data, or bring both to one size in the same way beforehand."
+            )
+        entry: dict[str, Any] = known[0] if known else {}
+        entry["samples"] = one.record
+        if floor:
+            entry["floor"] = bench.floor
+        entry["figures"], features = bench.measure(one, seeds if checkpoint else seeds[:1], keep=neighbours is not None)
+        if neighbours:
+            entry["memorisation_ratio"] = bench.neighbours(one, features, neighbours)
+        entry |= {**conditions, "versions": metrics.versions()}
+        print(table(one.title, entry))
+        if file:
+            # Read again, for others may have written there in the meantime.
+            others = [other for other in read_entries(file) if not is_of(other, one.content, conditions)]
+            write_entries(file, [*others, entry])
+            print(f"Written to {file}\n")
+    return 0
+
+
+# -- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def with_run(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the data and the extractor of the run that the checkpoints are of, where they name none.
+
+    Several checkpoints in a row become a list, and a bare `--floor` is true.
+
+    Raises:
+        ValueError: If the checkpoints are of runs that differ in this.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--checkpoint", nargs="+")
+    parser.add_argument("--floor", nargs="?", const="true")
+    for name in ("data", "extractor", "reference", "neighbours"):
+        parser.add_argument(f"--{name}")
+    given, others = parser.parse_known_args(arguments)
+    options = {name: value for name, value in vars(given).items() if value is not None}
+    if given.checkpoint:
+        names = [name for text in given.checkpoint for name in (json.loads(text) if text.startswith('["') else [text])]
+        options["checkpoint"] = json.dumps(names)
+        folders = dict.fromkeys(run_folder_of_checkpoint(path) for path in find_checkpoints(names))
+        configs = [yaml.safe_load((f / CONFIG).read_text()) for f in folders if f and (f / CONFIG).is_file()]
+        # Saved statistics serve also where the data is not.
+        needs_data = (given.reference or "train") in SPLITS or given.floor or given.neighbours
+        for name, found in {
+            "data": [config.get("data") for config in configs] if needs_data else [],
+            "extractor": [_extractor_of(config) for config in configs],
+        }.items():
+            if name in options or not found:
+                continue
+            if any(_what_counts(other) != _what_counts(found[0]) for other in found):
+                raise ValueError(f"These checkpoints are of runs that differ in their {name}: name one, with --{name}.")
+            if found[0]:
+                options[name] = json.dumps(found[0])
+    return [*(f"--{name}={value}" for name, value in options.items()), *others]
+
+
+def _extractor_of(config: Mapping[str, Any]) -> Any:
+    """The extractor of GenerativeMetrics in the configuration of a run, or None."""
+    callbacks = config.get("trainer", {}).get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if callback["class_path"].rpartition(".")[2] == "GenerativeMetrics":
+            return callback.get("init_args", {}).get("extractor")
+    return None
+
+
+def _what_counts(setting: Mapping[str, Any] | None) -> Any:
+    """A class and its arguments, without those that make no difference to pictures."""
+    if not setting:
+        return None
+    arguments = dict(setting.get("init_args", {}))
+    for name in ("batch_size", "eval_batch_size", "num_workers"):
+        arguments.pop(name, None)
+    return setting["class_path"], arguments
+
+
+def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
+    """The checkpoints under these names: of files, of folders and runs, and of patterns; the latter by number.
+
+    Raises:
+        FileNotFoundError: If there is none under one of the names.
+    """
+    found: list[Path] = []
+    for path in [Path(names)] if isinstance(names, str) else map(Path, names):
+        if path.is_file():
+            found.append(path)
+            continue
+        folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+        pattern = folder / "*.ckpt" if folder.is_dir() else path
+        files = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+        several = sorted((file for file in files if file.is_file()), key=_by_number)
+        if not several:
+            raise FileNotFoundError(f"There is no checkpoint at {pattern}.")
+        found += several
+    return found
+
+
+def _by_number(path: Path) -> list[tuple[str, int]]:
+    """A key that puts step=900 before step=1000."""
+    return [(words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d*)", str(path))]
+
+
+# -- real pictures --------------------------------------------------------------------------------------------------
+
+
+def real_pictures(data: pl.LightningDataModule | None, reference: str, channels: int) -> Any:
+    """A loader over the pictures of a reference, those of a folder with so many channels; None where it is a file.
+
+    Raises:
+        FileNotFoundError: If it is nothing at all.
+    """
+    if reference in SPLITS:
+        assert data is not None
+        return loader_of(data, reference)
+    if Path(reference).is_dir():
+        return folder_loader(Path(reference), channels)
+    if not Path(reference).is_file():
+        raise FileNotFoundError(f"The reference {reference} is none of {', '.join(SPLITS)}, nor a folder, nor a file.")
+    return None
+
+
+def loader_of(data: pl.LightningDataModule, split: str) -> Any:
+    """The loader of a split of a data module that no trainer has."""
+    data.prepare_data()
+    data.setup("test" if split == "test" else "fit")
+    return getattr(data, f"{split}_dataloader")()
+
+
+def statistics_of(
+    loader: Any, data: pl.LightningDataModule | None, split: str, extractor: FeatureExtractor, max_features: int
+) -> Reference:
+    """Of a split of the data, or of a folder."""
+    name = type(data).__name__ if data else "folder"
+    return metrics.reference_of_loader(extractor, loader, name=name, split=split, max_features=max_features)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFiles(DrawDataset):
+    """Pictures of a folder, as they are, all of one size."""
+
+    files: list[Path]
+    channels: int
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        pixels = read_image(self.files[draw.index], self.channels)
+        if pixels.shape[1:] != self.size:
+            found, wanted = (" x ".join(map(str, size)) for size in (pixels.shape[1:], self.size))
+            raise ImageError(
+                f"{self.files[draw.index]} is {found} pixels, but {self.files[0]} is {wanted}. Bring all pictures to "
+                "one size beforehand, those of the reference in the same way."
+            )
+        return {"image": to_float(pixels)}
+
+
+def folder_loader(folder: Path, channels: int) -> DataLoader[Any]:
+    """Over all pictures of a folder."""
+    check_channels(channels)
+    files = find_images(folder)
+    height, width = read_image(files[0], channels).shape[1:]
+    workers = min(8, max(0, (os.cpu_count() or 1) - 2))
+    return DataLoader(PictureFiles(files, channels, (height, width)), batch_size=64, num_workers=workers)
+
+
+def shape_of(loader: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of the pictures of a loader."""
+    (image,) = _pictures_at(loader, [0])
+    channels, height, width = image.shape
+    return channels, height, width
+
+
+def _pictures_at(loader: Any, places: Sequence[int]) -> Tensor:
+    examples = examples_of(loader)
+    return _images(loader.collate_fn([examples[place] for place in places]))
+
+
+def _images(batch: Any) -> Tensor:
+    return images_and_labels(batch, "An evaluation")[0]
+
+
+def _count(loader: Any) -> int:
+    return len(examples_of(loader))  # type: ignore[arg-type]
+
+
+def batches_of(loader: Any, protocol: metrics.Protocol) -> Iterator[tuple[int, Tensor]]:
+    """(number, pictures `[N, C, H, W]` in `[-1, 1]`) of as many as are wanted."""
+    chosen = evenly_spaced(loader, protocol.num_samples, protocol.max_features)
+    return ((number, _images(batch)) for number, batch in in_order(chosen, protocol.batch_size))
+
+
+def evenly_spaced(loader: Any, number: int, first: int) -> DataLoader[Any]:
+    """A loader over a number of another's pictures, evenly spaced, of which also the first ones are evenly spaced."""
+    examples: Dataset[Any] = examples_of(loader)
+    places = [i * len(examples) // number for i in range(number)]  # type: ignore[arg-type]
+    early = {i * number // first for i in range(first)} if first < number else set()
+    places = [places[i] for i in sorted(range(number), key=lambda i: i not in early)]
+    settings = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn")}
+    return DataLoader(Subset(examples, places), **settings)
+
+
+# -- samples --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Drawn:
+    """The samples of a checkpoint."""
+
+    path: Path
+    fabric: Fabric
+
+    @cached_property
+    def model(self) -> Any:
+        """The model; loaded when something of it is asked for."""
+        return load_model(self.path, Samples, DRAWS_NONE).to(self.fabric.device)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        shape: tuple[int, int, int] = self.model.image_shape
+        return shape
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """What makes it the same checkpoint under another name."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return {"sha256": digest.hexdigest()}
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What it is."""
+        step = read_checkpoint(self.path).get("global_step")
+        return {
+            "checkpoint": str(self.path),
+            **self.content,
+            "class": import_path(type(self.model)),
+            "global_step": None if step is None else int(step),
+        }
+
+    @property
+    def title(self) -> str:
+        """What it is, in a line."""
+        return f"{self.path}: {type(self.model).__name__}, step {self.record['global_step']}"
+
+    @property
+    def output(self) -> Path:
+        """Where its figures go."""
+        return (run_folder_of_checkpoint(self.path) or self.path.parent) / EVALUATIONS
+
+    def batches(self, protocol: metrics.Protocol) -> Iterator[tuple[int, Tensor]]:
+        """(number, pictures `[N, C, H, W]` in `[-1, 1]`)."""
+        return ((number, self._draw(protocol, number, size)) for number, size in protocol.batches())
+
+    def pictures(self, protocol: metrics.Protocol, places: Sequence[int]) -> Tensor:
+        """Some of them, drawn again: `[N, C, H, W]`."""
+        sizes = dict(protocol.batches())
+        numbers = {place // protocol.batch_size for place in places}
+        batches = {number: self._draw(protocol, number, sizes[number]) for number in numbers}
+        return torch.stack([batches[place // protocol.batch_size][place % protocol.batch_size] for place in places])
+
+    def _draw(self, protocol: metrics.Protocol, number: int, size: int) -> Tensor:
+        with self.fabric.autocast():
+            return draw(self.model, number, size, protocol.seed, protocol.batch_size)
+
+
+@dataclass(eq=False)
+class Read:
+    """Pictures of a loader, evenly spaced if not all are wanted."""
+
+    path: Path
+    loader: Any
+    output: Path | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return shape_of(self.loader)
+
+    def __len__(self) -> int:
+        return _count(self.loader)
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """What makes them the same pictures in another place."""
+        return {"pictures": fingerprint(self.loader)}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What they are."""
+        return {"images": str(self.path), **self.content, "count": len(self)}
+
+    @property
+    def title(self) -> str:
+        """What they are, in a line."""
+        return f"{self.path}: {len(self)} pictures"
+
+    def batches(self, protocol: metrics.Protocol) -> Iterator[tuple[int, Tensor]]:
+        """(number, pictures `[N, C, H, W]` in `[-1, 1]`)."""
+        return batches_of(self.loader, protocol)
+
+    def pictures(self, protocol: metrics.Protocol, places: Sequence[int]) -> Tensor:
+        """Some of those in the batches: `[N, C, H, W]`."""
+        return _pictures_at(evenly_spaced(self.loader, protocol.num_samples, protocol.max_features), places)
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Bench:
+    """Where samples are measured, all in the same way."""
+
+    extractor: FeatureExtractor
+    reference: Reference
+    kind: str
+    protocol: metrics.Protocol
+    data: pl.LightningDataModule | None
+
+    @property
+    def statistics(self) -> ReferenceStatistics:
+        """Of the reference; there is one process here."""
+        assert self.reference.statistics is not None
+        return self.reference.statistics
+
+    def measure(self, samples: Drawn | Read, seeds: Sequence[int], keep: bool) -> tuple[dict[str, Any], list[Tensor]]:
+        """The figures over the seeds, and the features of the first seed, if they are to be kept."""
+        measured: list[dict[str, float]] = []
+        features: list[Tensor] = []
+        for seed in seeds:
+            protocol = replace(self.protocol, seed=seed)
+            evaluation = self._read(samples.batches(protocol), protocol, keep)
+            if keep and not measured:
+                features = evaluation.features
+            measured.append(evaluation.figures(self.statistics))
+            del evaluation  # the features of one seed take memory enough
+        return self._described(measured, self.protocol), features
+
+    @cached_property
+    def floor(self) -> dict[str, Any]:
+        """The figures of the data's test pictures."""
+        loader = loader_of(self._data(), "test")
+        number = min(self.protocol.num_samples, _count(loader))
+        figures = metrics.figures_for(self.extractor, self.kind, self.protocol.figures, number)
+        protocol = replace(self.protocol, figures=figures, num_samples=number)
+        evaluation = self._read(batches_of(loader, protocol), protocol)
+        return self._described([evaluation.figures(self.statistics)], protocol)
+
+    def neighbours(self, samples: Drawn | Read, kept: Sequence[Tensor], path: Path) -> dict[str, Any]:
+        """Draw the samples of the first seed that are nearest to training pictures; gives the ratio of distances."""
+        features = torch.cat([*kept])[: self.protocol.max_features]
+        loader = loader_of(self._data(), "train")
+        train, val = (
+            statistics_of(loader_of(self._data(), split), self.data, split, self.extractor, self.protocol.max_features)
+            for split in ("train", "val")
+        )
+        assert train.statistics is not None
+        assert val.statistics is not None
+        grid = neighbour_grid(
+            features,
+            lambda places: to_uint8(samples.pictures(self.protocol, places)),
+            train.statistics,
+            lambda places: to_uint8(_pictures_at(loader, places)),
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        return {
+            "value": memorisation_ratio(train.statistics.features, features, val.statistics.features),
+            "samples": len(features),
+            "training": len(train.statistics.features),
+            "validation": len(val.statistics.features),
+        }
+
+    def _read(
+        self, batches: Iterator[tuple[int, Tensor]], protocol: metrics.Protocol, keep: bool = False
+    ) -> Evaluation:
+        evaluation = Evaluation(self.extractor, protocol, self.reference.mean)
+        evaluation.one_by_one |= keep
+        start = time.perf_counter()
+        for done, (number, images) in enumerate(batches):
+            evaluation.add(number, as_read(images, self.extractor))
+            if done == 0:
+                start = time.perf_counter()  # what comes first takes longer
+            elif done == 1 and (seconds := (time.perf_counter() - start) * protocol.num_batches) > 20:
+                print(f"Drawing and reading {protocol.num_samples} pictures takes about {seconds / 60:.1f} min ...")
+        return evaluation
+
+    def _described(self, measured: Sequence[Mapping[str, float]], protocol: metrics.Protocol) -> dict[str, Any]:
+        """Figures by name as they are written: with the numbers of pictures, and the mean over several seeds."""
+        suffix = metrics.suffix_of(self.extractor)
+        described: dict[str, Any] = {}
+        for name in measured[0]:
+            values = torch.tensor([figures[name] for figures in measured], dtype=torch.float64)
+            number, real = self._numbers(name, protocol)
+            entry: dict[str, Any] = {"value": _json(values.mean()), "samples": number, "reference": real}
+            if len(values) > 1:
+                entry |= {"std": _json(values.std()), "by_seed": [_json(value) for value in values]}
+            described[name + suffix] = entry
+        return described
+
+    def _numbers(self, name: str, protocol: metrics.Protocol) -> tuple[int, int | None]:
+        """Of how many samples and real pictures a figure is; None where it is of none or of who knows how many."""
+        if name.startswith("is"):
+            return protocol.num_samples, None
+        if name.startswith("fid"):
+            return protocol.num_samples, self.reference.count or None
+        samples, real = min(protocol.num_samples, protocol.max_features), len(self.statistics.features)
+        return (min(samples, real),) * 2 if name.startswith("kid") else (samples, real)
+
+    def _data(self) -> pl.LightningDataModule:
+        assert self.data is not None
+        return self.data
+
+
+def _json(value: Tensor) -> float | None:
+    """Strict JSON knows no NaN."""
+    return value.item() if value.isfinite() else None
+
+
+# -- the file -------------------------------------------------------------------------------------------------------
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The evaluations in a file; none if there is no file.
+
+    Raises:
+        ValueError: If it is another file.
+    """
+    if not path.exists():
+        return []
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text())["evaluations"]
+        return [dict(entry) for entry in entries]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is no file of evaluations ({error}). Name another output.") from error
+
+
+def write_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of evaluations, whole or not at all."""
+    write_atomically(path, json.dumps({"evaluations": entries}, indent=2, allow_nan=False) + "\n")
+
+
+def is_of(entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of this content under these conditions."""
+    plain = json.loads(json.dumps(conditions))
+    samples = entry.get("samples", {})
+    return all(entry.get(key) == value for key, value in plain.items()) and all(
+        samples.get(key) == value for key, value in content.items()
+    )
+
+
+def table(title: str, entry: Mapping[str, Any]) -> str:
+    """The figures of an evaluation, for people."""
+    columns = ["value", "std", "samples", "reference", "floor"]
+    floor = entry.get("floor", {})
+    figures = {name: figure | {"floor": floor.get(name, {}).get("value")} for name, figure in entry["figures"].items()}
+    if "memorisation_ratio" in entry:
+        ratio = entry["memorisation_ratio"]
+        figures["memorisation_ratio"] = ratio | {"reference": ratio["training"]}
+    shown = [column for column in columns if any(figure.get(column) is not None for figure in figures.values())]
+    rows = [["", *shown]]
+    for name, figure in figures.items():
+        values = [figure.get(column) for column in shown]
+        rows.append([name, *("" if v is None else str(v) if isinstance(v, int) else f"{v:.6g}" for v in values)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    if floor:
+        lines.append(f"The floor is that of {max(figure['samples'] for figure in floor.values())} test pictures.")
+    return "\n".join([title, *lines])
