@@ -398,7 +398,8 @@ def _charts(history: Sequence[Line]) -> list[dict[str, Any]]:
     for title, group in sorted(_groups(names).items(), key=lambda item: not item[0].startswith("train")):
         lines = []
         for name in group:
-            label = name.removeprefix(title).lstrip("/_-") or name.rpartition("/")[2]
+            label = name.removeprefix(title).lstrip("/_-") if name.startswith(title) else ""
+            label = label or name.rpartition("/")[2]
             last = values[name][-1]
             lines.append({"name": label, "last": last, **_thinned(steps[name], values[name])})
         charts.append({"title": title, "lines": lines})

@@ -325,7 +325,7 @@ def _figures(
         if math.isfinite(error):  # there is none of a single block
             figures["kid_stderr"] = error
     if "prdc" in wanted:
-        figures |= precision_recall(real.features, few, protocol.k)._asdict()
+        figures |= precision_recall(real.features, few, protocol.k, real_radii=real.radii(protocol.k))._asdict()
     if "authpct" in wanted:
         figures["authpct"] = authenticity(real.features, few)
     return figures

@@ -36,7 +36,9 @@ class PrecisionRecallResult(NamedTuple):
     coverage: float
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 5) -> PrecisionRecallResult:
+def precision_recall(
+    real: Tensor, fake: Tensor, k: int = 5, *, real_radii: Tensor | None = None
+) -> PrecisionRecallResult:
     """Improved precision and recall, density and coverage.
 
     The ball of a sample reaches up to its k-th nearest neighbour in its own set, the sample itself not counted, and
@@ -51,16 +53,19 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 5) -> PrecisionRecallR
         real: Features `[N, D]`, N more than k.
         fake: Features `[M, D]`, M more than k.
         k: The neighbour up to which a ball reaches.
+        real_radii: `radii(real, k)`, where these real samples come again and again.
 
     Raises:
         ValueError: If features are not `[N, D]` of the same D, one is not finite, there are not more than k of them,
-            or every real sample has k copies, so that no ball holds anything.
+            `real_radii` are not as many as real samples, or every real sample has k copies, so that no ball holds anything.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
     real, fake = _checked(real, "real", k + 1), _checked(fake, "fake", k + 1)
     real, fake = _together(real, fake)
-    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
+    real_radii, fake_radii = radii(real, k) if real_radii is None else real_radii.to(real.device), radii(fake, k)
+    if real_radii.shape != real.shape[:1]:
+        raise ValueError(f"There are {len(real)} real samples, but radii of the shape {list(real_radii.shape)}.")
     if bool((real_radii <= 0).all()):
         raise ValueError(
             f"Every one of the {len(real)} real samples has {k} others with the same features, so precision, density "
@@ -167,8 +172,12 @@ def memorisation_ratio(train: Tensor, fake: Tensor, held_out: Tensor) -> float:
     return nearest_neighbours(fake, train).distances.quantile(0.5).item() / usual
 
 
-def _radii(points: Tensor, k: int) -> Tensor:
-    """Lower bounds of the squared distances of the points `[N, D]` to their k-th nearest others: `[N]`."""
+def radii(points: Tensor, k: int) -> Tensor:
+    """Lower bounds, by a rounding error, of the squared distances of points `[N, D]` to their k-th nearest others.
+
+    Returns:
+        `[N]`, float64.
+    """
     nearest = points.new_full((len(points), k), torch.inf, dtype=torch.float64)
     for rows, columns, squared in _tiles(points, points, -_rounding(points.shape[1]), upper=True):
         if rows == columns:

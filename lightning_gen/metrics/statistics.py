@@ -15,6 +15,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from lightning_gen.cache import cache_folder
 from lightning_gen.data.fingerprint import digest
 from lightning_gen.metrics.frechet import Gaussian
+from lightning_gen.metrics.manifold import radii
 from lightning_gen.metrics.processes import from_rank_zero, rank, together
 
 if TYPE_CHECKING:
@@ -73,6 +75,16 @@ class ReferenceStatistics:
     def fingerprint(self) -> str:
         """sha256 of the record."""
         return digest(self.record)
+
+    def radii(self, k: int) -> Tensor:
+        """`manifold.radii` of the features, computed once: `[M]`."""
+        if k not in self._radii:
+            self._radii[k] = radii(self.features, k)
+        return self._radii[k]
+
+    @cached_property
+    def _radii(self) -> dict[int, Tensor]:
+        return {}
 
     @property
     def count(self) -> int:

@@ -20,6 +20,7 @@ from lightning_gen.callbacks.pictures import SampleGrid
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
+from lightning_gen.commands import training
 from lightning_gen.commands.configs import config_folder
 from lightning_gen.commands.training import CommandLine, Trainer, pictures_for, prepare_wandb, with_configs
 from lightning_gen.data import Scenes
@@ -621,3 +622,40 @@ def test_pictures_are_drawn_as_the_configuration_says_and_go_on(tiny, command, m
     assert ended.code == 0, ended.err
     steps = [int(path.stem[5:]) for path in sorted((run / "images" / panels[0]).iterdir())]
     assert steps == [0, 2, 4, 6, 7]
+
+
+def extractor_config(**settings):
+    extractor = Namespace(
+        class_path="lightning_gen.metrics.features.ClassifierFeatures", init_args=Namespace(**settings)
+    )
+    metrics = Namespace(
+        class_path="lightning_gen.callbacks.GenerativeMetrics", init_args=Namespace(extractor=extractor)
+    )
+    ema = Namespace(class_path="lightning_gen.callbacks.EMA", init_args=Namespace(modules=["generator"]))
+    data = Namespace(root="pictures", download=False, batch_size=7, pad=2)
+    return Namespace(
+        trainer=Namespace(callbacks=[ema, metrics]),
+        data=Namespace(class_path="lightning_gen.data.MNIST", init_args=data),
+    )
+
+
+def test_a_classifier_that_is_missing_is_trained_first_on_the_data_at_hand(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path))
+    commands = []
+    monkeypatch.setattr(training.subprocess, "run", lambda command, check: commands.append(command[1:]))
+    wanted = {"data": "MNIST", "image_shape": [1, 32, 32]}
+    training.train_missing_classifiers(extractor_config(**wanted))
+    (command,) = commands
+    assert command[:7] == ["-m", "lightning_gen", "fit", "--config", "classifier", "--data", "MNIST"]
+    settings = dict(zip(command[7::2], command[8::2], strict=True))
+    assert settings.items() >= {"--data.root": "pictures", "--data.download": "False", "--data.pad": "2"}.items()
+    assert "--data.batch_size" not in settings  # that is of the other model
+
+    training.train_missing_classifiers(extractor_config(**wanted, weights="mine.ckpt"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    training.train_missing_classifiers(extractor_config(**wanted))  # each of several processes would train its own
+    monkeypatch.delenv("WORLD_SIZE")
+    (tmp_path / "classifiers").mkdir()
+    (tmp_path / "classifiers" / "mnist-1x32x32.ckpt").touch()
+    training.train_missing_classifiers(extractor_config(**wanted))
+    assert len(commands) == 1

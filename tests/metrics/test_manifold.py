@@ -232,3 +232,14 @@ def test_no_matrix_is_larger_than_a_tile(monkeypatch):
 def test_what_has_no_neighbours_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_radii_that_are_kept_give_the_same_figures():
+    random = torch.Generator().manual_seed(3)
+    real, fake = torch.randn(60, 4, generator=random), torch.randn(50, 4, generator=random)
+    kept = manifold.radii(real, 3)
+    expected = (torch.cdist(real.double(), real.double()) ** 2).sort(dim=1).values[:, 3]
+    assert torch.allclose(kept, expected, rtol=1e-9)
+    assert precision_recall(real, fake, 3, real_radii=kept) == precision_recall(real, fake, 3)
+    with pytest.raises(ValueError, match=r"There are 60 real samples, but radii of the shape \[50\]"):
+        precision_recall(real, fake, 3, real_radii=kept[:50])
