@@ -57,13 +57,15 @@ def precision_recall(
 
     Raises:
         ValueError: If features are not `[N, D]` of the same D, one is not finite, there are not more than k of them,
-            `real_radii` are not as many as real samples, or every real sample has k copies, so that no ball holds anything.
+            `real_radii` are not as many as real samples, or every real sample has k copies, so that no ball holds
+            anything.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
     real, fake = _checked(real, "real", k + 1), _checked(fake, "fake", k + 1)
     real, fake = _together(real, fake)
-    real_radii, fake_radii = radii(real, k) if real_radii is None else real_radii.to(real.device), radii(fake, k)
+    real_radii = radii(real, k) if real_radii is None else real_radii.to(real.device)
+    fake_radii = radii(fake, k)
     if real_radii.shape != real.shape[:1]:
         raise ValueError(f"There are {len(real)} real samples, but radii of the shape {list(real_radii.shape)}.")
     if bool((real_radii <= 0).all()):
