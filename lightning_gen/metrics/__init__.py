@@ -20,6 +20,7 @@ from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood, 
 from lightning_gen.metrics.manifold import authenticity, memorisation_ratio, precision_recall
 from lightning_gen.metrics.path_length import LPIPS, perceptual_path_length
 from lightning_gen.metrics.scores import inception_score, kernel_distance
+from lightning_gen.metrics.statistics import ReferenceStatistics, load_statistics
 from lightning_gen.metrics.toy import ModeCoverage, ToyMetrics, mode_coverage, wasserstein_1
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ParzenWindow",
     "PointFeatures",
     "PrecisionRecall",
+    "ReferenceStatistics",
     "SceneFeatures",
     "ToyMetrics",
     "authenticity",
@@ -46,6 +48,7 @@ __all__ = [
     "frechet_infinity",
     "inception_score",
     "kernel_distance",
+    "load_statistics",
     "memorisation_ratio",
     "mode_coverage",
     "perceptual_path_length",
