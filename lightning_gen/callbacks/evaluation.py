@@ -129,7 +129,7 @@ class GenerativeMetrics(pl.Callback):
         self.figures = figures_for(self.extractor, self.reference, self.chosen, min(self.num_samples.values()))
         for number in self.num_samples.values():
             self._protocol(self.figures, number)
-        self.compared_with = None
+        self.compared_with = self.evaluation = None
         run_folder(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -203,10 +203,9 @@ class GenerativeMetrics(pl.Callback):
         with self._timed():
             figures = evaluation.figures(self.compared_with.statistics)
         suffix = suffix_of(evaluation.extractor)
-        pl_module.log_dict(
-            {f"{prefix}{name}{suffix}": torch.tensor(value, dtype=torch.float32) for name, value in figures.items()},
-            sync_dist=True,
-        )
+        device = pl_module.device  # whose backend sends them
+        logged = {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in figures.items()}
+        pl_module.log_dict({f"{prefix}{name}{suffix}": value for name, value in logged.items()}, sync_dist=True)
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Reference, FeatureExtractor]:
         """The real pictures' statistics, and the extractor where it shall work."""
