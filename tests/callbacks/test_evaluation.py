@@ -274,6 +274,26 @@ def test_what_was_measured_stands_in_the_run_folder(tmp_path):
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or record["versions"]["torch"]
 
 
+def test_only_the_published_inception_has_plain_names(tmp_path):
+    extractor = Pixels()
+    extractor.standard = True
+    _, trainer = fitted(tmp_path, GenerativeMetrics(extractor, **SETTINGS))
+    assert {"val/fid", "val/kid", "val/precision"} <= trainer.callback_metrics.keys()
+    _, trainer = fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS))
+    assert not {"val/fid", "val/kid", "val/precision"} & trainer.callback_metrics.keys()
+
+
+def test_an_evaluation_that_failed_leaves_nothing_to_the_next(tmp_path):
+    extractor, model = Pixels(), Painter()
+    callback = GenerativeMetrics(extractor, **SETTINGS)
+    model.painter.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        fitted(tmp_path, callback, model=model)
+    _, trainer = fitted(tmp_path, callback)
+    _, fresh = fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS))
+    assert trainer.callback_metrics["val/fid-pixels2"] == fresh.callback_metrics["val/fid-pixels2"]
+
+
 def test_the_time_is_told_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS))
