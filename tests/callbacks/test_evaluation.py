@@ -289,7 +289,7 @@ def test_an_evaluation_that_failed_leaves_nothing_to_the_next(tmp_path):
     model.painter.bias.data[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         fitted(tmp_path, callback, model=model)
-    _, trainer = fitted(tmp_path, callback)
+    _, trainer = fitted(tmp_path, callback, num_sanity_val_steps=0)
     _, fresh = fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS))
     assert trainer.callback_metrics["val/fid-pixels2"] == fresh.callback_metrics["val/fid-pixels2"]
 
