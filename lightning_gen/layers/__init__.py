@@ -3,6 +3,18 @@
 from lightning_gen.layers.conditional import ConditionalBatchNorm2d
 from lightning_gen.layers.convolution import ReflectConv2d
 from lightning_gen.layers.normalization import InstanceNorm2d
+from lightning_gen.layers.orders import (
+    as_order,
+    generalized_hilbert_order,
+    hilbert_order,
+    hole_last,
+    local_masks,
+    random_order,
+    raster_order,
+    s_curve_order,
+    symmetries,
+    transformed,
+)
 from lightning_gen.layers.resampling import DownsamplingConv2d, UpsamplingConv2d
 from lightning_gen.layers.spectral_norm import (
     ConvolutionSpectralNorm,
@@ -23,8 +35,18 @@ __all__ = [
     "SpectralNorm",
     "UpsamplingConv2d",
     "add_spectral_norm",
+    "as_order",
     "circular_singular_values",
+    "generalized_hilbert_order",
+    "hilbert_order",
+    "hole_last",
+    "local_masks",
     "power_iteration",
+    "random_order",
+    "raster_order",
+    "s_curve_order",
     "spectral_norm",
     "spectral_norms",
+    "symmetries",
+    "transformed",
 ]

@@ -1,4 +1,4 @@
-"""Losses and penalties: formulas only, no optimizer, no backward."""
+"""Losses, likelihoods and penalties: formulas only, no optimizer, no backward."""
 
 from lightning_gen.losses.adversarial import (
     AdversarialLoss,
@@ -9,8 +9,21 @@ from lightning_gen.losses.adversarial import (
     SeparableLoss,
     Wasserstein,
 )
+from lightning_gen.losses.categorical import (
+    bernoulli_log_prob,
+    bernoulli_sample,
+    categorical_log_prob,
+    categorical_sample,
+    images_to_levels,
+    levels_to_images,
+)
 from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.divergences import FDivergence
+from lightning_gen.losses.logistic_mixture import (
+    logistic_mixture_channels,
+    logistic_mixture_log_prob,
+    logistic_mixture_sample,
+)
 from lightning_gen.losses.penalties import DRAGAN, R1, R2, Drift, GradientPenalty, InputGradientPenalty, Penalty
 from lightning_gen.losses.tricks import InstanceNoise, LabelFlipping, LabelSmoothing
 
@@ -35,4 +48,13 @@ __all__ = [
     "SeparableLoss",
     "Wasserstein",
     "WeightClipping",
+    "bernoulli_log_prob",
+    "bernoulli_sample",
+    "categorical_log_prob",
+    "categorical_sample",
+    "images_to_levels",
+    "levels_to_images",
+    "logistic_mixture_channels",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_sample",
 ]
