@@ -76,6 +76,15 @@ class HasLatents(Samples, Protocol):
         ...
 
 
+@runtime_checkable
+class HasLogProb(Protocol):
+    """A model with a density."""
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Nats per image `[N]` of pictures `[N, C, H, W]` in `[-1, 1]`; a bound says so in its docstring."""
+        ...
+
+
 class GenerativeModule(pl.LightningModule):
     """Base of all models.
 

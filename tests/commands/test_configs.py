@@ -11,7 +11,7 @@ from lightning_gen.commands.configs import config_folder, find_config, shipped_c
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = [
-    *("classifier", "cyclegan", "dcgan", "fgan", "gan", "lsgan", "pix2pix", "sngan", "wgan", "wgan_gp"),
+    *("classifier", "cyclegan", "dcgan", "fgan", "gan", "kde", "lsgan", "pix2pix", "sngan", "wgan", "wgan_gp"),
     *("paper/cyclegan_horse2zebra", "paper/dcgan_celeba", "paper/dcgan_mnist", "paper/fgan_mnist", "paper/gan_mnist"),
     *("paper/lsgan_celeba", "paper/pix2pix_facades", "paper/sngan_cifar10", "paper/sngan_cifar10_conditional"),
     *("paper/sngan_mnist", "paper/wgan_gp_cifar10", "paper/wgan_gp_mnist", "paper/wgan_lsun"),

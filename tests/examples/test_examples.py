@@ -255,6 +255,25 @@ def test_corruptions_do_what_their_words_say():
     torch.testing.assert_close(area, nn.functional.avg_pool2d(twice, 2), atol=1.0, rtol=0)
 
 
+def test_the_likelihood_curve_is_that_of_densities_written_out():
+    """With two points at 0 and 1, each left out has the other alone: N(1; 0, h^2)."""
+    density = script("kernel_density")
+    train, held_out = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.tensor([0.5]).view(1, 1, 1, 1)
+    for h in (0.5, 2.0):
+        normal = torch.distributions.Normal(0.0, h)
+        (left_out,), (new,) = density.curves(train, held_out, [h])
+        assert left_out == pytest.approx(normal.log_prob(torch.tensor(1.0)).item(), rel=1e-6)
+        assert new == pytest.approx(normal.log_prob(torch.tensor(0.5)).item(), rel=1e-6)
+
+
+def test_the_chosen_width_is_the_top_of_its_curve():
+    density = script("kernel_density")
+    points = density.draw(density.DATA["the plane"], 60, seed=0)
+    chosen = density.fit(points).width.item()
+    scores, _ = density.curves(points, points[:1], [chosen / 1.3, chosen, chosen * 1.3])
+    assert max(scores) == scores[1]
+
+
 def test_a_chart_draws_where_the_numbers_are(tmp_path):
     plot = script("plot")
     chart = plot.Chart("title", "x", "y", (0, 10), (1e-4, 1e4), log_y=True)
