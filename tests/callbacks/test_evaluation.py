@@ -265,6 +265,8 @@ def test_real_pictures_are_read_once_and_again_when_they_or_the_extractor_change
 
 
 def test_what_was_measured_stands_in_the_run_folder(tmp_path):
+    fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS))
+    assert not list(tmp_path.rglob("evaluation.json"))  # without a logger there is no run folder
     fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS), logger=pl.loggers.CSVLogger(tmp_path, "run", "one"))
     record = json.loads((tmp_path / "run" / "one" / "evaluation.json").read_text())
     assert record["samples"] == {"val": 70, "test": 90}
