@@ -2,6 +2,8 @@
 
 from lightning_gen.layers.conditional import ConditionalBatchNorm2d
 from lightning_gen.layers.convolution import ReflectConv2d
+from lightning_gen.layers.local_masked import LocallyMaskedConv2d, local_taps
+from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d
 from lightning_gen.layers.normalization import InstanceNorm2d
 from lightning_gen.layers.orders import (
     as_order,
@@ -31,9 +33,12 @@ __all__ = [
     "ConvolutionSpectralNorm",
     "DownsamplingConv2d",
     "InstanceNorm2d",
+    "LocallyMaskedConv2d",
+    "MaskedConv2d",
     "ReflectConv2d",
     "SpectralNorm",
     "UpsamplingConv2d",
+    "VerticalConv2d",
     "add_spectral_norm",
     "as_order",
     "circular_singular_values",
@@ -41,6 +46,7 @@ __all__ = [
     "hilbert_order",
     "hole_last",
     "local_masks",
+    "local_taps",
     "power_iteration",
     "random_order",
     "raster_order",

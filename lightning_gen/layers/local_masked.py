@@ -1,0 +1,172 @@
+"""Locally masked convolution: each pixel has a mask of its own (Jain et al. 2020, arXiv 2006.12486).
+
+A convolution is a matrix product with the columns of `F.unfold`. If each column is masked before, each pixel chooses
+which of its neighbours it sees, and so any order of the pixels can be an order of generation; see `local_masks`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LocallyMaskedConv2d(nn.Conv2d):
+    """A convolution that keeps height and width, with a mask for each pixel, the same for all channels.
+
+    Weights, their names and their initialisation are those of `nn.Conv2d`, and with a mask that is True everywhere it
+    is that layer, padded with zeros. It keeps its input for the backward pass, not the columns, which are `kh * kw`
+    times as large: they are made again. So one layer's columns are all that ever exist at a time.
+
+    Deviation from the paper: no weights for the mask itself, which the authors' code offers and leaves off.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel_size: Odd height and width of the kernel, or one for both.
+        dilation: Distance of its taps, in rows and columns, or one for both.
+        bias: Whether there is a bias.
+
+    Raises:
+        ValueError: If a side of the kernel is even.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+    ) -> None:
+        kernel, spacing = _pair(kernel_size), _pair(dilation)
+        if not all(side % 2 for side in kernel):
+            raise ValueError(f"A kernel has its pixel at the centre only if its sides are odd, got {kernel_size}.")
+        padding = _padding(kernel, spacing)
+        super().__init__(in_channels, out_channels, kernel, padding=padding, dilation=spacing, bias=bias)
+        # So that `step`, which gathers whole pixels, finds the weights of each tap together and need not copy them.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """`[N, C, H, W]` to `[N, out_channels, H, W]`.
+
+        Args:
+            features: `[N, C, H, W]`.
+            mask: `[kh * kw, H * W]`, or `[N, kh * kw, H * W]` for a mask of its own for each picture. Bool, True for
+                what is seen; what is not may even be NaN. Or real factors, which get no gradient.
+
+        Raises:
+            ValueError: If the mask has another shape.
+        """
+        taps, pixels = self.kernel_size[0] * self.kernel_size[1], features.shape[2] * features.shape[3]
+        if mask.shape[-2:] != (taps, pixels) or mask.shape[:-2] not in ((), features.shape[:1]):
+            raise ValueError(
+                f"The mask of features {list(features.shape)} must be [{taps}, {pixels}] or "
+                f"[{len(features)}, {taps}, {pixels}], got {list(mask.shape)}."
+            )
+        weight, bias, device = self.weight, self.bias, features.device.type
+        if torch.is_autocast_enabled(device):  # here, since the backward pass runs without autocast
+            dtype = torch.get_autocast_dtype(device)
+            features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        result = _MaskedProduct.apply(features, mask, weight, self.padding, self.dilation)
+        result = result.unflatten(2, features.shape[2:])
+        return result if bias is None else result + bias[:, None, None]
+
+    def step(self, known: Tensor, taps: Tensor) -> Tensor:
+        """The result at one pixel, at the cost of one pixel.
+
+        Args:
+            known: Features `[N, H * W + 1, C]`: the pixels and a last row of zeros.
+            taps: The pixel's row of `local_taps`, `[kh * kw]`.
+
+        Returns:
+            `[N, out_channels]`.
+        """
+        columns = known.index_select(1, taps).flatten(1)
+        return F.linear(columns, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+
+
+def local_taps(
+    mask: Tensor, height: int, width: int, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1
+) -> Tensor:
+    """Where the taps lie that a mask leaves, for `LocallyMaskedConv2d.step`.
+
+    Args:
+        mask: Bool `[kh * kw, H * W]`, from `local_masks`.
+        height: Of the picture.
+        width: Of the picture.
+        kernel_size: Odd height and width of the kernel, or one for both.
+        dilation: Distance of its taps, in rows and columns, or one for both.
+
+    Returns:
+        Int64 `[H * W, kh * kw]`, flat indices of pixels, and H * W for a tap that is masked or outside the picture.
+    """
+    kernel, spacing = _pair(kernel_size), _pair(dilation)
+    # From 1, so that the zeros around the picture are none of them; and float64, since unfold takes no integers.
+    numbers = torch.arange(1, height * width + 1, dtype=torch.float64, device=mask.device).view(1, 1, height, width)
+    columns = F.unfold(numbers, kernel, spacing, _padding(kernel, spacing))[0].long()
+    return torch.where(mask & (columns > 0), columns - 1, height * width).T.contiguous()
+
+
+def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, int) else sides
+
+
+def _padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of zeros that keep height and width."""
+    return dilation[0] * (kernel[0] // 2), dilation[1] * (kernel[1] // 2)
+
+
+class _MaskedProduct(torch.autograd.Function):
+    """Weights times masked columns, `[N, out_channels, H * W]`, with columns that do not outlive a pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, mask: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(features, mask, weight)
+        ctx.padding, ctx.dilation = padding, dilation
+        columns = F.unfold(features, weight.shape[2:], dilation, padding)
+        return _product(weight.flatten(1), _masked(columns, mask))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, mask, weight = ctx.saved_tensors
+        kernel, by_features, by_weight = weight.shape[2:], None, None
+        if ctx.needs_input_grad[0]:
+            columns = _masked(_product(weight.flatten(1).T, gradient), mask)
+            by_features = _fold(columns, features, kernel, ctx.padding, ctx.dilation)
+            del columns  # before the next are made
+        if ctx.needs_input_grad[2]:
+            columns = _masked(F.unfold(features, kernel, ctx.dilation, ctx.padding), mask)
+            by_weight = torch.bmm(gradient, columns.mT).sum(0).view(weight.shape)
+        return by_features, None, by_weight, None, None
+
+
+def _fold(
+    columns: Tensor, features: Tensor, kernel: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """Sums of columns, of the shape of the features."""
+    if torch.is_grad_enabled():  # for gradients of gradients
+        return F.fold(columns, features.shape[2:], kernel, dilation, padding)
+    # F.fold asks for memory as large as the columns and keeps it for its result (PyTorch 2.15).
+    result = columns.new_empty(features.shape)
+    return torch.ops.aten.col2im.out(columns, features.shape[2:], kernel, dilation, padding, (1, 1), out=result)
+
+
+def _masked(columns: Tensor, mask: Tensor) -> Tensor:
+    """Columns `[N, C * kh * kw, H * W]` masked in place, so that there are none besides."""
+    by_channel = columns.unflatten(1, (-1, mask.shape[-2]))
+    mask = mask.unsqueeze(-3)
+    if mask.dtype == torch.bool:
+        by_channel.masked_fill_(~mask, 0)
+    else:
+        by_channel.mul_(mask)
+    return columns
+
+
+def _product(matrix: Tensor, columns: Tensor) -> Tensor:
+    """`matrix @ columns` for one matrix and a batch of columns; `matmul` may copy the columns to make them one."""
+    return torch.bmm(matrix.expand(len(columns), -1, -1), columns)
