@@ -12,6 +12,10 @@ import torch.distributed
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The first backward pass of a process decides for good whether autograd has threads, with which nothing may fork. If it
+# comes after a compilation, which registers a stand-in for CUDA, it does start them.
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
