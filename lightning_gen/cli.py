@@ -27,6 +27,7 @@ Use a checkpoint (which is all they need):
   sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR
   interpolate  draw what lies between pairs of latents
   arithmetic   add and subtract what pictures show:  --a 3,17,22 --b 4,8,15 --c 16,23,42
+  complete     draw the missing part of pictures:  lightning-gen complete --mask bottom --input PICTURES ...
   translate    map a file or a folder to the other domain, names and formats kept
   evaluate     FID, IS, KID and company, with all that they depend on:  lightning-gen evaluate --checkpoint RUN
   report       write RUN/index.html again from what the run has recorded
@@ -42,6 +43,7 @@ _FUNCTIONS = {
     "sample": "sample.sample",
     "interpolate": "latents.interpolate",
     "arithmetic": "latents.arithmetic",
+    "complete": "complete.complete",
     "translate": "translate.translate",
     "evaluate": "evaluate.evaluate",
     "report": "report.report",

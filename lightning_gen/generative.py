@@ -85,6 +85,37 @@ class HasLogProb(Protocol):
         ...
 
 
+@runtime_checkable
+class Completes(Protocol):
+    """A model that fills in what is missing of a picture."""
+
+    num_levels: int
+    """Levels of each channel of a pixel, evenly spaced from -1 to 1, which known pixels must have."""
+
+    def complete(
+        self,
+        images: Tensor,
+        known: Tensor,
+        *,
+        labels: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Pictures whose unknown pixels are drawn given the others, under the same promises as `Samples.sample`.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`, of levels where known, of anything elsewhere.
+            known: Bool `[H, W]`, or `[N, H, W]` for a mask of its own for each picture; False where pixels are drawn.
+            labels: As for `Samples.sample`.
+            generator: As for `Samples.sample`.
+            temperature: 1 draws from the model, 0 takes the likeliest.
+
+        Returns:
+            float32 `[N, C, H, W]`: known pixels bit for bit as they were.
+        """
+        ...
+
+
 class GenerativeModule(pl.LightningModule):
     """Base of all models.
 

@@ -19,6 +19,7 @@ COMMANDS = [
     "interpolate",
     "arithmetic",
     "translate",
+    "complete",
     "report",
     "import",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,26 +16,58 @@ from torchvision import datasets
 from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
+from lightning_gen.data.binarization import (
+    Binarization,
+    StaticNoise,
+    binarize,
+    binarized_mnist_files,
+    read_binarized_mnist,
+    threshold,
+)
 from lightning_gen.data.images import resize_image, to_float
+
+_Split = Literal["train", "val", "test"]
+_SPLITS: tuple[_Split, ...] = ("train", "val", "test")
+_BATCH = 1000  # pictures that are made black and white at a time
 
 
 class InMemoryDataModule(ImageDataModule):
     """Base of the sets that fit in memory: square pictures of ten classes.
 
-    Items are `{"image", "label"}`: float32 `[C, H, W]` in `[-1, 1]` and int64. A subclass sets `native_shape` and
-    implements `load`.
+    Items are `{"image", "label"}`: float32 `[C, H, W]` in `[-1, 1]` and int64. Where pixels have L levels
+    (`num_levels`), level k is exactly 2k / (L - 1) - 1. A subclass sets `native_shape` and implements `load`.
+
+    `binarization` makes gray black and white, -1 and 1, after the resize and before the padding:
+
+    * "static" draws each pixel once and for all, white with its gray as the probability. What comes out depends on
+      `binarization_seed` and on the picture's place in its official file, and on nothing else: not on `seed`, on
+      machines, or on how many pictures are kept for validation.
+    * "dynamic" draws training pictures anew whenever they are shown (by seed, epoch and position, as all that is random
+      about them). Validation and test pictures are those of "static", so that figures repeat.
+    * "threshold" is white from half on.
 
     Args:
         image_size: Height and width after a bicubic resize; None leaves the native pixels untouched.
         pad: Black pixels added on each side, after the resize. (MNIST with 2 is 32 x 32, its pixels untouched.)
         flip: Whether training pictures are mirrored left to right, half of them.
+        binarization: How gray becomes black and white; None leaves it gray.
+        binarization_seed: Of what is drawn once and for all, 0 or more.
+        bits: Of each channel of a pixel, 1 to 8: the lower ones are dropped, as for Glow (1807.03039). Less than 8 is
+            for sets of uint8.
         batch_size: Examples per process and training step.
         eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order and the flips.
+        seed: Seed of the order, the flips and what is drawn anew.
+
+    Raises:
+        ValueError: If an argument is out of range, or two of them exclude each other.
     """
 
     native_shape: ClassVar[tuple[int, int, int]]
+    native_levels: ClassVar[int | None] = None
+    """How many levels `load` gives, evenly spaced from black to white: 256 for uint8; None where they are unknown."""
+    binarizations: ClassVar[tuple[Binarization, ...]] = ("static", "dynamic", "threshold")
+    """The ways in which a set can be made black and white."""
 
     def __init__(
         self,
@@ -42,6 +75,9 @@ class InMemoryDataModule(ImageDataModule):
         image_size: int | None = None,
         pad: int = 0,
         flip: bool = False,
+        binarization: Binarization | None = None,
+        binarization_seed: int = 0,
+        bits: int = 8,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -52,9 +88,30 @@ class InMemoryDataModule(ImageDataModule):
             raise ValueError(f"image_size must be at least 1 (or null for the native size), got {image_size}.")
         if pad < 0:
             raise ValueError(f"pad must be 0 or more, got {pad}.")
+        if not 1 <= bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, got {bits}.")
+        if binarization_seed < 0:
+            raise ValueError(f"binarization_seed must be 0 or more, got {binarization_seed}.")
+        if binarization is not None:
+            self._check_binarization(binarization, image_size, bits)
         self.image_size = image_size
         self.pad = pad
         self.flip = flip
+        self.binarization = binarization
+        self.binarization_seed = binarization_seed
+        self.bits = bits
+
+    def _check_binarization(self, binarization: Binarization, image_size: int | None, bits: int) -> None:
+        if binarization not in self.binarizations:
+            known = " or ".join([*self.binarizations, "null"])
+            raise ValueError(f"binarization must be {known} for {type(self).__name__}, got {binarization!r}.")
+        if bits != 8:
+            raise ValueError(f"Pictures in black and white have one bit. Leave out bits ({bits}), or binarization.")
+        if binarization == "fixed" and image_size not in (None, self.native_shape[1]):
+            raise ValueError(
+                f"The pixels of the binarization 'fixed' are black or white and cannot be resized; got image_size "
+                f"{image_size}. Leave it out, and pad the pictures if they must be larger."
+            )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -64,25 +121,57 @@ class InMemoryDataModule(ImageDataModule):
         return channels, size, size
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes: 10."""
+    def num_classes(self) -> int | None:
+        """Number of classes: 10, or None where pictures have no labels."""
         return 10
 
+    @property
+    def num_levels(self) -> int | None:
+        """Levels of each channel of a pixel, evenly spaced from -1 to 1; None where a resize leaves no such levels."""
+        if self.binarization is not None:
+            return 2
+        if self.native_levels == 256:  # of uint8, which a resize rounds to uint8
+            return 1 << self.bits
+        return self.native_levels if self.image_size in (None, self.native_shape[1]) else None
+
     @abstractmethod
-    def load(self, split: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
-        """Pictures `[N, C, H, W]`, uint8 or float32 in `[0, 1]`, and labels `[N]`, int64."""
+    def load(self, split: _Split) -> tuple[Tensor, Tensor | None]:
+        """Pictures `[N, C, H, W]`, uint8 or float32 in `[0, 1]`, and labels `[N]`, int64, or None without."""
+
+    def place(self, split: _Split) -> tuple[int, int]:
+        """Number of the official file whose pictures a split has, and the place of its first picture in it."""
+        return _SPLITS.index(split), 0
 
     def train_set(self) -> Dataset[Any]:
-        """The training pictures, flipped if wanted."""
-        return _LabelledImages(*self.load("train"), self.image_size, self.pad, self.flip, self.seed)
+        """The training pictures, flipped and drawn anew if wanted."""
+        return self._set("train", flip=self.flip, dynamic=self.binarization == "dynamic")
 
     def val_set(self) -> Dataset[Any]:
         """The validation pictures, in order."""
-        return _LabelledImages(*self.load("val"), self.image_size, self.pad, False, self.seed)
+        return self._set("val", flip=False, dynamic=False)
 
     def test_set(self) -> Dataset[Any]:
         """The test pictures, in order."""
-        return _LabelledImages(*self.load("test"), self.image_size, self.pad, False, self.seed)
+        return self._set("test", flip=False, dynamic=False)
+
+    def _set(self, split: _Split, *, flip: bool, dynamic: bool) -> Dataset[Any]:
+        images, labels = self.load(split)
+        if self.bits < 8 and images.dtype != torch.uint8:
+            raise ValueError(
+                f"bits are of uint8 pictures, but {type(self).__name__} has {images.dtype}. Leave them out."
+            )
+        if self.binarization in ("static", "dynamic", "threshold") and not dynamic:
+            images = self._binarized(images, split)
+        return _LabelledImages(images, labels, self.image_size, self.pad, flip, self.seed, self.bits, dynamic)
+
+    def _binarized(self, images: Tensor, split: _Split) -> Tensor:
+        """The pictures resized, then made black and white once and for all."""
+        size = self.image_size or self.native_shape[1]
+        parts = (resize_image(part, (size, size)) for part in images.split(_BATCH))
+        if self.binarization == "threshold":
+            return torch.cat([threshold(part) for part in parts])
+        noise = StaticNoise(self.binarization_seed, *self.place(split), pixels=images.shape[1] * size**2)
+        return torch.cat([binarize(part, noise.next(part.shape)) for part in parts])
 
 
 class TorchvisionDataModule(InMemoryDataModule):
@@ -99,16 +188,21 @@ class TorchvisionDataModule(InMemoryDataModule):
         pad: Black pixels added on each side, after the resize. (MNIST with 2 is 32 x 32, its pixels untouched.)
         flip: Whether training pictures are mirrored left to right, half of them. Off by default: mirrored digits are no
             digits, and likelihoods are reported without.
+        binarization: How gray becomes black and white, "static", "dynamic" or "threshold", as `InMemoryDataModule`
+            says, for MNIST also "fixed"; None leaves it gray. Colour is not made black and white.
+        binarization_seed: Of what is drawn once and for all, 0 or more.
+        bits: Of each channel of a pixel, 1 to 8: the lower ones are dropped, as for Glow (1807.03039).
         batch_size: Examples per process and training step.
         eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order and the flips.
+        seed: Seed of the order, the flips and what is drawn anew.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or two of them exclude each other.
         RuntimeError: When the data is prepared, if it is missing or damaged and cannot be downloaded.
     """
 
+    native_levels = 256
     source: ClassVar[Any]  # torchvision's class
     layout: ClassVar[str]  # where its files lie below root
 
@@ -121,6 +215,9 @@ class TorchvisionDataModule(InMemoryDataModule):
         image_size: int | None = None,
         pad: int = 0,
         flip: bool = False,
+        binarization: Binarization | None = None,
+        binarization_seed: int = 0,
+        bits: int = 8,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -130,6 +227,9 @@ class TorchvisionDataModule(InMemoryDataModule):
             image_size=image_size,
             pad=pad,
             flip=flip,
+            binarization=binarization,
+            binarization_seed=binarization_seed,
+            bits=bits,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
@@ -147,7 +247,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         if self.download:
             self._open(train=True, download=True)
 
-    def load(self, split: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
+    def load(self, split: _Split) -> tuple[Tensor, Tensor | None]:
         """Pictures `[N, C, H, W]`, uint8, and labels `[N]`, int64."""
         if split == "test" or (split == "val" and self.num_val == 0):
             return self._part(train=False)
@@ -157,6 +257,12 @@ class TorchvisionDataModule(InMemoryDataModule):
             raise ValueError(f"num_val must leave pictures to train on, got {self.num_val} of {len(images)}.")
         part = slice(num_train) if split == "train" else slice(num_train, None)
         return images[part], labels[part]
+
+    def place(self, split: _Split) -> tuple[int, int]:
+        """Validation goes on in the training file where training ends."""
+        if split == "test" or (split == "val" and self.num_val == 0):
+            return _SPLITS.index("test"), 0
+        return _SPLITS.index("train"), len(self._part(train=True)[0]) - self.num_val if split == "val" else 0
 
     def _part(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """The official training or test pictures, read once."""
@@ -188,11 +294,35 @@ class MNIST(TorchvisionDataModule):
     """Handwritten digits, `[1, 28, 28]`: 60,000 for training, 10,000 for testing (LeCun et al. 1998).
 
     Arguments and errors are those of `TorchvisionDataModule`.
+
+    The binarization "fixed" is the published binarised MNIST (Larochelle and Murray 2011, from Salakhutdinov and Murray
+    2008), of which most likelihoods are: 50,000 pictures for training, 10,000 for validation (whatever `num_val`) and
+    10,000 for testing, without labels. It is not downloaded: binarized_mnist_train.amat, binarized_mnist_valid.amat and
+    binarized_mnist_test.amat must lie in `root/BinarizedMNIST` or `root`.
     """
 
     native_shape = (1, 28, 28)
+    binarizations = ("fixed", "static", "dynamic", "threshold")
     source = datasets.MNIST
     layout = "MNIST/raw/*-ubyte"
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes: 10, or None with the binarization "fixed", whose pictures have no labels."""
+        return None if self.binarization == "fixed" else 10
+
+    def prepare_data(self) -> None:
+        """Download what is missing, or see that the files of the binarization "fixed" are there."""
+        if self.binarization == "fixed":
+            binarized_mnist_files(self.root)
+        else:
+            super().prepare_data()
+
+    def load(self, split: _Split) -> tuple[Tensor, Tensor | None]:
+        """Pictures `[N, 1, 28, 28]`, uint8, and labels `[N]`, int64, or None with the binarization "fixed"."""
+        if self.binarization == "fixed":
+            return read_binarized_mnist(self.root, split), None
+        return super().load(split)
 
 
 class FashionMNIST(TorchvisionDataModule):
@@ -213,6 +343,7 @@ class CIFAR10(TorchvisionDataModule):
     """
 
     native_shape = (3, 32, 32)
+    binarizations = ()
     source = datasets.CIFAR10
     layout = "cifar-10-batches-py"
 
@@ -226,22 +357,28 @@ class Digits(InMemoryDataModule):
     Args:
         image_size: Height and width after a bicubic resize; None leaves the native pixels untouched.
         pad: Black pixels added on each side, after the resize.
+        binarization: How gray becomes black and white, as `InMemoryDataModule` says; None leaves it gray.
+        binarization_seed: Of what is drawn once and for all, 0 or more.
         batch_size: Examples per process and training step.
         eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order.
+        seed: Seed of the order, and of what is drawn anew.
 
     Raises:
+        ValueError: If an argument is out of range.
         ModuleNotFoundError: If scikit-learn is not installed.
     """
 
     native_shape = (1, 8, 8)
+    native_levels = 17
 
     def __init__(
         self,
         *,
         image_size: int | None = None,
         pad: int = 0,
+        binarization: Literal["static", "dynamic", "threshold"] | None = None,
+        binarization_seed: int = 0,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -250,6 +387,8 @@ class Digits(InMemoryDataModule):
         super().__init__(
             image_size=image_size,
             pad=pad,
+            binarization=binarization,
+            binarization_seed=binarization_seed,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
@@ -258,7 +397,7 @@ class Digits(InMemoryDataModule):
         if importlib.util.find_spec("sklearn") is None:
             raise ModuleNotFoundError("Digits come with scikit-learn: pip install 'lightning-gen[digits]'")
 
-    def load(self, split: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
+    def load(self, split: _Split) -> tuple[Tensor, Tensor]:
         """Pictures `[N, 1, 8, 8]`, float32 in `[0, 1]`, and labels `[N]`, int64."""
         from sklearn.datasets import load_digits  # slow to import, and optional
 
@@ -271,17 +410,19 @@ class Digits(InMemoryDataModule):
 
 @dataclass(frozen=True, eq=False)
 class _LabelledImages(DrawDataset):
-    """Pictures and labels in memory."""
+    """Pictures in memory, perhaps with labels."""
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None
     image_size: int | None
     pad: int
     flip: bool
     seed: int
+    bits: int
+    dynamic: bool
 
     def recipe(self) -> Any:
-        return super().recipe() | {"seed": self.seed if self.flip else None}
+        return super().recipe() | {"seed": self.seed if self.flip or self.dynamic else None}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -290,8 +431,16 @@ class _LabelledImages(DrawDataset):
         pixels = self.images[draw.index]
         if self.image_size:
             pixels = resize_image(pixels, (self.image_size, self.image_size))
+        if self.dynamic or self.flip:
+            rng = draw.rng(self.seed)
+            if self.dynamic:
+                pixels = binarize(pixels, torch.from_numpy(rng.random(tuple(pixels.shape), np.float32)))
+            if self.flip and rng.random() < 0.5:
+                pixels = geometry.horizontal_flip(pixels)
         if self.pad:
             pixels = geometry.pad(pixels, [self.pad])
-        if self.flip and draw.rng(self.seed).random() < 0.5:
-            pixels = geometry.horizontal_flip(pixels)
-        return {"image": to_float(pixels), "label": self.labels[draw.index]}
+        if self.bits == 8:
+            image = to_float(pixels)
+        else:  # as `from_uint8`, with fewer levels
+            image = (pixels >> (8 - self.bits)).to(torch.float32).div((2**self.bits - 1) / 2).sub(1)
+        return {"image": image} if self.labels is None else {"image": image, "label": self.labels[draw.index]}

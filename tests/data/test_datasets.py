@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_gen.data import binarization
 from lightning_gen.data.base import Draw
-from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST
+from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST, InMemoryDataModule
+from lightning_gen.data.fingerprint import digest, fingerprint
 from lightning_gen.data.images import from_uint8
+from lightning_gen.losses import images_to_levels
 
 RNG = np.random.default_rng(0)
 
@@ -211,3 +214,247 @@ def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-gen\[digits\]'"):
         Digits()
+
+
+# -- levels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_fewer_bits_drop_the_lower_ones(small, tmp_path, bits):
+    cls, files = small
+    module = cls(tmp_path, num_val=5, bits=bits)
+    assert module.num_levels == 2**bits
+    for dataset, part in ((module.train_set(), "train"), (module.test_set(), "test")):
+        images = everything(dataset)[0]
+        levels = images_to_levels(images, module.num_levels)
+        pixels = torch.from_numpy(files[part][0][: len(images)])
+        assert torch.equal(levels, pixels.long() // 2 ** (8 - bits))
+        # Exactly, as float32 rounds it: 2k / (L - 1) - 1.
+        assert torch.equal(images, levels.float() / ((2**bits - 1) / 2) - 1)
+    assert images.min() == -1
+    assert images.max() == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"pad": 2}, {"image_size": 13, "pad": 1}, {"bits": 3, "image_size": 13}])
+def test_resized_and_padded_pictures_have_levels_still(small, tmp_path, options):
+    cls, _ = small
+    module = cls(tmp_path, num_val=5, flip=True, **options)
+    assert module.num_levels == 2 ** options.get("bits", 8)
+    images_to_levels(everything(module.train_set())[0], module.num_levels)  # raises off the levels
+
+
+def test_levels_of_digits():
+    for options, levels in (({}, 17), ({"pad": 3}, 17), ({"image_size": 8}, 17), ({"binarization": "static"}, 2)):
+        module = Digits(**options)
+        assert module.num_levels == levels
+        images_to_levels(everything(module.test_set())[0], levels)
+    resized = Digits(image_size=12)
+    assert resized.num_levels is None
+    with pytest.raises(ValueError, match="none of the 17 levels"):
+        images_to_levels(everything(resized.test_set())[0], 17)
+
+
+class Grays(InMemoryDataModule):
+    """A set of a user's own, without known levels."""
+
+    native_shape = (1, 4, 4)
+
+    def load(self, split):
+        return torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(8, dtype=torch.int64)
+
+
+def test_a_set_of_ones_own():
+    assert Grays().num_levels is None
+    assert Grays(binarization="threshold").num_levels == 2
+    assert everything(Grays(binarization="static").train_set())[0].unique().tolist() == [-1, 1]
+    with pytest.raises(ValueError, match=r"bits are of uint8 pictures, but Grays has torch\.float32"):
+        Grays(bits=5).train_set()
+
+
+# -- black and white --------------------------------------------------------------------------------------------------
+
+BINARIZATIONS = ("static", "dynamic", "threshold")
+
+
+@pytest.fixture(params=[MNIST, FashionMNIST, Digits])
+def gray(request, tmp_path):
+    """Makes one of the sets of gray pictures with some settings; 30 pictures for training and 10 for testing."""
+    cls = request.param
+    if cls is Digits:
+        return cls
+    for name, number in (("train", 30), ("t10k", 10)):
+        idx(
+            tmp_path / cls.__name__ / "raw" / f"{name}-images-idx3-ubyte",
+            RNG.integers(0, 256, (number, 28, 28), np.uint8),
+        )
+        idx(tmp_path / cls.__name__ / "raw" / f"{name}-labels-idx1-ubyte", RNG.integers(0, 10, number, np.uint8))
+    return lambda **options: cls(tmp_path, **{"num_val": 5, **options})
+
+
+def parts(module):
+    return [everything(dataset)[0] for dataset in (module.train_set(), module.val_set(), module.test_set())]
+
+
+@pytest.mark.parametrize("way", BINARIZATIONS)
+@pytest.mark.parametrize("options", [{}, {"image_size": 10, "pad": 3}])
+def test_binarized_pictures_hold_black_and_white_alone(gray, way, options):
+    module = gray(binarization=way, **options)
+    assert module.binarization == way
+    assert module.num_levels == 2
+    assert module.num_classes == 10
+    for images in parts(module):
+        assert images.shape[1:] == module.image_shape
+        assert images.dtype == torch.float32
+        assert images_to_levels(images, 2).unique().tolist() == [0, 1]
+        assert images.unique().tolist() == [-1, 1]
+        if pad := options.get("pad"):
+            assert images[..., :pad].unique().tolist() == [-1]
+    assert gray().binarization is None
+
+
+def test_threshold_is_at_half_of_the_resized_gray(gray):
+    for options in ({}, {"image_size": 12}):
+        for cut, plain in zip(parts(gray(binarization="threshold", **options)), parts(gray(**options)), strict=True):
+            assert torch.equal(cut, torch.where(plain >= 0, 1.0, -1.0))
+
+
+def test_static_pictures_are_the_same_in_every_run(gray):
+    known = parts(gray(binarization="static"))
+    for again in (gray(binarization="static"), gray(binarization="static", seed=7)):
+        assert all(torch.equal(a, b) for a, b in zip(parts(again), known, strict=True))
+    dataset = gray(binarization="static").train_set()
+    assert torch.equal(dataset[Draw(5, 3, 11)]["image"], known[0][11])  # whenever and wherever it is shown
+    other = parts(gray(binarization="static", binarization_seed=1))
+    assert all((a != b).float().mean() > 0.03 for a, b in zip(other, known, strict=True))
+    for images in known:  # no two pictures have the same noise
+        assert len(images.flatten(1).unique(dim=0)) == len(images)
+
+
+def test_static_pictures_do_not_depend_on_the_split(gray):
+    if gray is Digits:
+        pytest.skip("its split is fixed")
+    known = torch.cat(parts(gray(binarization="static", num_val=5))[:2])
+    for num_val in (1, 20):
+        assert torch.equal(torch.cat(parts(gray(binarization="static", num_val=num_val))[:2]), known)
+    whole = gray(binarization="static", num_val=0)
+    train, val, test = parts(whole)
+    assert torch.equal(train, known)
+    assert torch.equal(val, test)
+
+
+def test_large_sets_are_drawn_in_parts(gray, monkeypatch):
+    known = parts(gray(binarization="static", pad=1))
+    monkeypatch.setattr("lightning_gen.data.datasets._BATCH", 4)
+    assert all(torch.equal(a, b) for a, b in zip(parts(gray(binarization="static", pad=1)), known, strict=True))
+
+
+def test_dynamic_training_pictures_are_drawn_whenever_they_are_shown(gray):
+    module, plain = gray(binarization="dynamic", seed=3), gray()
+    dataset, images = module.train_set(), plain.train_set()
+    drawn = [dataset[Draw(epoch, position, 2)]["image"] for epoch in (0, 1) for position in (0, 1)]
+    assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
+    for epoch, position, index in ((0, 0, 2), (4, 9, 11)):
+        gray_levels = (images[Draw(epoch, position, index)]["image"] + 1) / 2
+        noise = Draw(epoch, position, index).rng(3).random(gray_levels.shape, np.float32)
+        expected = torch.where(torch.from_numpy(noise) < gray_levels, 1.0, -1.0)
+        assert torch.equal(dataset[Draw(epoch, position, index)]["image"], expected)
+    share = torch.stack([dataset[Draw(0, i, 2)]["image"] for i in range(400)]).add(1).div(2).mean(0)
+    chance = (images[Draw(0, 0, 2)]["image"] + 1) / 2
+    # Five standard deviations of 400 draws.
+    assert ((share - chance).abs() <= 5 * (chance * (1 - chance) / 400).sqrt()).all()
+
+
+def test_dynamic_evaluation_repeats_and_is_static(gray):
+    module, static = gray(binarization="dynamic", seed=3), gray(binarization="static")
+    for name in ("val_set", "test_set"):
+        dataset = getattr(module, name)()
+        images = everything(dataset)[0]
+        assert torch.equal(images, everything(getattr(static, name)())[0])
+        assert all(torch.equal(dataset[Draw(2, 9, i)]["image"], image) for i, image in enumerate(images))
+    assert not torch.equal(everything(module.train_set())[0], everything(static.train_set())[0])
+
+
+def test_a_flip_mirrors_what_was_drawn(gray):
+    if gray is Digits:
+        pytest.skip("digits are not flipped")
+    for way in BINARIZATIONS:
+        flipped, plain = gray(binarization=way, flip=True).train_set(), gray(binarization=way).train_set()
+        turned = 0
+        for position in range(40):
+            got, straight = (dataset[Draw(1, position, 4)]["image"] for dataset in (flipped, plain))
+            assert torch.equal(got, straight) or torch.equal(got, straight.flip(-1))
+            turned += not torch.equal(got, straight)
+        assert 10 < turned < 30
+
+
+def test_fingerprints_tell_binarizations_apart(gray):
+    ways = [{}, *({"binarization": way} for way in BINARIZATIONS), {"binarization": "static", "binarization_seed": 1}]
+    sets = [gray(**way).train_set() for way in ways]
+    prints = [fingerprint(dataset) for dataset in sets]
+    assert len(set(prints)) == len(ways)
+    assert prints == [fingerprint(gray(**way).train_set()) for way in ways]
+    # The seed of the order moves pictures only where they are drawn anew.
+    for way in ways:
+        recipes = [digest(gray(seed=seed, **way).train_set().recipe()) for seed in (0, 1)]
+        assert (recipes[0] == recipes[1]) == (way.get("binarization") != "dynamic")
+        assert fingerprint(gray(seed=1, **way).val_set()) == fingerprint(gray(**way).val_set())
+
+
+def test_fingerprints_tell_bits_apart(small, tmp_path):
+    cls, _ = small
+    assert len({fingerprint(cls(tmp_path, num_val=5, bits=bits).train_set()) for bits in range(1, 9)}) == 8
+
+
+@pytest.fixture
+def fixed(tmp_path, monkeypatch):
+    """Small files of the published binarised MNIST; what they hold."""
+    rows = {"train": 6, "valid": 4, "test": 3}
+    monkeypatch.setattr(binarization, "ROWS", rows)
+    bits = {name: RNG.integers(0, 2, (number, 784)) for name, number in rows.items()}
+    for name, values in bits.items():
+        text = "".join(" ".join(map(str, row)) + " \n" for row in values)
+        (tmp_path / f"binarized_mnist_{name}.amat").write_text(text)
+    return bits
+
+
+def test_fixed_pictures_are_those_of_the_published_files(fixed, tmp_path):
+    module = MNIST(tmp_path, binarization="fixed", pad=2, batch_size=2, num_workers=0)
+    assert (module.num_levels, module.num_classes, module.image_shape) == (2, None, (1, 32, 32))
+    module.prepare_data()  # raises if it touches the network
+    for dataset, name in ((module.train_set(), "train"), (module.val_set(), "valid"), (module.test_set(), "test")):
+        items = [dataset[Draw(0, i, i)] for i in range(len(dataset))]
+        assert all(item.keys() == {"image"} for item in items)
+        levels = images_to_levels(torch.stack([item["image"] for item in items]), 2)
+        assert torch.equal(levels[:, 0, 2:-2, 2:-2].flatten(1), torch.from_numpy(fixed[name]))
+    batch = next(iter(module.train_dataloader()))
+    assert batch["image"].shape == (2, 1, 32, 32)
+    assert fingerprint(module.train_set()) != fingerprint(module.val_set())
+
+
+def test_fixed_pictures_that_are_missing(tmp_path):
+    module = MNIST(tmp_path / "nowhere", binarization="fixed")
+    assert module.image_shape == (1, 28, 28)  # known without any file
+    for act in (module.prepare_data, module.train_dataloader, module.test_dataloader):
+        with pytest.raises(FileNotFoundError, match=r"binarized_mnist_train\.amat is neither in .*not downloaded"):
+            act()
+
+
+def test_binarizations_that_cannot_be():
+    for make, message in (
+        (
+            lambda: FashionMNIST(binarization="fixed"),
+            "static or dynamic or threshold or null for FashionMNIST, got 'fi",
+        ),
+        (lambda: Digits(binarization="fixed"), "static or dynamic or threshold or null for Digits, got 'fixed'"),
+        (lambda: MNIST(binarization="random"), "must be fixed or static or dynamic or threshold or null for MNIST"),
+        (lambda: CIFAR10(binarization="static"), "binarization must be null for CIFAR10, got 'static'"),
+        (lambda: MNIST(binarization="static", binarization_seed=-1), "binarization_seed must be 0 or more, got -1"),
+        (lambda: MNIST(binarization="static", bits=5), "black and white have one bit. Leave out bits"),
+        (lambda: MNIST(binarization="fixed", image_size=32), "cannot be resized; got image_size 32"),
+        (lambda: MNIST(bits=0), "bits must be 1 to 8, got 0"),
+        (lambda: CIFAR10(bits=9), "bits must be 1 to 8, got 9"),
+    ):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert message in str(error.value)
+    assert MNIST(binarization="fixed", image_size=28).num_levels == 2

@@ -1,0 +1,201 @@
+"""`lightning-gen complete`: a checkpoint and pictures with a part hidden in, whole pictures out."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as geometry
+
+from lightning_gen.callbacks.pictures import picture_grid
+from lightning_gen.commands.sample import check_folder, classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.data.images import (
+    ImageError,
+    background_color,
+    find_images,
+    read_image,
+    resize_image,
+    to_float,
+    to_uint8,
+    write_image,
+)
+from lightning_gen.generative import Completes, Samples
+from lightning_gen.latents import generator_for
+from lightning_gen.losses.categorical import check_temperature, images_to_levels, levels_to_images
+
+MAX_ROWS = 50  # pictures in grid.png
+
+
+def complete(
+    checkpoint: Path,
+    input: Path,
+    output: Path,
+    mask: str = "bottom",
+    samples: int = 5,
+    labels: int | list[int] | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+    resize: bool = False,
+    background: str = "white",
+    limit: int | None = None,
+    accelerator: str = "auto",
+) -> int:
+    """Hide a part of one picture file, or of all of a folder, and draw it anew several times.
+
+    For each picture NAME it writes completions/NAME_0.png, NAME_1.png and so on, and strips/NAME.png with the occluded
+    picture, its completions and the original side by side; grid.png has the first 50 strips under each other.
+
+    Pictures go to the nearest of the model's levels first, which is the original then; its known pixels stay bit for
+    bit. What is drawn depends on the checkpoint, the seed, the picture's place among the sorted files, and `samples`.
+
+    A file that cannot be read, or has another size than the model's pictures, is reported and skipped; the exit code is
+    then 1.
+
+    Args:
+        checkpoint: Checkpoint of a model that completes pictures; it is all that is needed.
+        input: A picture file, or a folder that is searched recursively.
+        output: Folder for the results; made if needed. Files of the same names are replaced.
+        mask: What is hidden: the top, bottom, left or right half (of an odd number of pixels the smaller part), or the
+            center, of half the height and half the width. Or a picture file of the size of the model's pictures: what
+            is black in it, or darker than half, is hidden, and what is white is known.
+        samples: Completions of each picture, which are drawn at once.
+        labels: A class, or several as [0,1,2], which the completions of a picture have in turn. By default all classes
+            take turns.
+        seed: Of the noise, 0 or more.
+        temperature: 1 draws from the model, 0 takes the likeliest level of each pixel.
+        resize: Whether a picture of another size is cut, at the center, to the model's aspect ratio and then resized.
+        background: Colour behind transparent pixels.
+        limit: How many files are taken, the first in order; by default all.
+        accelerator: As in Lightning: auto, cpu, gpu, ...
+    """
+    for name, number in (("samples", samples), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
+    check_temperature(temperature)
+    background_color(background)
+    model = load_model(checkpoint, Completes, "does not complete pictures")
+    channels, size = model.image_shape[0], model.image_shape[1:]
+    if channels not in (1, 3):
+        raise ValueError(f"{checkpoint} completes pictures of {channels} channels, which files do not have.")
+    if labels is not None and not isinstance(model, Samples):
+        raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
+    turns = labels_of(range(samples), classes_in_turn(model, labels)) if isinstance(model, Samples) else None
+    known = known_pixels(mask, size)
+    files, names = _files_and_names(input, output)
+    model.to(device_of(accelerator))
+
+    rows: list[list[Tensor]] = []
+    failures = 0
+    for number, (file, name) in enumerate(list(zip(files, names, strict=True))[:limit]):
+        generator = generator_for(seed, number)
+        try:
+            pixels = _fitted(read_image(file, channels, background), size, file, resize)
+        except ImageError as error:
+            print(f"skipped {error}", file=sys.stderr)
+            failures += 1
+            continue
+        image = levels_to_images(images_to_levels(to_float(pixels), model.num_levels, validate=False), model.num_levels)
+        images = model.complete(
+            image.repeat(samples, 1, 1, 1).to(model.device),
+            known.to(model.device),
+            labels=turns,
+            generator=generator,
+            temperature=temperature,
+        ).cpu()
+        for i, completion in enumerate(images):
+            write_image(output / "completions" / f"{name}_{i}.png", completion)
+        row = list(to_uint8(torch.stack([image.where(known, 0.0), *images, image])))
+        strip = output / "strips" / f"{name}.png"
+        strip.parent.mkdir(parents=True, exist_ok=True)
+        _grid([row]).save(strip)
+        rows += [row] if len(rows) < MAX_ROWS else []
+    if rows:
+        _grid(rows).save(output / "grid.png")
+    total = min(len(files), limit or len(files))
+    print(f"{total - failures} of {total} pictures completed into {output}")
+    return 1 if failures else 0
+
+
+def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
+    """Where a picture is known.
+
+    Args:
+        mask: top, bottom, left, right or center, which is hidden; or a picture file, black where it is hidden.
+        size: (height, width) of the picture.
+
+    Returns:
+        Bool `[height, width]`.
+
+    Raises:
+        FileNotFoundError: If the mask is none of these.
+        ImageError: If the file cannot be read.
+        ValueError: If the file has another size, or if it hides nothing or everything.
+    """
+    height, width = size
+    known = torch.ones(height, width, dtype=torch.bool)
+    if mask == "top":
+        known[: height // 2] = False
+    elif mask == "bottom":
+        known[height - height // 2 :] = False
+    elif mask == "left":
+        known[:, : width // 2] = False
+    elif mask == "right":
+        known[:, width - width // 2 :] = False
+    elif mask == "center":
+        top, left = (height - height // 2) // 2, (width - width // 2) // 2
+        known[top : top + height // 2, left : left + width // 2] = False
+    elif not Path(mask).is_file():
+        raise FileNotFoundError(
+            f"There is no mask {mask}. It must be top, bottom, left, right or center, which is then hidden, or a "
+            "picture file, black where pixels are hidden."
+        )
+    else:
+        known = to_float(read_image(mask, channels=1))[0] >= 0
+        if known.shape != (height, width):
+            raise ValueError(
+                f"The mask {mask} is {known.shape[0]} x {known.shape[1]} (height x width), but the model's pictures "
+                f"are {height} x {width}. Make it of their size."
+            )
+    if known.all() or not known.any():
+        what = "hides nothing" if known.all() else "hides everything, for which there is `lightning-gen sample`"
+        raise ValueError(f"The mask {mask} {what}. Of {height} x {width} pixels some must be hidden and some known.")
+    return known
+
+
+def _files_and_names(input: Path, output: Path) -> tuple[list[Path], list[str]]:
+    """The pictures, and what their results are called: their place below the input, without the ending."""
+    files, root = ([input], input.parent) if input.is_file() else (find_images(input), input)
+    check_folder(output)
+    if output.resolve() == root.resolve():
+        raise ValueError(f"The output folder {output} is the input's own. Name another, so that they are not mixed.")
+    names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    name, number = Counter(names).most_common(1)[0]
+    if number > 1:
+        raise ValueError(f"{number} pictures of {input} are called {name}, as would be their results. Rename them.")
+    return files, names
+
+
+def _fitted(pixels: Tensor, size: tuple[int, int], file: Path, resize: bool) -> Tensor:
+    """A picture of (height, width), which another one is made into only if that is wanted."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == size:
+        return pixels
+    if not resize:
+        raise ImageError(
+            f"{file} is {height} x {width} (height x width), but the model's pictures are {size[0]} x {size[1]}. "
+            "--resize true makes it of their size."
+        )
+    scale = min(height / size[0], width / size[1])
+    part: Tensor = geometry.center_crop(pixels, [max(1, round(scale * side)) for side in size])
+    return resize_image(part, size)
+
+
+def _grid(rows: list[list[Tensor]]) -> Image.Image:
+    """Rows of an occluded picture, its completions and the original, under their titles."""
+    columns = list(zip(*rows, strict=True))
+    titles = ["occluded", *map(str, range(len(columns) - 2)), "original"]
+    return picture_grid(list(zip(titles, columns, strict=True)))
