@@ -80,13 +80,20 @@ class EMA(pl.Callback):
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the present weights, unless a checkpoint brought an average."""
+        """Keep the average that a checkpoint brought, if it is of these weights."""
         parameters = self._parameters(pl_module)
         if self.average.keys() != parameters.keys():
-            self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            self.average = {}
+        self.average = {name: average.to(parameters[name]) for name, average in self.average.items()}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start from the weights before the first batch, which a model may have set in its `on_train_start`."""
+        if not self.average:
+            self.average = {name: p.detach().clone() for name, p in self._parameters(pl_module).items()}
             self.updates, self.last_step = 0, trainer.global_step
             self.images, self.new_images = 0, 0
-        self.average = {name: self.average[name].to(parameter) for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def on_train_batch_end(

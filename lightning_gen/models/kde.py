@@ -8,11 +8,9 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_gen.generative import GenerativeModule
-from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood
+from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.networks.kernel_density import (
     KERNELS,
     Kernel,
@@ -26,7 +24,7 @@ from lightning_gen.networks.kernel_density import (
 RULES = ("cv", "scott", "silverman")
 
 
-class KDE(GenerativeModule):
+class KDE(LikelihoodModule):
     """A kernel at every training picture: p(x) = 1 / (n h^d) sum_i K((x - x_i) / h).
 
     Rosenblatt 1956 and Parzen 1962. Training is one pass over the training data, which are kept as the buffer
@@ -76,7 +74,7 @@ class KDE(GenerativeModule):
         num_levels: int | None = None,
         cv_images: int = 2000,
     ) -> None:
-        super().__init__(image_shape)
+        super().__init__(image_shape, num_levels)
         self.save_hyperparameters()
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}.")
@@ -90,16 +88,11 @@ class KDE(GenerativeModule):
         if cv_images < 1:
             raise ValueError(f"cv_images must be at least 1, got {cv_images}.")
         self.automatic_optimization = False
-        self.kernel, self.bandwidth, self.num_levels, self.cv_images = kernel, bandwidth, num_levels, cv_images
+        self.kernel, self.bandwidth, self.cv_images = kernel, bandwidth, cv_images
         # A parameter, although nothing learns it, because DDP takes no model without.
         self.width = nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.register_buffer("centres", torch.empty(0, *self.image_shape))
         self._new: list[Tensor] = []  # pictures that are not yet in `centres`, which would be copied for each batch
-        self.metrics = nn.ModuleDict({part: nn.ModuleList(self._metrics()) for part in ("val", "test")})
-
-    def _metrics(self) -> list[NegativeLogLikelihood | BitsPerDim]:
-        levels = [] if self.num_levels is None else [BitsPerDim(self.image_shape, self.num_levels)]
-        return [NegativeLogLikelihood(), *levels]
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -218,25 +211,9 @@ class KDE(GenerativeModule):
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log `val/nll` in nats a picture, and with `num_levels` `val/bpd`, of which the name tells the levels."""
-        if not self.trainer.sanity_checking:  # when there is no data yet
-            self._evaluate(batch, "val")
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As `validation_step`, under `test/`."""
-        self._evaluate(batch, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Nats of each picture."""
-        return self.log_prob(self.images_and_labels(batch)[0])
-
-    def _evaluate(self, batch: Any, part: str) -> None:
-        log_prob = self.log_prob(self.images_and_labels(batch)[0])
-        for metric in self.metrics[part]:  # type: ignore[attr-defined]
-            metric.update(log_prob)
-            self.log(f"{part}/{metric.name}", metric, on_epoch=True, prog_bar=True)
+        """Log nats and bits per dim, once there is data."""
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
 
     # -- data and bandwidth -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,76 @@
+"""What models with a density share: nats and bits per dim of validation and test pictures, named after their data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from lightning_gen.generative import GenerativeModule
+from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood
+
+
+class LikelihoodModule(GenerativeModule):
+    """A model whose figure is the likelihood of pictures it has not seen.
+
+    `val/nll` and `test/nll` are nats a picture, with the name of the data's binarization where there is one, such as
+    `val/nll-static`: figures of different binarizations do not compare. With levels there are bits per dim too, such as
+    `val/bpd`, whose name tells the levels where they are not 256.
+
+    Args:
+        image_shape: (channels, height, width).
+        num_levels: Of each channel, evenly spaced from -1 to 1; None for a density.
+
+    Raises:
+        ValueError: When a run starts, if the data is known to have other levels.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_levels: int | None) -> None:
+        super().__init__(image_shape)
+        self.num_levels = num_levels
+        self.metrics = nn.ModuleDict()
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Nats of each picture `[N]`; a subclass says of what."""
+        raise NotImplementedError
+
+    def batch_log_prob(self, batch: Any) -> Tensor:
+        """Nats of each picture of a batch, `[N]`."""
+        return self.log_prob(self.images_and_labels(batch)[0])
+
+    def setup(self, stage: str) -> None:
+        """Compare levels with the data's, and name the figures."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        known = getattr(data, "num_levels", None)
+        if None not in (known, self.num_levels) and known != self.num_levels:
+            raise ValueError(
+                f"{type(data).__name__} gives pictures of {known} levels, but this {type(self).__name__} has "
+                f"num_levels={self.num_levels}. Set model.num_levels to {known}, or change the data."
+            )
+        binarization = getattr(data, "binarization", None)
+        for part in ("val", "test"):
+            figures: list[nn.Module] = [NegativeLogLikelihood(binarization)]
+            if self.num_levels is not None:
+                figures.append(BitsPerDim(self.image_shape, self.num_levels))
+            self.metrics[part] = nn.ModuleList(figures)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log nats and bits per dim."""
+        self._evaluate(batch, "val")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As `validation_step`, under `test/`."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Nats of each picture."""
+        return self.batch_log_prob(batch)
+
+    def _evaluate(self, batch: Any, part: str) -> None:
+        log_prob = self.batch_log_prob(batch)
+        for metric in self.metrics[part]:  # type: ignore[attr-defined]
+            metric.update(log_prob)
+            self.log(f"{part}/{metric.name}", metric, on_epoch=True, prog_bar=True)
