@@ -51,12 +51,26 @@ class Cache(Protocol):
 class CachedNetwork(Protocol):
     """A network that gives the parameters of one pixel at a time, at the cost of one pixel.
 
-    The sampler does, for a whole batch at once:
+    Where the parameters are of a pixel as a whole, `[N, P, H, W]`, the sampler does, for a whole batch at once:
 
         cache = network.init_cache(batch, device)
         for position in order.tolist():
             parameters = network.step(cache, position)
             cache.images.flatten(2)[:, :, position] = draw(parameters)
+
+    Where each channel has its own, `[N, P, C, H, W]`, they may depend on the channels before it of the same pixel, so
+    there is one step for each channel:
+
+        for position in order.tolist():
+            for channel in range(channels):
+                parameters = network.step(cache, position)[:, :, channel]
+                cache.images.flatten(2)[:, channel, position] = draw(parameters)
+
+    Two things are optional. A method `prefill(cache, position)` takes note of known pixels, in one forward pass in
+    place of the steps at all pixels before `position` in the order of generation: these stand in `cache.images`, and
+    any finite numbers in the others. And `step` may take a third argument, `run`, with a default: it calls the parts of
+    a step that are the same at every position, so a sampler can have them compiled or recorded; see
+    `lightning_gen.networks.stepping`.
     """
 
     def __call__(self, images: Tensor, /) -> Tensor:
@@ -70,8 +84,10 @@ class CachedNetwork(Protocol):
     def step(self, cache: Any, position: int) -> Tensor:
         """The parameters of one pixel, equal to what the whole forward pass gives there.
 
-        Called once for each pixel, in the order of generation, after the pixels before it were written to
-        `cache.images`. The others hold anything, this pixel too: they must not be looked at.
+        Called in the order of generation, after the pixels before it were written to `cache.images`: once for each
+        pixel, or once for each of its channels. Then the parameters of a channel must be right once the channels
+        before it were written too, and those of later ones may be anything. All else that `cache.images` holds, finite
+        but otherwise anything, must have no influence.
 
         Args:
             cache: From `init_cache`. Several may be in use in turns.
@@ -287,7 +303,11 @@ def assert_cached_equals_naive(
 
     In float64, on random pictures, uniform in `[-1, 1]`. The pixels not yet generated hold large numbers, and a second
     batch of another size is stepped in turns with the first, so a step that looks ahead, or state outside the cache,
-    shows. Together with `assert_autoregressive` it says that cached sampling draws what naive sampling draws.
+    shows. Where each channel has parameters of its own, each pixel takes one step a channel, and the channels not yet
+    drawn hold large numbers too. Together with `assert_autoregressive` it says that cached sampling draws what naive
+    sampling draws.
+
+    A network that can `prefill` is also stepped from a few pixels on, with all before them prefilled.
 
     Args:
         network: A `CachedNetwork`.
@@ -299,7 +319,7 @@ def assert_cached_equals_naive(
         seed: Of weights and pictures.
 
     Raises:
-        AssertionError: If they differ; the message names the first pixel of the order where they do.
+        AssertionError: If they differ; the message names the first pixel of the order, and its channel, where they do.
         TypeError: If the network lacks `init_cache` or `step`.
         ValueError: If order, image_shape, or the shape or type of a tensor are not as in `CachedNetwork`.
     """
@@ -311,37 +331,86 @@ def assert_cached_equals_naive(
     _output_channels(network, image_shape)
     generator = torch.Generator().manual_seed(seed)
     cached = cast(CachedNetwork, _copy(network, generator if perturb else None))
+    batches = [_pictures(size, image_shape, generator) for size in (batch, batch + 1)]
+    starts: list[int | None] = [None]
+    if callable(getattr(network, "prefill", None)):
+        # Nothing known, one pixel, whole rows of a raster and parts of rows, all but one pixel.
+        numbers = {0, 1, width - 1, width, width + (width + 1) // 2, len(order) // 2, len(order) - 1}
+        starts += sorted(number for number in numbers if number < len(order))
     with torch.no_grad():
-        runs = []
-        for size in (batch, batch + 1):
-            images = _pictures(size, image_shape, generator)
-            cache = cached.init_cache(size, torch.device("cpu"))
-            if cache.images.shape != images.shape or cache.images.dtype != images.dtype:
-                raise ValueError(
-                    f"cache.images must be {list(images.shape)} and of the type of the weights, {images.dtype}, got "
-                    f"{list(cache.images.shape)}, {cache.images.dtype}."
-                )
-            cache.images.fill_(POISON)
-            runs.append((images, cache, cached(images)))
-        for number, position in enumerate(order.tolist()):
-            row, column = divmod(position, width)
-            for images, cache, parameters in runs:
-                expected, result = parameters[..., row, column], cached.step(cache, position)
-                if result.shape != expected.shape:
-                    raise ValueError(
-                        f"step gives {list(result.shape)}, but the parameters of one pixel of these pictures are "
-                        f"{list(expected.shape)}."
-                    )
-                difference = (result - expected).abs()
-                if not difference.max() <= tolerance * max(1.0, float(parameters.abs().max())):
-                    worst = difference.nan_to_num(torch.inf).argmax()
-                    where = [int(i) for i in torch.unravel_index(worst, difference.shape)]
-                    raise AssertionError(
-                        f"Cached and naive sampling differ first at pixel {_name(position, width)}, number {number} of "
-                        f"the order: entry {where} of its parameters is {float(result[tuple(where)]):.6g} from step, "
-                        f"but {float(expected[tuple(where)]):.6g} from the whole forward pass."
-                    )
-                cache.images[..., row, column] = images[..., row, column]
+        whole = [cached(images) for images in batches]
+        for prefilled in starts:
+            runs = [
+                (images, _cache(cached, images, order.tolist(), prefilled), parameters)
+                for images, parameters in zip(batches, whole, strict=True)
+            ]
+            how = "" if prefilled is None else f" (prefilled up to number {prefilled})"
+            for number, position in list(enumerate(order.tolist()))[prefilled or 0 :]:
+                for channel in range(whole[0].shape[2]) if whole[0].ndim == 5 else [None]:
+                    for run in runs:
+                        _check_step(cached, *run, position, channel, tolerance, f"number {number} of the order{how}")
+
+
+def _cache(network: CachedNetwork, images: Tensor, order: list[int], prefilled: int | None) -> Any:
+    """A cache of the network's, after so many pixels of the order were prefilled, and with poison in all others."""
+    cache = network.init_cache(len(images), torch.device("cpu"))
+    if cache.images.shape != images.shape or cache.images.dtype != images.dtype:
+        raise ValueError(
+            f"cache.images must be {list(images.shape)} and of the type of the weights, {images.dtype}, got "
+            f"{list(cache.images.shape)}, {cache.images.dtype}."
+        )
+    known = torch.zeros(images.shape[2:], dtype=torch.bool)
+    known.view(-1)[order[: prefilled or 0]] = True
+    cache.images.copy_(images.where(known, POISON))
+    if prefilled is not None:
+        cast(Any, network).prefill(cache, order[prefilled])
+    return cache
+
+
+def _check_step(
+    network: CachedNetwork,
+    images: Tensor,
+    cache: Any,
+    parameters: Tensor,
+    position: int,
+    channel: int | None,
+    tolerance: float,
+    number: str,
+) -> None:
+    """One step, compared with the whole forward pass; then the pixel, or one channel of it, counts as drawn.
+
+    Args:
+        network: In float64.
+        images: That are drawn.
+        cache: With all pixels before, and all channels before of this one.
+        parameters: Of the whole forward pass.
+        position: Flat index of the pixel.
+        channel: None where the parameters are of the pixel as a whole.
+        tolerance: As of `assert_cached_equals_naive`.
+        number: Where that is, for the message.
+    """
+    width = images.shape[3]
+    row, column = divmod(position, width)
+    expected, result = parameters[..., row, column], network.step(cache, position)
+    if result.shape != expected.shape:
+        raise ValueError(
+            f"step gives {list(result.shape)}, but the parameters of one pixel of these pictures are "
+            f"{list(expected.shape)}."
+        )
+    if channel is not None:
+        expected, result = expected[:, :, channel], result[:, :, channel]
+    difference = (result - expected).abs()
+    if not difference.max() <= tolerance * max(1.0, float(parameters.abs().max())):
+        worst = difference.nan_to_num(torch.inf).argmax()
+        where = [int(i) for i in torch.unravel_index(worst, difference.shape)]
+        of_channel = f"channel {channel} of " if channel is not None and images.shape[1] > 1 else ""
+        raise AssertionError(
+            f"Cached and naive sampling differ first at {of_channel}pixel {_name(position, width)}, {number}: entry "
+            f"{where} of its parameters is {float(result[tuple(where)]):.6g} from step, but "
+            f"{float(expected[tuple(where)]):.6g} from the whole forward pass."
+        )
+    written = slice(None) if channel is None else channel
+    cache.images[:, written, row, column] = images[:, written, row, column]
 
 
 def _image_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from lightning_gen.layers.orders import (
     s_curve_order,
     symmetries,
 )
-from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
+from lightning_gen.testing import POISON, assert_autoregressive, assert_cached_equals_naive, receptive_field_report
 
 ORDERS = {
     "raster": raster_order,
@@ -531,6 +531,130 @@ def test_a_step_in_another_order_is_caught():
     network = LocallyMasked(raster_order(4, 5), 1, 4, 5)
     with pytest.raises(AssertionError, match="differ first at pixel"):
         assert_cached_equals_naive(network, (1, 4, 5), s_curve_order(4, 5))
+
+
+class OrderedSteps(ColorNetwork):
+    """Steps by forward passes over what is there: slow, and right."""
+
+    def init_cache(self, batch, device):
+        return ToyCache(torch.zeros(batch, 3, 4, 5, dtype=torch.float64, device=device), None)
+
+    def step(self, cache, position):
+        return self(cache.images).flatten(3)[..., position]
+
+
+@pytest.mark.parametrize("network", [OrderedSteps(), LocallyMasked(raster_order(4, 5), 3, 4, 5, color=True)])
+def test_with_parameters_for_each_channel_there_is_a_step_for_each(network, monkeypatch):
+    known, step = [], type(network).step
+
+    def counted(self, cache, position):
+        known.append((position, (cache.images.flatten(2) != POISON).all(0)))
+        return step(self, cache, position)
+
+    monkeypatch.setattr(type(network), "step", counted)
+    assert_cached_equals_naive(network, (3, 4, 5))
+    assert len(known) == 2 * 3 * 20  # of two batches in turns
+    for number, (position, drawn) in enumerate(known):
+        pixel, channel = divmod(number // 2, 3)
+        assert position == pixel
+        assert torch.equal(drawn.T.flatten(), torch.arange(60) < 3 * pixel + channel)
+
+
+def test_with_parameters_of_the_pixel_there_is_one_step(monkeypatch):
+    steps, step = [], LocallyMasked.step
+    monkeypatch.setattr(LocallyMasked, "step", lambda *arguments: steps.append(arguments[2]) or step(*arguments))
+    assert_cached_equals_naive(LocallyMasked(raster_order(4, 5), 3, 4, 5), (3, 4, 5))
+    assert steps == [position for position in range(20) for _ in range(2)]
+
+
+class ThePresentChannel(OrderedSteps):
+    """B also sees itself."""
+
+    def step(self, cache, position):
+        return super().step(cache, position) + cache.images.flatten(2)[:, 2, position, None, None] * torch.eye(3)[2]
+
+
+class OneStepAPixel(OrderedSteps):
+    """Keeps what it gave for the first channel, when the others were not drawn yet."""
+
+    def step(self, cache, position):
+        if cache.hidden is None or cache.hidden[0] != position:
+            cache.hidden = position, super().step(cache, position)
+        return cache.hidden[1]
+
+
+class ChannelsReversed(OrderedSteps):
+    def step(self, cache, position):
+        return super().step(cache, position).flip(2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        (ThePresentChannel, "channel 2 of pixel (row 0, column 0), number 0"),
+        (OneStepAPixel, "channel 1 of pixel (row 0, column 0), number 0"),
+        (ChannelsReversed, "channel 0 of pixel (row 0, column 0), number 0"),
+    ],
+)
+def test_a_wrong_step_of_a_channel_is_caught_there(wrong, place):
+    with pytest.raises(AssertionError, match=re.escape(f"differ first at {place} of the order:")):
+        assert_cached_equals_naive(wrong(), (3, 4, 5))
+
+
+class Prefilled(LocallyMasked):
+    def prefill(self, cache, position):
+        cache.hidden.copy_(self.masked(self.first, cache.images, self.mask_a).tanh())
+
+
+class FillsNothing(Prefilled):
+    def prefill(self, cache, position):
+        pass
+
+
+class FillsTheRaster(Prefilled):
+    """All before the pixel, but in the raster, whatever the order."""
+
+    def prefill(self, cache, position):
+        super().prefill(cache, position)
+        cache.hidden.flatten(2)[:, :, position:] = 0
+
+
+class FillsWholeRows(Prefilled):
+    def prefill(self, cache, position):
+        super().prefill(cache, position)
+        cache.hidden[:, :, position // 5 :] = 0
+
+
+class FillsAllButTheLast(Prefilled):
+    """Forgets the pixel just before, in the raster."""
+
+    def prefill(self, cache, position):
+        super().prefill(cache, position)
+        cache.hidden.flatten(2)[:, :, position - 1 :] = 0
+
+
+class FillsTheImagesToo(Prefilled):
+    """Clears the pixels that it takes note of."""
+
+    def prefill(self, cache, position):
+        super().prefill(cache, position)
+        cache.images.zero_()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_right_prefill_is_that_of_the_order(order):
+    own = ORDERS[order](4, 5)
+    assert_cached_equals_naive(Prefilled(own, 3, 4, 5, color=True), (3, 4, 5), own)
+    if order != "raster":
+        with pytest.raises(AssertionError, match=r"of the order \(prefilled up to number \d+\)"):
+            assert_cached_equals_naive(FillsTheRaster(own, 1, 4, 5), (1, 4, 5), own)
+
+
+@pytest.mark.parametrize("wrong", [FillsNothing, FillsWholeRows, FillsAllButTheLast, FillsTheImagesToo])
+def test_a_wrong_prefill_is_caught(wrong):
+    place = "pixel (row 0, column 1), number 1 of the order (prefilled up to number 1)"
+    with pytest.raises(AssertionError, match=re.escape(f"differ first at {place}")):
+        assert_cached_equals_naive(wrong(raster_order(4, 5), 1, 4, 5), (1, 4, 5))
 
 
 def test_a_cache_or_a_step_of_another_shape_is_refused():

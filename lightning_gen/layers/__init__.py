@@ -3,6 +3,7 @@
 from lightning_gen.layers.conditional import ConditionalBatchNorm2d
 from lightning_gen.layers.convolution import ReflectConv2d
 from lightning_gen.layers.local_masked import LocallyMaskedConv2d, local_taps
+from lightning_gen.layers.lstm import DiagonalBiLSTMLayer, RowLSTMLayer
 from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d
 from lightning_gen.layers.normalization import InstanceNorm2d
 from lightning_gen.layers.orders import (
@@ -18,6 +19,12 @@ from lightning_gen.layers.orders import (
     transformed,
 )
 from lightning_gen.layers.resampling import DownsamplingConv2d, UpsamplingConv2d
+from lightning_gen.layers.shifted import (
+    DownRightShiftedConv2d,
+    DownRightShiftedConvTranspose2d,
+    DownShiftedConv2d,
+    DownShiftedConvTranspose2d,
+)
 from lightning_gen.layers.spectral_norm import (
     ConvolutionSpectralNorm,
     SpectralNorm,
@@ -27,21 +34,37 @@ from lightning_gen.layers.spectral_norm import (
     spectral_norm,
     spectral_norms,
 )
+from lightning_gen.layers.weight_norm import (
+    WeightNormConv2d,
+    WeightNormConvTranspose2d,
+    WeightNormLinear,
+    data_dependent_init,
+)
 
 __all__ = [
     "ConditionalBatchNorm2d",
     "ConvolutionSpectralNorm",
+    "DiagonalBiLSTMLayer",
+    "DownRightShiftedConv2d",
+    "DownRightShiftedConvTranspose2d",
+    "DownShiftedConv2d",
+    "DownShiftedConvTranspose2d",
     "DownsamplingConv2d",
     "InstanceNorm2d",
     "LocallyMaskedConv2d",
     "MaskedConv2d",
     "ReflectConv2d",
+    "RowLSTMLayer",
     "SpectralNorm",
     "UpsamplingConv2d",
     "VerticalConv2d",
+    "WeightNormConv2d",
+    "WeightNormConvTranspose2d",
+    "WeightNormLinear",
     "add_spectral_norm",
     "as_order",
     "circular_singular_values",
+    "data_dependent_init",
     "generalized_hilbert_order",
     "hilbert_order",
     "hole_last",

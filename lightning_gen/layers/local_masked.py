@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.layers.masked import Matrix
+
 
 class LocallyMaskedConv2d(nn.Conv2d):
     """A convolution that keeps height and width, with a mask for each pixel, the same for all channels.
@@ -46,8 +48,6 @@ class LocallyMaskedConv2d(nn.Conv2d):
             raise ValueError(f"A kernel has its pixel at the centre only if its sides are odd, got {kernel_size}.")
         padding = _padding(kernel, spacing)
         super().__init__(in_channels, out_channels, kernel, padding=padding, dilation=spacing, bias=bias)
-        # So that `step`, which gathers whole pixels, finds the weights of each tap together and need not copy them.
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """`[N, C, H, W]` to `[N, out_channels, H, W]`.
@@ -74,24 +74,21 @@ class LocallyMaskedConv2d(nn.Conv2d):
         result = result.unflatten(2, features.shape[2:])
         return result if bias is None else result + bias[:, None, None]
 
-    def step(self, known: Tensor, taps: Tensor) -> Tensor:
-        """The result at one pixel, at the cost of one pixel.
+    def matrix(self, taps: Tensor | None = None) -> Matrix:
+        """Weight `[out, k * in]`, tap by tap, and bias, detached: for `at_pixel`.
 
         Args:
-            known: Features `[N, H * W + 1, C]`: the pixels and a last row of zeros.
-            taps: The pixel's row of `local_taps`, `[kh * kw]`.
-
-        Returns:
-            `[N, out_channels]`.
+            taps: Indices of the taps of the kernel that are gathered, int64 `[k]`; None for all kh * kw.
         """
-        columns = known.index_select(1, taps).flatten(1)
-        return F.linear(columns, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        weight = self.weight.detach().flatten(2)
+        weight = weight if taps is None else weight[:, :, taps]
+        return weight.mT.flatten(1), None if self.bias is None else self.bias.detach()
 
 
 def local_taps(
     mask: Tensor, height: int, width: int, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1
 ) -> Tensor:
-    """Where the taps lie that a mask leaves, for `LocallyMaskedConv2d.step`.
+    """Where the taps lie that a mask leaves, for `lightning_gen.layers.masked.at_pixel`.
 
     Args:
         mask: Bool `[kh * kw, H * W]`, from `local_masks`.

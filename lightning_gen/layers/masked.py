@@ -2,6 +2,10 @@
 
 The past of a pixel is what lies above its row, or left of it in its row. Kernels hold no taps for rows below, which a
 mask would only set to zero: a 7 x 7 kernel is one of 4 x 7.
+
+For sampling, features are kept as `[N, H * W + 1, F]`, the pixels and a last row of zeros, which stands for all that
+lies outside the picture. Tables of taps say which of them an output gathers, and `at_pixel` multiplies them by the
+layer's `matrix`. The vertical stack does the same with whole rows of pixels, `at_row`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 MaskType = Literal["A", "B"]
 
 Matrix = tuple[Tensor, Tensor | None]
-"""Weight and bias as `F.linear` takes them."""
+"""Weight and bias as `F.linear` takes them, or `F.conv2d`."""
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -100,27 +104,20 @@ class MaskedConv2d(nn.Conv2d):
             input = F.pad(input, self.margins)
         return F.conv2d(input, self.masked_weight(), self.bias)
 
-    def empty_map(self, batch: int, height: int, width: int, like: Tensor) -> Tensor:
-        """Zeros `[N, in, height + top, left + width + right]`: an input with its margins, for `past`."""
-        left, right, top, _ = self.margins
-        return like.new_zeros(batch, self.in_channels, top + height, left + width + right)
+    def taps(self, height: int, width: int) -> Tensor:
+        """What one output depends on, for each pixel of a picture: int64 `[H * W, num_past]` for `at_pixel`.
 
-    def past(self, padded: Tensor, row: int, column: int) -> Tensor:
-        """What one output depends on, `[N, in * taps]`; nothing else of the map is touched, whatever it holds.
-
-        Args:
-            padded: As from `empty_map`.
-            row: Of the output; that of the input with its margins is `row + height // 2`.
-            column: Of the output.
+        Flat indices in the order of the kernel, the pixel's own last, and H * W for taps outside the picture.
         """
-        height, width = self.kernel_size
-        window = padded[:, :, row : row + height, column : column + width]
-        return window.flatten(2)[:, :, : self.num_past].flatten(1)
+        pixels = torch.arange(height * width, device=self.weight.device).view(height, width)
+        rows, columns = self.kernel_size
+        windows = F.pad(pixels, self.margins, value=height * width).unfold(0, rows, 1).unfold(1, columns, 1)
+        return windows.flatten(2)[..., : self.num_past].flatten(0, 1).contiguous()
 
     def matrix(self) -> Matrix:
-        """Masked weight `[out, in * taps]` and bias: `F.linear(past, *matrix)` is one output of `forward`."""
-        weight = self.masked_weight().flatten(2)[:, :, : self.num_past].flatten(1)
-        return weight.detach(), None if self.bias is None else self.bias.detach()
+        """Masked weight `[out, num_past * in]`, tap by tap, and bias: for `at_pixel`, detached."""
+        weight = self.masked_weight().detach().flatten(2)[:, :, : self.num_past]
+        return weight.mT.flatten(1).contiguous(), None if self.bias is None else self.bias.detach()
 
 
 class VerticalConv2d(nn.Conv2d):
@@ -149,14 +146,47 @@ class VerticalConv2d(nn.Conv2d):
         """`[N, in, H, W]` to `[N, out, H, W]`."""
         return F.conv2d(F.pad(input, self.margins), self.weight, self.bias)
 
-    def empty_map(self, batch: int, height: int, width: int, like: Tensor) -> Tensor:
-        """Zeros `[N, in, height + k // 2, width + 2 (k // 2)]`: an input with its margins, for `at_row`."""
-        left, right, top, _ = self.margins
-        return like.new_zeros(batch, self.in_channels, top + height, left + width + right)
+    def rows(self, height: int) -> Tensor:
+        """Which rows of a picture one row of the output depends on, int64 `[H, k // 2 + 1]`: for `at_row`.
 
-    def at_row(self, padded: Tensor, row: int) -> Tensor:
-        """One row of the output, `[N, out, 1, W]`, from a map as from `empty_map`."""
-        return F.conv2d(padded[:, :, row : row + self.kernel_size[0]], self.weight, self.bias)
+        From the top down, the row itself last, and H for those above the picture.
+        """
+        rows = F.pad(torch.arange(height, device=self.weight.device), (self.margins[2], 0), value=height)
+        return rows.unfold(0, self.kernel_size[0], 1).contiguous()
+
+    def kernel(self) -> Matrix:
+        """Weight and bias for `at_row`, detached."""
+        weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
+        return weight, None if self.bias is None else self.bias.detach()
+
+
+def at_pixel(known: Tensor, taps: Tensor, matrix: Matrix) -> Tensor:
+    """A convolution at one pixel.
+
+    Args:
+        known: Features `[N, H * W + 1, F]`: the pixels and a last row of zeros.
+        taps: The pixel's row of a table of taps, `[k]`.
+        matrix: Weight `[out, k * F]`, tap by tap, and bias.
+
+    Returns:
+        `[N, out]`.
+    """
+    return F.linear(known.index_select(1, taps).flatten(1), *matrix)
+
+
+def at_row(known: Tensor, rows: Tensor, kernel: Matrix) -> Tensor:
+    """A vertical convolution at one row.
+
+    Args:
+        known: Features `[N, H + 1, W, F]`: the rows and a last one of zeros.
+        rows: The row's own of `VerticalConv2d.rows`.
+        kernel: Weight and bias.
+
+    Returns:
+        `[N, W, out]`.
+    """
+    seen = known.index_select(1, rows).movedim(3, 1)
+    return F.conv2d(seen, *kernel, padding=(0, kernel[0].shape[3] // 2)).squeeze(2).mT
 
 
 def shift_down(features: Tensor) -> Tensor:
@@ -164,9 +194,14 @@ def shift_down(features: Tensor) -> Tensor:
     return F.pad(features[:, :, :-1], (0, 0, 1, 0))
 
 
-def gated(features: Tensor) -> Tensor:
-    """The gate: of channels `[N, 2F, ...]`, tanh of the first half times sigmoid of the second (1606.05328, eq. 2)."""
-    values, gates = features.chunk(2, dim=1)
+def gated(features: Tensor, dim: int = 1) -> Tensor:
+    """The gate: of 2F channels, tanh of the first half times sigmoid of the second (1606.05328, eq. 2).
+
+    Args:
+        features: `[N, 2F, ...]`, or with the channels elsewhere.
+        dim: Where they are.
+    """
+    values, gates = features.chunk(2, dim)
     return values.tanh() * gates.sigmoid()
 
 

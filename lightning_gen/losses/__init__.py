@@ -25,6 +25,7 @@ from lightning_gen.losses.logistic_mixture import (
     logistic_mixture_sample,
 )
 from lightning_gen.losses.penalties import DRAGAN, R1, R2, Drift, GradientPenalty, InputGradientPenalty, Penalty
+from lightning_gen.losses.pixels import Bernoulli, Categorical, LogisticMixture, PixelLikelihood
 from lightning_gen.losses.tricks import InstanceNoise, LabelFlipping, LabelSmoothing
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "R1",
     "R2",
     "AdversarialLoss",
+    "Bernoulli",
+    "Categorical",
     "Constraint",
     "Drift",
     "FDivergence",
@@ -42,9 +45,11 @@ __all__ = [
     "LabelFlipping",
     "LabelSmoothing",
     "LeastSquares",
+    "LogisticMixture",
     "Minimax",
     "NonSaturating",
     "Penalty",
+    "PixelLikelihood",
     "SeparableLoss",
     "Wasserstein",
     "WeightClipping",

@@ -6,9 +6,31 @@ from lightning_gen.models.dcgan import DCGAN
 from lightning_gen.models.fgan import FGAN
 from lightning_gen.models.gan import GAN
 from lightning_gen.models.kde import KDE
+from lightning_gen.models.lmconv import LMConv
 from lightning_gen.models.lsgan import LSGAN
 from lightning_gen.models.pix2pix import Pix2Pix
+from lightning_gen.models.pixel_rnn import DiagonalBiLSTM, RowLSTM
+from lightning_gen.models.pixelcnn import GatedPixelCNN, PixelCNN
+from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.wgan import WGAN, WGANGP
 
-__all__ = ["DCGAN", "FGAN", "GAN", "KDE", "LSGAN", "SNGAN", "WGAN", "WGANGP", "Classifier", "CycleGAN", "Pix2Pix"]
+__all__ = [
+    "DCGAN",
+    "FGAN",
+    "GAN",
+    "KDE",
+    "LSGAN",
+    "SNGAN",
+    "WGAN",
+    "WGANGP",
+    "Classifier",
+    "CycleGAN",
+    "DiagonalBiLSTM",
+    "GatedPixelCNN",
+    "LMConv",
+    "Pix2Pix",
+    "PixelCNN",
+    "PixelCNNPP",
+    "RowLSTM",
+]

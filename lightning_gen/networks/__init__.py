@@ -6,22 +6,27 @@ from lightning_gen.networks.lenet import LeNet
 from lightning_gen.networks.lmconv import LMConvNetwork
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator, PixelDiscriminator
-from lightning_gen.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from lightning_gen.networks.pixel_rnn import DiagonalBiLSTMNetwork, RowLSTMNetwork
+from lightning_gen.networks.pixelcnn import GatedPixelCNNNetwork, PixelCNNNetwork
+from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 
 __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
-    "GatedPixelCNN",
+    "DiagonalBiLSTMNetwork",
+    "GatedPixelCNNNetwork",
     "LMConvNetwork",
     "LeNet",
     "MLPDiscriminator",
     "MLPGenerator",
     "PatchDiscriminator",
-    "PixelCNN",
+    "PixelCNNNetwork",
+    "PixelCNNPPNetwork",
     "PixelDiscriminator",
     "ResNetGenerator",
     "ResidualDiscriminator",
     "ResidualGenerator",
+    "RowLSTMNetwork",
     "UNetGenerator",
 ]

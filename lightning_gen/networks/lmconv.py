@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.local_masked import LocallyMaskedConv2d, local_taps
+from lightning_gen.layers.masked import Matrix, at_pixel
 from lightning_gen.layers.orders import as_order, local_masks, s_curve_order, symmetries
 from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.stepping import Run, call, places_of
 
 
 class LocalMasks(NamedTuple):
     """The masks of one order, bool `[kh * kw, H * W]`, or of one for each picture, `[N, kh * kw, H * W]`.
 
-    Or, of one order, the taps that they leave, int64 `[H * W, kh * kw]`, or of one pixel, `[kh * kw]`.
+    Or, of one order, the taps that they leave, int64 `[H * W, k]`, or of one pixel, `[k]`.
     """
 
     first: Tensor
@@ -35,30 +37,30 @@ Convolve = Callable[[LocallyMaskedConv2d, Tensor, Tensor], Tensor]
 """How a layer is applied to features with a mask: to whole pictures or, with taps, to one pixel."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class LMConvCache:
-    """What is known of pictures that are generated pixel by pixel; see `lightning_gen.testing.Cache`.
+    """What is known of pictures that are generated pixel by pixel, and all that a step needs of the order.
 
     Args:
+        images: `[N, C, H, W]`, a view of the inputs.
         inputs: `[N, H * W + 1, C + 1]`: the pixels, each with a one, and a last row of zeros.
         known: Features that go into each further convolution, `[N, H * W + 1, F]` with a last row of zeros, in the
             order in which the convolutions come.
         masks: Of the order.
-        taps: Of the order.
-        image_shape: (channels, height, width).
+        places: Of all positions, int64 `[H * W, 1]`.
+        taps: Of the order, of which those are left out that it uses at no pixel.
+        first: Weight and bias of the first convolution, with these taps.
+        matrices: Of the further ones.
     """
 
+    images: Tensor
     inputs: Tensor
     known: list[Tensor]
     masks: LocalMasks
+    places: Tensor
     taps: LocalMasks
-    image_shape: tuple[int, int, int]
-
-    @property
-    def images(self) -> Tensor:
-        """`[N, C, H, W]`, a view to write to."""
-        channels, height, width = self.image_shape
-        return self.inputs[:, :-1, :channels].mT.unflatten(2, (height, width))
+    first: Matrix
+    matrices: list[Matrix]
 
 
 class LMConvNetwork(nn.Module):
@@ -200,24 +202,37 @@ class LMConvNetwork(nn.Module):
 
         inputs = zeros(channels + 1)
         inputs[:, :-1, -1] = 1
-        # The layers in the order in which they come.
-        _, *layers = (layer for layer in self.modules() if isinstance(layer, LocallyMaskedConv2d))
-        taps = LocalMasks(
-            *(
-                local_taps(mask, height, width, self.kernel_size, dilation)
-                for mask, dilation in zip(masks, (1, 1, self.dilation), strict=True)
-            )
+        taps, kept = [], []
+        for mask, dilation in zip(masks, (1, 1, self.dilation), strict=True):
+            table = local_taps(mask, height, width, self.kernel_size, dilation)
+            # A raster never looks down, an S-curve neither: less to gather and to multiply.
+            kept.append((table < height * width).any(0).nonzero().flatten())
+            taps.append(table[:, kept[-1]])
+        of_first, of_plain, of_dilated = kept
+        # In the order in which they come.
+        layers = [layer for layer in self.modules() if isinstance(layer, LocallyMaskedConv2d)][1:]
+        between = {layer for layer in (*self.up, *self.down) if isinstance(layer, LocallyMaskedConv2d)}
+        return LMConvCache(
+            images=inputs[:, :-1, :channels].mT.unflatten(2, (height, width)),
+            inputs=inputs,
+            known=[zeros(layer.in_channels) for layer in layers],
+            masks=masks,
+            places=places_of(height, width, device),
+            taps=LocalMasks(*taps),
+            first=self.first.matrix(of_first),
+            matrices=[layer.matrix(of_dilated if layer in between else of_plain) for layer in layers],
         )
-        return LMConvCache(inputs, [zeros(layer.in_channels) for layer in layers], masks, taps, self.image_shape)
 
     @torch.no_grad()
-    def prefill(self, cache: LMConvCache) -> None:
-        """Take note of known pixels in one forward pass, so that only the others remain to be stepped through.
+    def prefill(self, cache: LMConvCache, position: int) -> None:
+        """One forward pass in place of the steps at all pixels before this one.
 
-        The known ones must come first in the cache's order, see `hole_last`.
+        So where the known pixels come first in the cache's order, see `hole_last`, only the others are stepped through.
 
         Args:
-            cache: From `init_cache`, with the known pixels in `cache.images` and anything finite elsewhere.
+            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
+            position: Flat index of the pixel to be stepped next. It makes no difference: all pixels are computed, and
+                written again when they are stepped.
         """
         known = iter(cache.known)
 
@@ -228,23 +243,27 @@ class LMConvNetwork(nn.Module):
         self._whole(cache.images, cache.masks, convolve)
 
     @torch.no_grad()
-    def step(self, cache: LMConvCache, position: int | Tensor) -> Tensor:
+    def step(self, cache: LMConvCache, position: int, run: Run = call) -> Tensor:
         """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.testing.CachedNetwork`.
 
         Args:
-            cache: From `init_cache`.
-            position: Flat index of the next pixel in the cache's order. As an int64 tensor `[]` it lets one compiled
-                step serve all positions.
+            cache: From `init_cache`; the pixels before this one in its order stand in its `images` and went through
+                here, or through `prefill`.
+            position: Flat index, row * width + column.
+            run: Calls the step's one piece.
         """
-        taps = LocalMasks(*(of_pixels[position] for of_pixels in cache.taps))
-        known = iter(cache.known)
+        return run(self._pixel, cache, cache.places[position])
+
+    def _pixel(self, cache: LMConvCache, place: Tensor) -> Tensor:
+        taps = LocalMasks(*(table.index_select(0, place).view(-1) for table in cache.taps))
+        layers = zip(cache.known, cache.matrices, strict=True)
 
         def convolve(layer: LocallyMaskedConv2d, features: Tensor, taps: Tensor) -> Tensor:
-            inputs = next(known)
-            inputs[:, position] = features
-            return layer.step(inputs, taps)
+            known, matrix = next(layers)
+            known.index_copy_(1, place, features.unsqueeze(1))
+            return at_pixel(known, taps, matrix)
 
-        return self._after_first(self.first.step(cache.inputs, taps.first), taps, convolve)
+        return self._after_first(at_pixel(cache.inputs, taps.first, cache.first), taps, convolve)
 
     def _masks(self, order: int | Tensor | LocalMasks) -> LocalMasks:
         if isinstance(order, LocalMasks):
@@ -321,4 +340,6 @@ def concat_elu(features: Tensor) -> Tensor:
 
 def positional_norm(features: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the channels of each pixel (Li et al. 2019, arXiv 1907.04312), without parameters."""
+    if features.ndim == 2:  # one pixel, whose steps are quick enough for two calls less to count
+        return F.layer_norm(features, features.shape[1:])
     return F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)

@@ -8,23 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
-from lightning_gen.layers.masked import MaskedConv2d, MaskType, Matrix, VerticalConv2d, gated, shift_down
+from lightning_gen.layers.masked import (
+    MaskedConv2d,
+    MaskType,
+    Matrix,
+    VerticalConv2d,
+    at_pixel,
+    at_row,
+    gated,
+    shift_down,
+)
 from lightning_gen.losses.categorical import check_num_levels
 from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.stepping import Run, call, places_of
 
 
-class PixelCNN(nn.Module):
+class PixelCNNNetwork(nn.Module):
     """A stack of masked convolutions (1601.06759, table 1): a 7 x 7 one, residual blocks, and a head of 1 x 1.
 
     It has a blind spot: pixels to the right above, up to a quarter of what it could see, never reach a pixel.
-    `GatedPixelCNN` has none.
+    `GatedPixelCNNNetwork` has none.
 
     The head is ReLU, 1 x 1, ReLU, 1 x 1, whose last gives the logits.
 
@@ -59,7 +69,7 @@ class PixelCNN(nn.Module):
         self.head = Head(2 * filters, head_filters, num_levels, channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, C, H, W]` for 2 levels.
+        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels.
 
         Raises:
             ValueError: If there are labels, for which this network has no use.
@@ -75,11 +85,14 @@ class PixelCNN(nn.Module):
         check_labels(labels, None)
         channels, height, width = self.image_shape
         like = self.input.weight.detach().to(device)
+        inputs = like.new_zeros(batch, height * width + 1, channels)
         return PixelCNNCache(
-            images=like.new_zeros(batch, channels, height, width),
-            input=self.input.empty_map(batch, height, width, like),
-            maps=[block.middle.empty_map(batch, height, width, like) for block in self.blocks],
-            input_matrix=self.input.matrix(),
+            images=inputs[:, :-1].mT.unflatten(2, (height, width)),
+            inputs=inputs,
+            known=[inputs.new_zeros(*inputs.shape[:2], block.middle.in_channels) for block in self.blocks],
+            places=places_of(height, width, device),
+            taps=(self.input.taps(height, width), self.blocks[0].middle.taps(height, width)),
+            first=self.input.matrix(),
             matrices=[(block.inner.matrix(), block.middle.matrix(), block.outer.matrix()) for block in self.blocks],
             head=self.head.matrices(),
         )
@@ -90,17 +103,20 @@ class PixelCNN(nn.Module):
 
         Args:
             cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next. All others are computed too, and written again.
+            position: Flat index of the pixel to be stepped next. Those after it in its row are computed too, and
+                written again when they are stepped.
         """
-        cache.input[:, :, 3:, 3:-3] = cache.images
-        features = self.input(cache.images)
-        for block, map in zip(self.blocks, cache.maps, strict=True):
+        width = self.image_shape[2]
+        rows = position // width + 1
+        features = self.input(cache.images[:, :, :rows])
+        for block, known in zip(self.blocks, cache.known, strict=True):
             hidden = block.inner(features.relu()).relu()
-            map[:, :, 1:, 1:-1] = hidden
+            known[:, : rows * width] = hidden.flatten(2).mT
             features = features + block.outer(block.middle(hidden).relu())
 
-    def step(self, cache: PixelCNNCache, position: int) -> Tensor:
-        """Logits of one pixel, `[N, L, C]`, or `[N, C]` for 2 levels.
+    @torch.no_grad()
+    def step(self, cache: PixelCNNCache, position: int, run: Run = call) -> Tensor:
+        """Logits of one pixel, `[N, L, C]`, or `[N, 1, C]` for 2 levels.
 
         Those of a channel are right once the channels before it of this pixel stand in `cache.images`, finite numbers
         in the others. So a pixel of C channels takes C calls, one after each channel that is drawn.
@@ -109,26 +125,30 @@ class PixelCNN(nn.Module):
             cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
                 through `prefill`.
             position: Flat index, row * width + column.
+            run: Calls the step's one piece.
         """
-        # No divmod, and select where a subscript would do, so that one graph is compiled for all positions.
-        row, column = position // self.image_shape[2], position % self.image_shape[2]
-        # The row above too: its last pixel was drawn after the last step there.
-        recent = slice(max(row - 1, 0), row + 1)
-        cache.input[:, :, 3:, 3:-3][:, :, recent] = cache.images[:, :, recent]
-        features = F.linear(self.input.past(cache.input, row, column), *cache.input_matrix)
-        for block, map, (inner, middle, outer) in zip(self.blocks, cache.maps, cache.matrices, strict=True):
-            map.select(2, row + 1).select(2, column + 1).copy_(F.linear(features.relu(), *inner).relu())
-            features = features + F.linear(F.linear(block.middle.past(map, row, column), *middle).relu(), *outer)
+        return run(self._pixel, cache, cache.places[position])
+
+    def _pixel(self, cache: PixelCNNCache, place: Tensor) -> Tensor:
+        first, near = (table.index_select(0, place).view(-1) for table in cache.taps)
+        features = at_pixel(cache.inputs, first, cache.first)
+        for known, (inner, middle, outer) in zip(cache.known, cache.matrices, strict=True):
+            hidden = F.linear(features.relu(), *inner).relu_()
+            known.index_copy_(1, place, hidden.unsqueeze(1))
+            features = features + F.linear(at_pixel(known, near, middle).relu_(), *outer)
         return self.head.step(features, cache.head)
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNNNetwork(nn.Module):
     """Two stacks of gated convolutions, which together see all of the past (1606.05328, figure 2).
 
     The vertical stack sees all rows above, the horizontal one the pixels to the left in the row. Before the gate, each
     layer of the horizontal stack also gets the vertical features of the row above, through a 1 x 1 convolution. The
     horizontal stack has residual connections, except around its first layer, and every layer's gate goes to the head,
-    which is ReLU, 1 x 1, ReLU, 1 x 1. A class adds a bias before both gates of every layer; the biases start at zero.
+    which is ReLU, 1 x 1, ReLU, 1 x 1.
+
+    A class adds a bias before both gates of every layer, and a map of conditions a 1 x 1 convolution of itself, so that
+    each pixel gets its own (section 2.3). Of both, the weights start at zero.
 
     With a kernel of size k and a first one of 7, the vertical stack sees 3 + layers (k // 2) columns to the right.
 
@@ -140,6 +160,7 @@ class GatedPixelCNN(nn.Module):
         kernel_size: k of these, odd; 5 in the paper's largest network.
         head_filters: Features of the head.
         num_classes: Number of classes; None for a network without labels.
+        condition_channels: Channels of the map of conditions; None for a network without one.
 
     Raises:
         ValueError: If a size is out of range, the kernel even, or there are fewer features than channels of the
@@ -156,49 +177,81 @@ class GatedPixelCNN(nn.Module):
         kernel_size: int = 5,
         head_filters: int = 1024,
         num_classes: int | None = None,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         _check(type(self).__name__, image_shape, filters, layers, head_filters)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, or None for no labels; got {num_classes}.")
+        if condition_channels is not None and condition_channels < 1:
+            raise ValueError(
+                f"condition_channels must be at least 1, or None for no map of conditions; got {condition_channels}."
+            )
         channels = image_shape[0]
         self.image_shape = image_shape
         self.num_levels = check_num_levels(num_levels)
         self.num_classes = num_classes
-        first = GatedLayer(channels, filters, 7, "A", channels, num_classes)
-        others = (GatedLayer(filters, filters, kernel_size, "B", channels, num_classes) for _ in range(layers))
+        self.condition_channels = condition_channels
+        given = (num_classes, condition_channels)
+        first = GatedLayer(channels, filters, 7, "A", channels, *given)
+        others = (GatedLayer(filters, filters, kernel_size, "B", channels, *given) for _ in range(layers))
         self.layers = cast(Sequence[GatedLayer], nn.ModuleList([first, *others]))
         self.head = Head(filters, head_filters, num_levels, channels)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, C, H, W]` for 2 levels.
+    def forward(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels.
+
+        Args:
+            images: The pictures.
+            labels: Int64 `[N]`.
+            condition: `[N, condition_channels, H, W]`.
 
         Raises:
-            ValueError: If labels, int64 `[N]`, are missing, or given without classes.
+            ValueError: If labels or condition are missing, or given to a network that has no use for them, or the
+                condition has another shape.
         """
-        check_labels(labels, self.num_classes)
-        vertical, horizontal, skip = self.layers[0](images, images, labels)
+        self._check_given(labels, condition, len(images))
+        vertical, _, horizontal, skip = self.layers[0](images, images, labels, condition)
         for layer in self.layers[1:]:
-            vertical, update, more = layer(vertical, horizontal, labels)
+            vertical, _, update, more = layer(vertical, horizontal, labels, condition)
             horizontal, skip = horizontal + update, skip + more
         return self.head(skip)
 
-    def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> GatedPixelCNNCache:
+    def init_cache(
+        self, batch: int, device: torch.device, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> GatedPixelCNNCache:
         """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end.
 
+        Args:
+            batch: N.
+            device: That of the weights.
+            labels: Int64 `[N]`.
+            condition: `[N, condition_channels, H, W]`.
+
         Raises:
-            ValueError: If labels, int64 `[batch]`, are missing, or given without classes.
+            ValueError: As by `forward`.
         """
-        check_labels(labels, self.num_classes)
+        self._check_given(labels, condition, batch)
         channels, height, width = self.image_shape
-        like = self.layers[0].vertical.weight.detach().to(device)
+        first, second = self.layers[:2]
+        filters = second.vertical.in_channels
+        like = first.vertical.weight.detach().to(device)
+        pictures = like.new_zeros(batch, height + 1, width, channels)
+        updates, skips = zip(*(layer.outer_matrices() for layer in self.layers), strict=True)
         return GatedPixelCNNCache(
-            images=like.new_zeros(batch, channels, height, width),
-            vertical=[layer.vertical.empty_map(batch, height, width, like) for layer in self.layers],
-            horizontal=[layer.horizontal.empty_map(batch, 1, width, like) for layer in self.layers],
-            above=[like.new_zeros(batch, layer.link.out_channels, width) for layer in self.layers],
-            biases=[tuple(bias.detach() for bias in layer.biases(labels, like)) for layer in self.layers],
-            matrices=[(layer.horizontal.matrix(), layer.outer.matrix()) for layer in self.layers],
+            images=pictures[:, :height].permute(0, 3, 1, 2),
+            inputs=pictures.flatten(1, 2),
+            vertical=[pictures, *(like.new_zeros(batch, height + 1, width, filters) for _ in self.layers[1:])],
+            horizontal=[like.new_zeros(batch, width + 1, filters) for _ in self.layers[1:]],
+            above=like.new_zeros(len(self.layers), batch, width, 2 * filters),
+            labels=labels,
+            condition=None if condition is None else condition.to(like).permute(0, 2, 3, 1).contiguous(),
+            places=places_of(height, width, device),
+            rows=(first.vertical.rows(height), second.vertical.rows(height)),
+            taps=(first.horizontal.taps(height, width), second.horizontal.taps(1, width)),
+            matrices=[layer.matrices(labels) for layer in self.layers],
+            updates=list(updates[:-1]),
+            skip=(torch.cat([weight for weight, _ in skips], dim=1), torch.stack([bias for _, bias in skips]).sum(0)),
             head=self.head.matrices(),
         )
 
@@ -210,22 +263,20 @@ class GatedPixelCNN(nn.Module):
             cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
             position: Flat index of the pixel to be stepped next.
         """
-        width = self.image_shape[2]
-        row = position // width
-        vertical = horizontal = cache.images
-        for number, (layer, (below, beside)) in enumerate(zip(self.layers, cache.biases, strict=True)):
-            left, _, top, _ = layer.vertical.margins
-            cache.vertical[number][:, :, top:, left : left + width] = vertical
-            cache.horizontal[number][:, :, 0, left:] = horizontal[:, :, row]
-            seen = layer.vertical(vertical)
-            above = layer.link(shift_down(seen)) + beside.unsqueeze(-1)
-            cache.above[number].copy_(above[:, :, row])
-            update, _ = layer.outer(gated(layer.horizontal(horizontal) + above)).chunk(2, dim=1)
+        rows = position // self.image_shape[2] + 1
+        condition = None if cache.condition is None else cache.condition[:, :rows].permute(0, 3, 1, 2)
+        vertical = horizontal = cache.images[:, :, :rows]
+        for number, layer in enumerate(self.layers):
+            if number:
+                cache.vertical[number][:, :rows] = vertical.permute(0, 2, 3, 1)
+                cache.horizontal[number - 1][:, :-1] = horizontal[:, :, -1].mT
+            vertical, above, update, _ = layer(vertical, horizontal, cache.labels, condition)
+            cache.above[number] = above[:, :, -1].mT
             horizontal = horizontal + update if number else update
-            vertical = gated(seen + below.unsqueeze(-1))
 
-    def step(self, cache: GatedPixelCNNCache, position: int) -> Tensor:
-        """Logits of one pixel, `[N, L, C]`, or `[N, C]` for 2 levels.
+    @torch.no_grad()
+    def step(self, cache: GatedPixelCNNCache, position: int, run: Run = call) -> Tensor:
+        """Logits of one pixel, `[N, L, C]`, or `[N, 1, C]` for 2 levels.
 
         Those of a channel are right once the channels before it of this pixel stand in `cache.images`, finite numbers
         in the others. So a pixel of C channels takes C calls, one after each channel that is drawn.
@@ -234,38 +285,61 @@ class GatedPixelCNN(nn.Module):
             cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
                 through `prefill`.
             position: Flat index, row * width + column.
+            run: Calls the step's pieces: one as a row begins, and one at each step.
         """
-        row, column = position // self.image_shape[2], position % self.image_shape[2]  # as in PixelCNN.step
-        if column == 0:
-            self._begin_row(cache, row)
-        cache.horizontal[0][:, :, 0, 3:].copy_(cache.images.select(2, row))
-        features = skip = cache.images.new_zeros(())
-        for number, (layer, (horizontal, outer)) in enumerate(zip(self.layers, cache.matrices, strict=True)):
-            past = layer.horizontal.past(cache.horizontal[number], 0, column)
-            across = F.linear(past, *horizontal) + cache.above[number].select(2, column)
-            update, more = F.linear(gated(across), *outer).chunk(2, dim=1)
-            features, skip = features + update, skip + more
-            if number + 1 < len(self.layers):
-                left = self.layers[number + 1].horizontal.margins[0]
-                cache.horizontal[number + 1].select(3, left + column).copy_(features.unsqueeze(2))
-        return self.head.step(skip, cache.head)
+        place = cache.places[position]
+        if position % self.image_shape[2] == 0 and position != cache.position:
+            run(self._row, cache, place)
+        cache.position = position
+        return run(self._pixel, cache, place)
 
-    @torch.no_grad()
-    def _begin_row(self, cache: GatedPixelCNNCache, row: int) -> None:
+    def _row(self, cache: GatedPixelCNNCache, place: Tensor) -> None:
         """The vertical stack at the row above, which is complete, and what the horizontal one gets of it at this."""
-        width, last = self.image_shape[2], row - 1
-        features = cache.images.select(2, max(last, 0))
-        for layer, map, above, (vertical, horizontal) in zip(
-            self.layers, cache.vertical, cache.above, cache.biases, strict=True
-        ):
-            if row == 0:
-                above.copy_(horizontal.expand_as(above))
-                continue
-            left, _, top, _ = layer.vertical.margins
-            map.select(2, top + last)[:, :, left : left + width].copy_(features)
-            seen = layer.vertical.at_row(map, last)
-            above.copy_(layer.link(seen).squeeze(2) + horizontal)
-            features = gated(seen.squeeze(2) + vertical)
+        row = place // self.image_shape[2]
+        # Above the first row is none: what is computed there is thrown away, and the row written again when it is due.
+        last, outside = (row - 1).clamp_min_(0), row == 0
+        rows, others = (table.index_select(0, last).view(-1) for table in cache.rows)
+        for number, (known, matrices) in enumerate(zip(cache.vertical, cache.matrices, strict=True)):
+            seen = at_row(known, rows, matrices.vertical)
+            above = F.linear(seen, matrices.link).masked_fill_(outside, 0).add_(matrices.beside)
+            seen = seen + matrices.below
+            if cache.condition is not None and matrices.condition is not None:
+                below, beside = matrices.condition
+                seen = seen + F.linear(cache.condition.index_select(1, last).squeeze(1), below)
+                above = above + F.linear(cache.condition.index_select(1, row).squeeze(1), beside)
+            cache.above[number].copy_(above)
+            if number + 1 < len(self.layers):
+                cache.vertical[number + 1].index_copy_(1, last, gated(seen, dim=2).unsqueeze(1))
+            rows = others
+
+    def _pixel(self, cache: GatedPixelCNNCache, place: Tensor) -> Tensor:
+        column = place % self.image_shape[2]
+        first, near = cache.taps[0].index_select(0, place).view(-1), cache.taps[1].index_select(0, column).view(-1)
+        above = cache.above.index_select(2, column).squeeze(2).unbind()
+        gates = [gated(at_pixel(cache.inputs, first, cache.matrices[0].horizontal) + above[0])]
+        features = None
+        for number, (known, matrix) in enumerate(zip(cache.horizontal, cache.updates, strict=True), start=1):
+            update = F.linear(gates[-1], *matrix)
+            features = update if features is None else features + update
+            known.index_copy_(1, column, features.unsqueeze(1))
+            gates.append(gated(at_pixel(known, near, cache.matrices[number].horizontal) + above[number]))
+        # The sum of what all layers give to the head, as one product.
+        return self.head.step(F.linear(torch.cat(gates, dim=1), *cache.skip), cache.head)
+
+    def _check_given(self, labels: Tensor | None, condition: Tensor | None, batch: int) -> None:
+        check_labels(labels, self.num_classes)
+        if condition is None and self.condition_channels is not None:
+            raise ValueError(
+                f"This network needs a map of conditions, [N, {self.condition_channels}, H, W], but got none."
+            )
+        if condition is not None:
+            if self.condition_channels is None:
+                raise ValueError(
+                    "This network takes no map of conditions, but got one. Give it condition_channels when it is built."
+                )
+            expected = [batch, self.condition_channels, *self.image_shape[1:]]
+            if list(condition.shape) != expected:
+                raise ValueError(f"The map of conditions must be {expected}, got {list(condition.shape)}.")
 
 
 class ResidualBlock(nn.Module):
@@ -282,6 +356,20 @@ class ResidualBlock(nn.Module):
         return features + self.outer(self.middle(self.inner(features.relu()).relu()).relu())
 
 
+class GatedMatrices(NamedTuple):
+    """Of one layer, for the steps; those of its last convolution are apart."""
+
+    vertical: Matrix
+    link: Tensor
+    horizontal: Matrix
+    below: Tensor
+    """Of the class, before the vertical gate, `[N, 1, 2F]`, or zeros `[1]`."""
+    beside: Tensor
+    """Before the horizontal gate."""
+    condition: tuple[Tensor, Tensor] | None
+    """Before both gates, `[2F, condition_channels]` each."""
+
+
 class GatedLayer(nn.Module):
     """One layer of both stacks.
 
@@ -292,6 +380,7 @@ class GatedLayer(nn.Module):
         mask_type: Of the horizontal stack; "A" for the layer that sees the picture.
         image_channels: Of the picture.
         num_classes: None for a layer without labels.
+        condition_channels: None for a layer without a map of conditions.
     """
 
     def __init__(
@@ -302,6 +391,7 @@ class GatedLayer(nn.Module):
         mask_type: MaskType,
         image_channels: int,
         num_classes: int | None,
+        condition_channels: int | None,
     ) -> None:
         super().__init__()
         self.vertical = VerticalConv2d(in_channels, 2 * filters, kernel_size)
@@ -310,30 +400,52 @@ class GatedLayer(nn.Module):
             in_channels, 2 * filters, (1, kernel_size), mask_type, image_channels, out_parts=2
         )
         self.outer = MaskedConv2d(filters, 2 * filters, 1, "B", image_channels, out_parts=2)
-        self.classes = None
+        self.classes = self.conditions = None
         if num_classes is not None:
             self.classes = nn.Embedding(num_classes, 4 * filters)
             nn.init.zeros_(self.classes.weight)
+        if condition_channels is not None:
+            self.conditions = nn.Conv2d(condition_channels, 4 * filters, 1, bias=False)
+            nn.init.zeros_(self.conditions.weight)
 
-    def biases(self, labels: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the vertical and horizontal gates, `[N, 2F, 1]` each, or `[1, 2F, 1]` zeros like `like` without labels."""
-        if self.classes is None:
-            return (zeros := like.new_zeros(1, self.link.in_channels, 1)), zeros
-        vertical, horizontal = self.classes(labels).unsqueeze(-1).chunk(2, dim=1)
-        return vertical, horizontal
+    def forward(
+        self, vertical: Tensor, horizontal: Tensor, labels: Tensor | None, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both stacks `[N, in, H, W]` to what they give.
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Both stacks `[N, in, H, W]` to the vertical one, the horizontal one's residual, and what goes to the head.
-
-        Each is `[N, F, H, W]`.
+        Returns:
+            The vertical stack `[N, F, H, W]`; all that is added to the horizontal convolution, `[N, 2F, H, W]`; the
+            horizontal stack's residual and what goes to the head, `[N, F, H, W]` each.
         """
         seen = self.vertical(vertical)
-        across = self.horizontal(horizontal) + self.link(shift_down(seen))
+        above = self.link(shift_down(seen))
         if self.classes is not None:
-            below, beside = (bias.unsqueeze(-1).to(seen.dtype) for bias in self.biases(labels, seen))
-            seen, across = seen + below, across + beside
-        update, skip = self.outer(gated(across)).chunk(2, dim=1)
-        return gated(seen), update, skip
+            below, beside = self.classes(labels)[:, :, None, None].to(seen.dtype).chunk(2, dim=1)
+            seen, above = seen + below, above + beside
+        if self.conditions is not None:
+            below, beside = self.conditions(condition).chunk(2, dim=1)
+            seen, above = seen + below, above + beside
+        update, skip = self.outer(gated(self.horizontal(horizontal) + above)).chunk(2, dim=1)
+        return gated(seen), above, update, skip
+
+    def matrices(self, labels: Tensor | None) -> GatedMatrices:
+        """For the steps of pictures of these classes."""
+        below = beside = self.link.weight.new_zeros(1)
+        condition = None
+        if self.classes is not None:
+            below, beside = self.classes(labels).detach().unsqueeze(1).chunk(2, dim=2)
+        if self.conditions is not None:
+            to_below, to_beside = self.conditions.weight.detach().flatten(1).chunk(2)
+            condition = (to_below, to_beside)
+        link = self.link.weight.detach().flatten(1)
+        return GatedMatrices(self.vertical.kernel(), link, self.horizontal.matrix(), below, beside, condition)
+
+    def outer_matrices(self) -> tuple[Matrix, Matrix]:
+        """Of the last convolution: its half for the residual, and that for the head."""
+        weight, bias = self.outer.matrix()
+        assert bias is not None  # for the type checker
+        (update, skip), (update_bias, skip_bias) = weight.chunk(2), bias.chunk(2)
+        return (update, update_bias), (skip, skip_bias)
 
 
 class Head(nn.Module):
@@ -341,14 +453,12 @@ class Head(nn.Module):
 
     def __init__(self, in_channels: int, filters: int, num_levels: int, image_channels: int) -> None:
         super().__init__()
-        self.shape = () if num_levels == 2 else (num_levels,)
-        self.image_channels = image_channels
-        outputs = image_channels * (1 if num_levels == 2 else num_levels)
+        self.shape = (1 if num_levels == 2 else num_levels, image_channels)
         self.hidden = MaskedConv2d(in_channels, filters, 1, "B", image_channels)
-        self.output = MaskedConv2d(filters, outputs, 1, "B", image_channels)
+        self.output = MaskedConv2d(filters, self.shape[0] * image_channels, 1, "B", image_channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[N, in, H, W]` to `[N, L, C, H, W]`, or `[N, C, H, W]` for 2 levels."""
+        """`[N, in, H, W]` to `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels."""
         return self._logits(self.output(self.hidden(features.relu()).relu()))
 
     def matrices(self) -> tuple[Matrix, Matrix]:
@@ -356,58 +466,80 @@ class Head(nn.Module):
         return self.hidden.matrix(), self.output.matrix()
 
     def step(self, features: Tensor, matrices: tuple[Matrix, Matrix]) -> Tensor:
-        """`[N, in]` of one pixel to `[N, L, C]`, or `[N, C]` for 2 levels."""
+        """`[N, in]` of one pixel to `[N, L, C]`, or `[N, 1, C]` for 2 levels."""
         for matrix in matrices:
             features = F.linear(features.relu(), *matrix)
         return self._logits(features)
 
     def _logits(self, outputs: Tensor) -> Tensor:
         # Level by level, channels within: so output i belongs to channel i modulo C, as MaskedConv2d has it.
-        return outputs.unflatten(1, (*self.shape, self.image_channels))
+        return outputs.unflatten(1, self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class PixelCNNCache:
-    """Of `PixelCNN`: inputs of all convolutions that look beyond their pixel, and all weights as matrices.
+    """Of `PixelCNNNetwork`: inputs of all convolutions that look beyond their pixel, and all weights as matrices.
 
     Args:
-        images: `[N, C, H, W]`.
-        input: The images with margins.
-        maps: Inputs of the 3 x 3 convolutions, with margins.
-        input_matrix: Of the first layer.
+        images: `[N, C, H, W]`, a view of the inputs.
+        inputs: `[N, H * W + 1, C]`: the pixels, and a last row of zeros.
+        known: Inputs of the 3 x 3 convolutions, `[N, H * W + 1, h]`, the last row zeros.
+        places: Of all positions, int64 `[H * W, 1]`.
+        taps: Of the first layer and of the 3 x 3 convolutions.
+        first: Of the first layer.
         matrices: Of the blocks.
         head: Of the head.
     """
 
     images: Tensor
-    input: Tensor
-    maps: list[Tensor]
-    input_matrix: Matrix
+    inputs: Tensor
+    known: list[Tensor]
+    places: Tensor
+    taps: tuple[Tensor, Tensor]
+    first: Matrix
     matrices: list[tuple[Matrix, Matrix, Matrix]]
     head: tuple[Matrix, Matrix]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GatedPixelCNNCache:
-    """Of `GatedPixelCNN`; lists have one entry a layer.
+    """Of `GatedPixelCNNNetwork`; lists have one entry a layer.
 
     Args:
-        images: `[N, C, H, W]`.
-        vertical: Inputs of the vertical stack, with margins.
-        horizontal: Inputs of the horizontal stack at the present row, with margins.
-        above: What the horizontal stack gets at the present row from the rows above and the class, `[N, 2F, W]`.
-        biases: Of the class, for both stacks, `[N, 2F, 1]`; zeros `[1, 2F, 1]` without classes.
-        matrices: Of the horizontal stack.
+        images: `[N, C, H, W]`, a view of the inputs.
+        inputs: `[N, (H + 1) * W, C]`: the pixels, and a row of zeros for all that lies outside.
+        vertical: Inputs of the vertical stack, the first a view of the same, the others `[N, H + 1, W, F]`.
+        horizontal: Inputs of the horizontal stack but its first layer, at the present row, `[N, W + 1, F]` with zeros
+            at the end.
+        above: What the horizontal stack gets at the present row from the rows above, the class and the map of
+            conditions, `[layers, N, W, 2F]`.
+        labels: Int64 `[N]`, or None.
+        condition: `[N, H, W, condition_channels]`, or None.
+        places: Of all positions, int64 `[H * W, 1]`.
+        rows: That the vertical stack sees in its first layer, and in its others.
+        taps: Of the horizontal stack's first layer, and of its others in their row.
+        matrices: Of both stacks.
+        updates: Of the horizontal stack's residuals, of all layers but the last.
+        skip: Of all layers together, what goes to the head.
         head: Of the head.
+        position: Of the last step: further steps there, for further channels, need not begin the row again.
     """
 
     images: Tensor
+    inputs: Tensor
     vertical: list[Tensor]
     horizontal: list[Tensor]
-    above: list[Tensor]
-    biases: list[tuple[Tensor, ...]]
-    matrices: list[tuple[Matrix, Matrix]]
+    above: Tensor
+    labels: Tensor | None
+    condition: Tensor | None
+    places: Tensor
+    rows: tuple[Tensor, Tensor]
+    taps: tuple[Tensor, Tensor]
+    matrices: list[GatedMatrices]
+    updates: list[Matrix]
+    skip: Matrix
     head: tuple[Matrix, Matrix]
+    position: int = -1
 
 
 def _check(name: str, image_shape: tuple[int, int, int], filters: int, layers: int, head_filters: int) -> None:

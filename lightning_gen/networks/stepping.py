@@ -1,8 +1,8 @@
 """How a network gives one pixel at a time, in pieces that each become one graph.
 
 A `step` may have to look at where it is: a new row, a level of another resolution. It does so on the host, and hands
-everything else to pieces that get tensors only, the position among them. So a piece does the same operations on the same
-memory whenever it comes, and can be compiled once for all positions, or recorded as a CUDA graph and replayed.
+everything else to pieces that get tensors only, the position among them. So a piece does the same operations on the
+same memory whenever it comes, and can be compiled once for all positions, or recorded as a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 Run = Callable[..., Any]
-"""Calls a piece: `run(piece, cache, place, *flags)`, where `piece` is a method of the network, `cache` its cache, `place`
-a position as int64 `[1]` on the device, and flags are what there are few of: bools and strings. What a piece gives
-stays where it is in memory, and holds until the piece is run again."""
+"""Calls a piece: `run(piece, cache, place, *flags)`, where `piece` is a method of the network, `cache` its cache,
+`place` a position as int64 `[1]` on the device, and flags are what there are few of: bools and strings. Running a piece
+again at a place changes nothing. What it gives holds until it is run again."""
 
 
 def call(piece: Callable[..., Any], *arguments: Any) -> Any:

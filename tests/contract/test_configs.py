@@ -23,9 +23,19 @@ import lightning_gen.models
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.cli import main
 from lightning_gen.commands.training import CommandLine, Trainer
-from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates, evaluating
-from lightning_gen.losses import penalties
+from lightning_gen.generative import (
+    Completes,
+    GenerativeModule,
+    HasLatents,
+    HasLogProb,
+    Samples,
+    Translates,
+    evaluating,
+)
+from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import GAN, KDE, Classifier
+from lightning_gen.models.autoregressive import AutoregressiveModule
+from lightning_gen.models.likelihood import LikelihoodModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
@@ -42,6 +52,10 @@ SMALL = {
     "resize": 72,
     "crop": 64,
     "pool_size": 2,
+    "head_filters": 6,
+    "num_blocks": 1,
+    "num_components": 2,
+    "num_orders": 1,  # of those that a batch draws from, which two processes do apart
 }
 POINT_METRICS = {"num_samples": 20, "wasserstein_points": 10}
 NUM_CLASSES = 10  # of MNIST and CIFAR-10
@@ -77,6 +91,8 @@ def accepts(cls, name):
 def shrink_model(settings):
     """At most two critic updates a step; returns how many."""
     cls = getattr(lightning_gen.models, settings["class_path"])
+    if issubclass(cls, AutoregressiveModule):
+        settings["init_args"]["learning_rate"] = 0.05  # classes begin alike, and are to differ after 4 steps
     if not issubclass(cls, GAN):
         return 1
     arguments = settings["init_args"]
@@ -86,8 +102,13 @@ def shrink_model(settings):
     return arguments["n_critic"]
 
 
+def model_class(settings):
+    return getattr(lightning_gen.models, settings["model"]["class_path"])
+
+
 def shrink_data(settings, batches):
     """Pictures and batches as small as the model can take, and if possible so many batches an epoch."""
+    by_pixel, settings = issubclass(model_class(settings), AutoregressiveModule), settings["data"]
     cls = getattr(lightning_gen.data, settings["class_path"])
     arguments = settings["init_args"]
     pairs = "Paired" in cls.__name__ or "Unpaired" in cls.__name__
@@ -100,6 +121,8 @@ def shrink_data(settings, batches):
         arguments["num_val"] = 4  # of 10 pictures
     if "image_size" in arguments:
         arguments["image_size"] = 64 if pairs else 16
+    if by_pixel and cls is not lightning_gen.data.Digits:
+        arguments["image_size"] = 8  # each pixel is a step
     arguments["num_workers"] = 0
 
 
@@ -144,7 +167,7 @@ def pictures(tmp_path_factory):
 def config(request, tmp_path, pictures):
     """A small copy of one shipped configuration."""
     settings = shrunk(yaml.safe_load((CONFIGS / f"{request.param}.yaml").read_text()), pictures)
-    shrink_data(settings["data"], batches=3)
+    shrink_data(settings, batches=3)
     settings["trainer"] |= {
         "max_steps": 4,
         "max_epochs": None,
@@ -247,7 +270,10 @@ def settings_of(config):
 
 
 def keeps_the_contract(model):
-    capabilities = {Translates: translates, Samples: samples, HasLatents: generates, Classifier: classifies}
+    capabilities = {
+        Translates: translates, Samples: samples, HasLatents: generates, Classifier: classifies, HasLogProb: judges,
+        Completes: completes,
+    }  # fmt: skip
     checks = [check for capability, check in capabilities.items() if isinstance(model, capability)]
     assert checks
     for check in checks:
@@ -334,6 +360,41 @@ def generates(model):
         model.generate(torch.zeros(2, model.latent_size + 1), None if labels is None else labels[:2])
 
 
+def of_levels(model, number):
+    """Pictures of the model's levels."""
+    levels = 256 if model.num_levels is None else model.num_levels
+    chosen = torch.randint(levels, (number, *model.image_shape), generator=torch.Generator().manual_seed(0))
+    return levels_to_images(chosen, levels)
+
+
+def judges(model):
+    images = of_levels(model, 5)
+    with torch.no_grad():
+        log_prob = untouched(model, lambda: model.log_prob(images).float())
+        assert log_prob.shape == (5,)
+        assert (log_prob < 0).all()
+        assert torch.equal(model.log_prob(images).float(), log_prob)
+        # A picture does not depend on the others of its batch.
+        torch.testing.assert_close(model.log_prob(images[2:3]).float(), log_prob[2:3], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="Pictures must be"):
+        model.log_prob(images[..., :-1])
+
+
+def completes(model):
+    images = of_levels(model, 3)
+    known = torch.ones(model.image_shape[1:], dtype=torch.bool)
+    known[2:-2, 2:-2] = False
+
+    def complete(seed):
+        return untouched(model, lambda: model.complete(images, known, generator=torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(complete(0), complete(0))
+    assert not torch.equal(complete(0), complete(1))
+    assert torch.equal(complete(0)[..., known], images[..., known])
+    with pytest.raises(ValueError, match="mask"):
+        model.complete(images, known[1:])
+
+
 def classifies(model):
     with torch.no_grad(), evaluating(model):
         features, logits = model(torch.rand(5, *model.image_shape) * 2 - 1)
@@ -361,7 +422,7 @@ def test_going_on_equals_never_having_stopped(config, tmp_path, fresh_process, w
     settings = settings_of(config)
     if settings["model"]["class_path"] == "KDE":
         batches = 5  # it trains for one pass
-    shrink_data(settings["data"], batches)
+    shrink_data(settings, batches)
     settings["data"]["init_args"]["num_workers"] = workers
     settings["trainer"]["limit_train_batches"] = batches
     config.write_text(yaml.safe_dump(settings))
@@ -435,7 +496,7 @@ def fit_with_witness(config, devices, path):
     settings.pop("test_after_fit", None)
     settings["trainer"] |= {"devices": devices, "max_steps": 2, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     settings["trainer"]["strategy"] = "ddp_fork" if devices > 1 else "auto"
-    shrink_data(settings["data"], batches=6)
+    shrink_data(settings, batches=6)
     data = settings["data"]["init_args"]
     data["batch_size"] = data.get("batch_size", 1) * (1 if devices > 1 else 2)
     if settings["model"]["init_args"].get("n_critic"):
@@ -473,7 +534,8 @@ def test_two_processes_hold_equal_weights_and_equal_one_process_with_the_joined_
     fresh_process(fit_with_witness, config, 1, tmp_path / "one.pt")
     two, one = load(tmp_path / "two.pt"), load(tmp_path / "one.pt")
     assert two.keys() == one.keys()
-    assert one.keys() == ({0} if settings_of(config)["model"]["class_path"] == "KDE" else {0, 1})
+    one_player = issubclass(model_class(settings_of(config)), LikelihoodModule | Classifier)
+    assert one.keys() == ({0} if one_player else {0, 1})
     for player, expected in one.items():
         # float32 sums in another order. A bias before instance norm has gradient zero but for rounding, so the absolute
         # tolerance goes by the player's largest gradient.

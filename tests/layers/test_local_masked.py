@@ -1,4 +1,3 @@
-import copy
 from itertools import accumulate
 
 import pytest
@@ -7,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_gen.layers.local_masked import LocallyMaskedConv2d, local_taps
+from lightning_gen.layers.masked import at_pixel
 from lightning_gen.layers.orders import generalized_hilbert_order, local_masks, random_order, raster_order
 
 SIZES = [(3, 1), (3, 2), ((3, 5), (2, 1)), ((1, 3), 3), (1, 1)]
@@ -156,18 +156,25 @@ def test_a_step_is_one_pixel_of_the_whole(kernel_size, dilation, mask_type):
     else:
         mask = local_masks(random_order(5, 4), 5, 4, kernel_size, dilation, mask_type=mask_type)
     taps = local_taps(mask, 5, 4, kernel_size, dilation)
-    known = F.pad(features.flatten(2), (0, 1)).mT
-    with torch.no_grad():
-        stepped = torch.stack([layer.step(known, of_pixel) for of_pixel in taps], dim=2)
-        torch.testing.assert_close(stepped, layer(features, mask).flatten(2))
-        layer.weight = nn.Parameter(layer.weight.contiguous())  # as `load_state_dict(assign=True)` would
-        torch.testing.assert_close(torch.stack([layer.step(known, of_pixel) for of_pixel in taps], dim=2), stepped)
+    known, matrix = F.pad(features.flatten(2), (0, 1)).mT, layer.matrix()
+    expected = layer(features, mask).flatten(2).detach()
+    torch.testing.assert_close(torch.stack([at_pixel(known, of_pixel, matrix) for of_pixel in taps], dim=2), expected)
+    assert not any(part.requires_grad for part in matrix)
+    layer.to(memory_format=torch.channels_last)
+    assert torch.equal(layer.matrix()[0], matrix[0])
+
+    used = (taps < 20).any(0).nonzero().flatten()  # those that no pixel uses are as good as not there
+    taps, matrix = taps[:, used], layer.matrix(used)
+    assert matrix[0].shape == (6, 3 * len(used))
+    torch.testing.assert_close(torch.stack([at_pixel(known, of_pixel, matrix) for of_pixel in taps], dim=2), expected)
 
 
-def test_a_step_copies_no_weights():
-    _, layer = features_and_layer()
-    for of_use in (layer, copy.deepcopy(layer), copy.deepcopy(layer).float()):
-        assert of_use.weight.permute(0, 2, 3, 1).flatten(1).data_ptr() == of_use.weight.data_ptr()
+def test_the_taps_of_a_raster_are_those_above_and_to_the_left():
+    mask = local_masks(raster_order(5, 4), 5, 4, 3, mask_type="B")
+    taps = local_taps(mask, 5, 4, 3)
+    assert taps[6].tolist() == [1, 2, 3, 5, 6, 20, 20, 20, 20]
+    assert taps[3].tolist() == [20, 20, 20, 2, 3, 20, 20, 20, 20]
+    assert features_and_layer(bias=False)[1].matrix()[1] is None
 
 
 # -- as a module ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d, gated, shift_down
+from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d, at_pixel, at_row, gated, shift_down
 
 
 def conv(*arguments, seed: int = 0, **options) -> MaskedConv2d:
@@ -116,22 +116,39 @@ def test_compiles_as_one_graph(layer):
     torch.testing.assert_close(compiled(images), layer(images))
 
 
+@pytest.mark.parametrize("kernel", [1, 3, (3, 5), (1, 7)])
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (1, 5), (4, 1)])
+def test_taps_are_the_past_in_reach(kernel, height, width):
+    layer = conv(2, 2, kernel, "B")
+    up, aside = (kernel // 2,) * 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
+    taps, outside = layer.taps(height, width), height * width
+    assert taps.shape == (height * width, layer.num_past)
+    for row, column in product(range(height), range(width)):
+        past = [
+            y * width + x if y >= 0 and 0 <= x < width else outside
+            for y, x in product(range(row - up, row + 1), range(column - aside, column + aside + 1))
+            if (y, x) <= (row, column)
+        ]
+        assert taps[row * width + column].tolist() == past
+
+
 @pytest.mark.parametrize("kernel", [1, 5, (1, 7)])
 @pytest.mark.parametrize("mask_type", ["A", "B"])
-def test_one_output_from_its_past_whatever_the_future_holds(kernel, mask_type):
-    layer, images = conv(4, 6, kernel, mask_type, 1), pictures(2, 4, 5, 6)
-    expected = layer(images)
-    left, _, top, _ = layer.margins
-    padded = layer.empty_map(2, 5, 6, images)
-    matrix = layer.matrix()
-    padded[:, :, top:, left : left + 6] = torch.nan
-    for row, column in product(range(5), range(6)):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_output_from_its_past_whatever_the_future_holds(kernel, mask_type, channels):
+    layer, images = conv(4, 6, kernel, mask_type, channels), pictures(2, 4, 5, 6)
+    expected = layer(images).flatten(2)
+    taps, matrix = layer.taps(5, 6), layer.matrix()
+    known = torch.full((2, 31, 4), torch.nan, dtype=torch.float64)
+    known[:, -1] = 0
+    for position in range(30):
         # Under mask A the pixel itself is multiplied by zero, so it may hold any number, but not NaN.
-        padded[:, :, top + row, left + column] = 1e3 if mask_type == "A" else images[:, :, row, column]
-        result = F.linear(layer.past(padded, row, column), *matrix)
-        torch.testing.assert_close(result, expected[:, :, row, column], rtol=1e-12, atol=1e-12)
-        padded[:, :, top + row, left + column] = images[:, :, row, column]
+        known[:, position] = 1e3 if mask_type == "A" and channels == 1 else images.flatten(2)[:, :, position]
+        result = at_pixel(known, taps[position], matrix)
+        torch.testing.assert_close(result, expected[:, :, position], rtol=1e-12, atol=1e-12)
+        known[:, position] = images.flatten(2)[:, :, position]
     assert not any(part.requires_grad for part in matrix)
+    assert conv(4, 6, kernel, mask_type, channels, bias=False).matrix()[1] is None
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -140,11 +157,14 @@ def test_the_vertical_convolution_is_the_upper_half_of_one(kernel):
     whole = F.pad(layer.weight, (0, 0, 0, half))
     expected = F.conv2d(images, whole, layer.bias, padding=half)
     torch.testing.assert_close(layer(images), expected)
-    padded = layer.empty_map(2, 4, 6, images)
-    padded[:, :, half:] = torch.nan
+    rows, weights = layer.rows(4), layer.kernel()
+    assert rows[2].tolist() == [2 - up if up <= 2 else 4 for up in range(half, -1, -1)]
+    known = torch.full((2, 5, 6, 2), torch.nan, dtype=torch.float64)
+    known[:, -1] = 0
     for row in range(4):  # with no need of the rows below
-        padded[:, :, half + row] = F.pad(images[:, :, row], (half, half))
-        torch.testing.assert_close(layer.at_row(padded, row), expected[:, :, row : row + 1])
+        known[:, row] = images[:, :, row].mT
+        torch.testing.assert_close(at_row(known, rows[row], weights), expected[:, :, row].mT)
+    assert not any(part.requires_grad for part in weights)
 
 
 def test_shift_down_and_the_gate():
@@ -157,6 +177,7 @@ def test_shift_down_and_the_gate():
     expected = torch.tanh(images[:, :2]) / (1 + torch.exp(-images[:, 2:]))
     torch.testing.assert_close(gated(images), expected)
     torch.testing.assert_close(gated(images[..., 0, 0]), expected[..., 0, 0])
+    torch.testing.assert_close(gated(images.movedim(1, -1), dim=-1), expected.movedim(1, -1))
 
 
 @pytest.mark.parametrize(
