@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from lightning_gen.layers.local_masked import LocallyMaskedConv2d, local_taps
+from lightning_gen.layers.activation import concat_elu
+from lightning_gen.layers.local_masked import KindsOfMasks, LocallyMaskedConv2d, kinds_of_masks, local_taps
 from lightning_gen.layers.masked import Matrix, at_pixel
 from lightning_gen.layers.orders import as_order, local_masks, s_curve_order, symmetries
 from lightning_gen.networks.building import check_image_shape
@@ -33,7 +35,22 @@ class LocalMasks(NamedTuple):
     """Of type B, of the dilated convolutions."""
 
 
-Convolve = Callable[[LocallyMaskedConv2d, Tensor, Tensor], Tensor]
+class LocalKinds(NamedTuple):
+    """The masks of one order whose pixels have few kinds of them."""
+
+    first: KindsOfMasks
+    """Of type A."""
+
+    plain: KindsOfMasks
+    """Of type B."""
+
+    dilated: KindsOfMasks
+    """Of type B, of the dilated convolutions."""
+
+
+MOST_KINDS = 4  # of masks, up to which convolutions with masked weights are faster than masked columns
+
+Convolve = Callable[[LocallyMaskedConv2d, Tensor, Any], Tensor]
 """How a layer is applied to features with a mask: to whole pictures or, with taps, to one pixel."""
 
 
@@ -149,6 +166,15 @@ class LMConvNetwork(nn.Module):
         self.register_buffer("orders", torch.stack(checked), persistent=False)
         for name, of_orders in zip(LocalMasks._fields, zip(*masks, strict=True), strict=True):
             self.register_buffer(f"{name}_masks", torch.stack(of_orders), persistent=False)
+            dilation = self.dilation if name == "dilated" else 1
+            found = [kinds_of_masks(m, *self.image_shape[1:], self.kernel_size, dilation, most=MOST_KINDS)
+                     for m in of_orders]  # fmt: skip
+            few = [kinds for kinds in found if kinds is not None]
+            stacked = [pad_sequence(list(parts), batch_first=True) for parts in zip(*few, strict=True)]
+            for part, tensor in zip(
+                KindsOfMasks._fields, stacked if len(few) == len(masks) else (None, None), strict=True
+            ):
+                self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
     def masks_of(self, order: Tensor | Sequence[int]) -> LocalMasks:
         """The masks of an order of one's own, `[H * W]`, on the network's device: what `forward` takes for an order.
@@ -179,7 +205,8 @@ class LMConvNetwork(nn.Module):
         """
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}.")
-        return self._whole(images, self._masks(order), lambda layer, features, mask: layer(features, mask))
+        masks = self._kinds(order) or self._masks(order)
+        return self._whole(images, masks, lambda layer, features, mask: layer(features, mask))
 
     def init_cache(self, batch: int, device: torch.device, order: int | LocalMasks = 0) -> LMConvCache:
         """For pictures of which no pixel is known.
@@ -273,12 +300,21 @@ class LMConvNetwork(nn.Module):
             raise ValueError(f"The order must be an index from 0 to {count - 1}, got {order}.")
         return LocalMasks(self.first_masks[order], self.plain_masks[order], self.dilated_masks[order])
 
-    def _whole(self, images: Tensor, masks: LocalMasks, convolve: Convolve) -> Tensor:
+    def _kinds(self, order: int | Tensor | LocalMasks) -> LocalKinds | None:
+        """The same as `_masks`, if there are few kinds of them and all pictures have one order."""
+        names = LocalKinds._fields
+        if not isinstance(order, int) or any(getattr(self, f"{name}_kinds") is None for name in names):
+            return None
+        self._masks(order)  # that there is such an order
+        parts = ((getattr(self, f"{name}_{part}")[order] for part in KindsOfMasks._fields) for name in names)
+        return LocalKinds(*(KindsOfMasks(*part) for part in parts))
+
+    def _whole(self, images: Tensor, masks: LocalMasks | LocalKinds, convolve: Convolve) -> Tensor:
         # The ones tell a black pixel from one outside the picture or not yet generated.
         inputs = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
         return self._after_first(self.first(inputs, masks.first), masks, convolve)
 
-    def _after_first(self, features: Tensor, masks: LocalMasks, convolve: Convolve) -> Tensor:
+    def _after_first(self, features: Tensor, masks: LocalMasks | LocalKinds, convolve: Convolve) -> Tensor:
         """All after the first convolution, for whole pictures `[N, filters, H, W]` or single pixels `[N, filters]`."""
         features = positional_norm(features)
         shortcuts = [features]
@@ -314,7 +350,7 @@ class GatedBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = LocallyMaskedConv2d(2 * filters, 2 * filters, kernel_size)
 
-    def forward(self, features: Tensor, mask: Tensor, convolve: Convolve, earlier: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, mask: Any, convolve: Convolve, earlier: Tensor | None = None) -> Tensor:
         """`[N, filters, ...]` to the same shape; `earlier`, of that shape too, comes through the shortcut."""
         hidden = positional_norm(convolve(self.conv1, concat_elu(features), mask))
         if self.shortcut is not None and earlier is not None:
@@ -331,11 +367,6 @@ class Pointwise(nn.Linear):
         if features.ndim == 2:
             return super().forward(features)
         return F.conv2d(features, self.weight[:, :, None, None], self.bias)
-
-
-def concat_elu(features: Tensor) -> Tensor:
-    """ELU of the features and of their negatives, `[N, 2 C, ...]` (PixelCNN++, arXiv 1701.05517)."""
-    return F.elu(torch.cat([features, -features], dim=1))
 
 
 def positional_norm(features: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.layers.activation import concat_elu
 from lightning_gen.layers.conditional import check_labels
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import (
@@ -438,41 +439,6 @@ class Dropout(nn.Dropout):
         random = random[: features.numel()].as_strided(features.shape, torch.empty_like(features).stride())
         kept = random >= share - 2**15
         return features * kept.to(features.dtype).mul_(2**16 / (2**16 - share))
-
-
-def concat_elu(features: Tensor, dim: int = 1) -> Tensor:
-    """ELU of the features and of their negatives, side by side."""
-    if features.device.type == "cpu" and not torch.compiler.is_compiling():
-        if torch.is_grad_enabled() and features.requires_grad:
-            return cast(Tensor, _ConcatELU.apply(features, dim))
-        return _concat_elu(features, dim)
-    return F.elu(torch.cat([features, -features], dim))
-
-
-def _concat_elu(features: Tensor, dim: int) -> Tensor:
-    """With one exponential for both halves: elu(x) = max(x, exp(-|x|) - 1).
-
-    And not with expm1, of which PyTorch makes elu, and which can cost more on a CPU than a convolution.
-    """
-    negated = -features
-    below = torch.minimum(features, negated)
-    below = below.to(torch.promote_types(below.dtype, torch.float32)).exp_().sub_(1).to(features.dtype)
-    return torch.cat([torch.maximum(features, below), torch.maximum(negated, below)], dim)
-
-
-class _ConcatELU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, dim: int) -> Tensor:
-        result = _concat_elu(features, dim)
-        ctx.save_for_backward(result)
-        ctx.dim = dim
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (result,) = ctx.saved_tensors
-        plus, minus = torch.ops.aten.elu_backward(gradient, 1, 1, 1, True, result).chunk(2, ctx.dim)
-        return plus - minus, None
 
 
 @dataclass(frozen=True, eq=False)

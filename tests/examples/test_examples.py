@@ -15,6 +15,7 @@ from lightning_gen.data.toy import Line, Mixture
 from lightning_gen.losses import FDivergence, Minimax, NonSaturating
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance
 from lightning_gen.metrics.scores import kernel_distance
+from lightning_gen.testing import receptive_field_report
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "plot")
@@ -272,6 +273,115 @@ def test_the_chosen_width_is_the_top_of_its_curve():
     chosen = density.fit(points).width.item()
     scores, _ = density.curves(points, points[:1], [chosen / 1.3, chosen, chosen * 1.3])
     assert max(scores) == scores[1]
+
+
+@pytest.mark.parametrize("name", ["PixelCNN", "Row LSTM", "Diagonal BiLSTM", "Gated PixelCNN", "PixelCNN++", "LMConv"])
+def test_the_bits_of_the_hidden_half_are_of_a_distribution_over_all_halves(name, monkeypatch):
+    """Of 4 x 4 black and white pixels 2 are hidden: the four ways to fill them have probabilities that sum to 1."""
+    completions = script("completions")
+    known = torch.ones(4, 4, dtype=torch.bool)
+    known[3, 2:] = False
+    monkeypatch.setattr(completions, "KNOWN", known)
+    make, _, _, size = completions.MODELS[name]
+    torch.manual_seed(0)
+    model = make((1, 4, 4), num_levels=2, **size)
+    image = torch.randint(0, 2, (1, 1, 4, 4)) * 2.0 - 1
+    probabilities = []
+    for pixels in ([-1, -1], [-1, 1], [1, -1], [1, 1]):
+        image[0, 0, ~known] = torch.tensor(pixels, dtype=torch.float32)
+        probabilities.append(2 ** (-2 * completions.bits(model, image)))
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    assert max(probabilities) - min(probabilities) > 1e-3  # the models are not trained, but not flat either
+
+
+def test_completions_without_a_model_keep_what_is_known_and_take_the_rest_from_training():
+    completions = script("completions")
+    train = torch.stack([torch.full((1, 8, 8), shade) for shade in (-1.0, 0.0, 1.0)])
+    images = torch.tensor([-0.9, 0.1, 0.6]).view(3, 1, 1, 1).expand(3, 1, 8, 8)
+    found = completions.without_model(images, train)
+    for name, filled in found.items():
+        assert filled.shape == (2, 3, 1, 8, 8), name
+        assert (filled == images)[..., :4, :].all(), name
+        assert torch.isin(filled[..., 4:, :], train).all(), name
+    halves = {name: filled[..., 4:, :].flatten(-3) for name, filled in found.items()}
+    assert halves["nearest half"].equal(torch.tensor([-1.0, 0.0, 1.0]).view(3, 1).expand(2, 3, 32))
+    assert (halves["any half"] == halves["any half"][..., :1]).all()
+    assert not (halves["independent pixels"] == halves["independent pixels"][..., :1]).all(-1).any()
+
+
+def test_the_nearest_of_points_in_the_plane():
+    others = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0]])
+    points = torch.tensor([[[1.9, 0.0], [2.1, 0.0]], [[0.0, 1.6], [9.0, 9.0]]])
+    assert script("completions").nearest(points, others).tolist() == [[0, 1], [2, 1]]
+
+
+def test_the_wedge_has_the_size_that_is_counted_by_hand():
+    """With c columns to the right of the pixel, u rows up, it is c - u - 2 wide: with 10, 7 + 6 + ... + 1."""
+    blind = script("blind_spot")
+    assert blind.WEDGE.sum(1).tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7] + [0] * 7
+    assert (blind.WEDGE & blind.within(5)).nonzero().tolist() == [[7, 14], [8, 13], [8, 14]]
+    assert blind.LAST_ABOVE.nonzero().tolist() == [[8, 19]]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_what_is_seen_to_the_right_has_its_closed_form(layers):
+    """Each layer wins a column, for which all but the right network pay with a row; the first wins three for one."""
+    blind = script("blind_spot")
+    torch.manual_seed(0)
+    for network, wins, rows in [
+        (blind.pixelcnn(layers), True, 3 + layers),
+        (blind.gated(layers), False, 4 + layers),
+        (blind.gated(layers, mistaken=True), True, 4 + 2 * layers),
+    ]:
+        field = receptive_field_report(network, blind.SHAPE, (blind.ROW, blind.COLUMN))
+        assert not field.leaks.any()
+        seen = field.influence[: blind.ROW, blind.COLUMN + 1 :].sum(1).flip(0).tolist()  # the row above first
+        columns = 3 + layers
+        expected = [min(up + 2, columns) if wins else columns for up in range(1, blind.ROW + 1)]
+        assert seen == [number if up <= rows else 0 for up, number in enumerate(expected, start=1)]
+
+
+def test_neighbours_of_a_small_picture_counted_by_hand():
+    """In 2 x 3 pixels are 7 pairs side by side and 4 across corners. The raster jumps once."""
+    generation = script("generation_orders")
+    order = torch.arange(6)
+    assert generation.jumps(order, 3).tolist() == [False, False, True, False, False]
+    assert generation.count(order, 2, 3)[:2] == (1, 11)
+    kinds = generation.kinds(order, 2, 3)
+    assert kinds[:, 0].tolist() == [0, 0, 0, 0, 5, 1, 0, 1, 1]  # the first sees nothing
+    assert (kinds[:, 5] > 1).nonzero().flatten().tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name", ["Raster", "S-curve", "Hilbert", "Generalised Hilbert", "Random", "S-curve, hole last"]
+)
+def test_what_the_kinds_of_taps_say_is_what_the_order_says(name):
+    generation = script("generation_orders")
+    curve, height, width = generation.ORDERS[name]
+    order, known = curve(height, width), generation.known(height, width)
+    kinds, time = generation.kinds(order, height, width).view(9, height, width), order.argsort().view(height, width)
+    given = beside = 0
+    for row, column, tap in np.ndindex(height, width, 9):
+        other = row + tap // 3 - 1, column + tap % 3 - 1
+        kind = kinds[tap, row, column]
+        if not (0 <= other[0] < height and 0 <= other[1] < width):
+            assert kind == 0
+        elif tap == 4:
+            assert kind == 5
+        else:
+            across = bool(known[other] & ~known[row, column])
+            assert kind == 1 + (time[other] < time[row, column]) + 2 * across
+            beside += across
+            given += across and bool(time[other] < time[row, column])
+    assert generation.count(order, height, width)[2:] == (given, beside)
+
+
+def test_a_raster_and_its_reverse_share_what_there_is_to_see():
+    generation = script("generation_orders")
+    order = torch.arange(80)
+    (_, _, seen, beside), (_, _, reverse, _) = (generation.count(each, 8, 10) for each in (order, order.flip(0)))
+    assert seen == reverse == beside / 2
+    assert beside == 4 * 5 + 3 * (2 * (4 - 2) + 2 * (6 - 2))  # of a hole of 4 x 6: corners see 5 known ones, edges 3
 
 
 def test_a_chart_draws_where_the_numbers_are(tmp_path):

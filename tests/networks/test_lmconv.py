@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from lightning_gen.layers.activation import concat_elu
 from lightning_gen.layers.local_masked import LocallyMaskedConv2d
 from lightning_gen.layers.orders import (
     generalized_hilbert_order,
@@ -12,7 +13,7 @@ from lightning_gen.layers.orders import (
     s_curve_order,
     symmetries,
 )
-from lightning_gen.networks.lmconv import GatedBlock, LMConvNetwork, concat_elu, positional_norm
+from lightning_gen.networks.lmconv import GatedBlock, LMConvNetwork, positional_norm
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
 
 ORDERS = {
@@ -273,28 +274,67 @@ def test_autocast_trains_it():
 
 
 def test_nothing_as_large_as_columns_is_kept_for_the_backward_pass(monkeypatch):
-    network, images = small(), pictures()
+    network, images = small(), pictures(16)  # so many that features are larger than weights
     fewest = 9 * 2 * images.numel()  # of the first convolution, that has two channels
+    masks = network.masks_of(network.orders[5])
 
-    def largest_saved():
+    def largest_saved(order=masks):
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda kept: saved.append(kept.numel()) or kept, lambda kept: kept
         ):
-            network(images, 5).sum().backward()
+            network(images, order).sum().backward()
         return max(saved)
 
-    assert largest_saved() <= 2 * 4 * images.numel() < fewest  # what goes into a convolution
+    # What goes into a convolution; with few kinds of masks there are no columns at all.
+    assert largest_saved() <= 2 * 4 * images.numel() < fewest
+    assert largest_saved(5) <= 2 * 4 * images.numel()
 
     def plain(layer, features, mask):
         columns = torch.nn.functional.unfold(features, layer.kernel_size, layer.dilation, layer.padding)
         columns = (columns.unflatten(1, (-1, 9)) * mask).flatten(1, 2)
         return (layer.weight.flatten(1) @ columns + layer.bias[:, None]).unflatten(2, features.shape[2:])
 
-    expected = network(images, 5)
+    expected = network(images, masks)
     monkeypatch.setattr(LocallyMaskedConv2d, "forward", plain)
-    torch.testing.assert_close(network(images, 5), expected)
+    torch.testing.assert_close(network(images, masks), expected)
     assert largest_saved() >= 9 * 2 * 4 * images.numel()
+
+
+# -- few kinds of masks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("curve", [raster_order, s_curve_order])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_few_kinds_of_masks_give_what_the_masks_give(curve, dilation):
+    network, images = small(orders=symmetries(curve, 4, 6), dilation=dilation), pictures()
+    assert network.plain_kinds.shape == (8, 1 if curve is raster_order else 2, 3, 3)
+    for number, order in enumerate(network.orders):
+        results, gradients = [], []
+        for given in (number, network.masks_of(order)):
+            results.append(network(images, given))
+            gradients.append(torch.autograd.grad(results[-1].square().sum(), list(network.parameters())))
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*gradients)
+
+
+def test_orders_with_more_and_fewer_kinds_share_a_network():
+    few, images = small(orders=[raster_order(4, 6), s_curve_order(4, 6)]), pictures()
+    assert few.plain_kinds.shape[:2] == (2, 2)
+    many = small(orders=[raster_order(4, 6), random_order(4, 6)])
+    assert many.plain_kinds is None
+    for network in (few, many):
+        for number, order in enumerate(network.orders):
+            torch.testing.assert_close(network(images, number), network(images, network.masks_of(order)))
+    few.set_orders([random_order(4, 6)])
+    torch.testing.assert_close(few(images), few(images, few.masks_of(random_order(4, 6))))
+
+
+def test_a_wrong_kind_is_caught():
+    network = small((1, 4, 6), [s_curve_order(4, 6)])
+    network.plain_places = network.plain_places.flip(1)
+    with pytest.raises(AssertionError, match="Not autoregressive"):
+        assert_autoregressive(network, (1, 4, 6), s_curve_order(4, 6))
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from lightning_gen.layers.shifted import (
 from lightning_gen.layers.weight_norm import WeightNormalized
 from lightning_gen.losses.logistic_mixture import logistic_mixture_channels
 from lightning_gen.networks import pixelcnn_pp
-from lightning_gen.networks.pixelcnn_pp import Block, Dropout, GatedResnet, PixelCNNPPNetwork, concat_elu
+from lightning_gen.networks.pixelcnn_pp import Block, Dropout, GatedResnet, PixelCNNPPNetwork
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
 
 SHAPES = [(1, 8, 8), (3, 4, 8), (3, 8, 4), (2, 4, 4)]
@@ -454,26 +454,6 @@ def test_the_cost_of_a_step_does_not_depend_on_the_picture():
 
 
 # What it is made of
-
-
-@pytest.mark.parametrize("dim", [1, 2])
-def test_concat_elu(dim):
-    features = (pictures(2, 3, 4) * 3).requires_grad_()
-    expected = F.elu(torch.cat([features, -features], dim))
-    torch.testing.assert_close(concat_elu(features, dim), expected, rtol=0, atol=1e-15)
-    torch.testing.assert_close(concat_elu(features.detach(), dim), expected.detach(), rtol=0, atol=1e-15)
-    assert torch.autograd.gradcheck(concat_elu, (features, dim))
-    assert torch.autograd.gradgradcheck(concat_elu, (features, dim))
-    assert concat_elu(torch.tensor([[-200.0, 200, 0]])).tolist() == [[-1, 200, 0, 200, -1, 0]]
-    features = torch.tensor([[-1e-9, 1e-9, 0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(concat_elu(features)[:, :3].sum(), features)
-    torch.testing.assert_close(gradient, torch.ones(1, 3))
-
-
-def test_concat_elu_of_halves_is_as_exact_as_they_are():
-    features = torch.linspace(-3, 3, 1001).bfloat16()[None]
-    expected = F.elu(torch.cat([features, -features], 1).float()).bfloat16()
-    torch.testing.assert_close(concat_elu(features), expected, rtol=2**-8, atol=1e-7)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.3])
