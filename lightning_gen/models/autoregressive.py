@@ -260,8 +260,10 @@ class AutoregressiveModule(LikelihoodModule):
         if generator is None:
             generator = torch.Generator()
             generator.seed()
+        if settings["method"] == "cached" and not hasattr(self.network, "step"):
+            settings["method"] = "naive"
         parts = [images[:0].to(self.device)]
-        with evaluating(self.network), torch.autocast(self.device.type, enabled=False):
+        with evaluating(self.network):
             for start in range(0, len(images), SAMPLES_AT_ONCE):
                 part = slice(start, start + SAMPLES_AT_ONCE)
                 given = {name: value[part] for name, value in context.items()} | dict(order.settings)

@@ -99,7 +99,8 @@ class PixelCNNPP(AutoregressiveModule):
             try:
                 examples = examples_of(loader)
             except TypeError:  # a stream, or what is no Dataset
-                self.initialize(next(iter(loader)))
+                with torch.random.fork_rng(devices=[]):  # a loader's iterator may take from it
+                    self.initialize(next(iter(loader)))
                 return
             count = len(examples)  # type: ignore[arg-type]
             # Not the loader's own first batch, which would be taken from training.

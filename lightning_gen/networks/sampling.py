@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -75,26 +76,27 @@ def draw_pixels(
         return images.to(weight.device, torch.float32)
     first, settings = wanted[0], dict(settings or {})
     drawing = _Drawing(likelihood, images.to(weight.device, torch.float32), hole.to(weight.device), temperature)
-    if method == "naive":
-        known = images.to(weight).clone()
-        step = _whole_passes(network, known, settings)
-        first, run = wanted[0], call
-    else:
-        cache = network.init_cache(len(images), weight.device, **settings)  # type: ignore[operator]
-        known = cache.images
-        known.copy_(images)
-        run = _runner(weight.device, compile)
-        step = _steps(network, cache, run)
-        if first and hasattr(network, "prefill"):
-            network.prefill(cache, int(order[first]))  # type: ignore[operator]
-        elif first:
-            first = 0
     places = places_of(images.shape[2], images.shape[3], weight.device)
     noise = drawing.noise_ahead(len(wanted), generator)
     is_wanted = set(wanted)
-    steps = range(first, wanted[-1] + 1)
-    with torch._dynamo.config.patch(recompile_limit=_KINDS_OF_STEPS) if compile else torch.no_grad():
-        for number in tqdm(steps, desc="pixels", delay=_SILENCE, disable=None, leave=False):
+    with ExitStack() as contexts:
+        # Caches have the type of the weights.
+        contexts.enter_context(torch.autocast(weight.device.type, enabled=False))
+        if compile:
+            contexts.enter_context(torch._dynamo.config.patch(recompile_limit=_KINDS_OF_STEPS))
+        if method == "naive":
+            known, run = images.to(weight).clone(), call
+            step = _whole_passes(network, known, settings)
+        else:
+            cache = network.init_cache(len(images), weight.device, **settings)  # type: ignore[operator]
+            known, run = cache.images, _runner(weight.device, compile)
+            known.copy_(images)
+            step = _steps(network, cache, run)
+            if first and hasattr(network, "prefill"):
+                network.prefill(cache, int(order[first]))  # type: ignore[operator]
+            else:
+                first = 0
+        for number in tqdm(range(first, wanted[-1] + 1), desc="pixels", delay=_SILENCE, disable=None, leave=False):
             position = int(order[number])
             if number not in is_wanted:
                 step(position)

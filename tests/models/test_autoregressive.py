@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 from lightning_gen.data import Digits
 from lightning_gen.generative import Completes, GenerativeModule, HasLogProb, Samples
 from lightning_gen.layers.orders import random_order
+from lightning_gen.losses import Bernoulli
 from lightning_gen.losses.categorical import images_to_levels, levels_to_images
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
 from lightning_gen.models.adversarial import NonFiniteLossError
+from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive
 
 SIDE = 3
@@ -392,6 +394,40 @@ def test_a_map_conditions_each_place():
             model.sample(4, condition=wrong)
     batch = [{"image": image, "condition": c} for image, c in zip(BINARY[:4], condition, strict=True)]
     fit(model, DataLoader(batch, 2))
+
+
+# A network of one's own
+
+
+class Own(AutoregressiveModule):
+    """A logit for each pixel from the one to its left; no steps, so it is drawn by whole passes."""
+
+    def __init__(self, image_shape, slope=2.0):
+        super().__init__(image_shape, Bernoulli(), learning_rate=0.1)
+        self.network = Left(slope)
+
+
+class Left(nn.Module):
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, images):
+        return self.slope * nn.functional.pad(images, (1, 0))[..., :-1].unsqueeze(1)
+
+
+def test_a_network_of_ones_own_that_has_no_steps(tmp_path):
+    model = Own((1, 2, 3))
+    assert_autoregressive(model.network, (1, 2, 3), channels="ordered")
+    every = levels_to_images(torch.tensor(list(itertools.product((0, 1), repeat=6))).view(-1, 1, 2, 3), 2)
+    with torch.no_grad():
+        assert model.log_prob(every).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    drawn = model.sample(2000, generator=seeded())
+    agree = (drawn[..., 1:] == drawn[..., :-1]).float().mean().item()
+    assert agree == pytest.approx(1 / (1 + math.exp(-2)), abs=0.02)
+    trainer = fit(model, DataLoader(drawn, 500))
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    assert Own.load_from_checkpoint(tmp_path / "own.ckpt").network.slope == model.network.slope
 
 
 # Orders

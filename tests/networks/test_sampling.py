@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -203,3 +204,35 @@ def test_compiled_pieces_draw_the_same(likelihood, channels, by_channel, monkeyp
     assert torch.equal(drawn, expected)
     options = {"fullgraph": True, "dynamic": False}
     assert compiled == [("parameters_at", options), ("write", options)]  # each once, for all positions
+
+
+@pytest.mark.parametrize("method", ["cached", "naive"])
+def test_autocast_around_it_makes_no_difference(method):
+    likelihood = Categorical(4)
+    network = network_for(likelihood, 1, True)
+    expected = draw_pixels(network, likelihood, *blank(3, 1), raster_order(3, 2), seeded(), method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = draw_pixels(network, likelihood, *blank(3, 1), raster_order(3, 2), seeded(), method=method)
+    assert torch.equal(drawn, expected)
+
+
+def test_a_long_sampling_shows_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(sampling, "_SILENCE", 0.0)
+    monkeypatch.setattr(sampling, "tqdm", partial(sampling.tqdm, mininterval=0))  # and as if someone watched
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    likelihood = Bernoulli()
+    draw_pixels(network_for(likelihood, 1, True), likelihood, *blank(3, 1), raster_order(3, 2), seeded())
+    assert "pixels" in (told := capsys.readouterr().err)
+    assert "/6" in told
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_graphs_draw_the_same():
+    likelihood = Categorical(4)
+    network = network_for(likelihood, 2, True).cuda()
+    cached, naive = (
+        draw_pixels(network, likelihood, *blank(5, 2), raster_order(3, 2), seeded(), method=method)
+        for method in ("cached", "naive")
+    )
+    assert torch.equal(cached, naive)
+    assert len(set(network.steps)) == 6
