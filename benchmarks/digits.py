@@ -26,7 +26,7 @@ from lightning_gen.data.base import examples_of
 from lightning_gen.losses import images_to_levels
 
 LEVELS = 17
-CONFIGS = ["kde", "row_lstm", "diagonal_bilstm", "pixelcnn", "gated_pixelcnn", "pixelcnn_pp", "lmconv"]
+CONFIGS = ["kde", "row_lstm", "diagonal_bilstm", "pixelcnn", "gated_pixelcnn", "pixelcnn_pp", "pixelsnail", "lmconv"]
 OPTIONS = {"gated_pixelcnn": ["--model.num_classes", "null"]}
 
 

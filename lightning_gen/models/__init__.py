@@ -12,6 +12,7 @@ from lightning_gen.models.pix2pix import Pix2Pix
 from lightning_gen.models.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from lightning_gen.models.pixelcnn import GatedPixelCNN, PixelCNN
 from lightning_gen.models.pixelcnn_pp import PixelCNNPP
+from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.wgan import WGAN, WGANGP
 
@@ -32,5 +33,6 @@ __all__ = [
     "Pix2Pix",
     "PixelCNN",
     "PixelCNNPP",
+    "PixelSNAIL",
     "RowLSTM",
 ]

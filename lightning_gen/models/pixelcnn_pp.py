@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.optim import Optimizer
-
-from lightning_gen.callbacks.ema import EMA
-from lightning_gen.data.base import examples_of
 from lightning_gen.losses.pixels import LogisticMixture
-from lightning_gen.models.autoregressive import AutoregressiveModule
+from lightning_gen.models.weight_normalized import WeightNormalizedModule
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 
-INIT_IMAGES = 16  # that weight norm is initialised from
 
-
-class PixelCNNPP(AutoregressiveModule):
+class PixelCNNPP(WeightNormalizedModule):
     """Shifted convolutions over three resolutions with shortcuts, and a discretised mixture of logistics.
 
     The defaults are those of the paper's code: Adam at 1e-3 with (0.95, 0.9995), a rate that falls by 0.999995 a step,
@@ -49,7 +39,6 @@ class PixelCNNPP(AutoregressiveModule):
     """
 
     network: PixelCNNPPNetwork
-    initialized: Tensor
 
     def __init__(
         self,
@@ -77,9 +66,7 @@ class PixelCNNPP(AutoregressiveModule):
             lr_decay=lr_decay,
             **settings,
         )
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), or be null for no average; got {ema_decay}.")
-        self.ema_decay, self.betas = ema_decay, betas
+        self.start_from_pictures(ema_decay, betas)
         self.network = PixelCNNPPNetwork(
             self.image_shape,
             outputs=likelihood.num_parameters(self.image_shape[0]),
@@ -89,39 +76,3 @@ class PixelCNNPP(AutoregressiveModule):
             dropout=dropout,
             num_classes=num_classes,
         )
-        # A checkpoint is initialised, whether or not a step was taken.
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-
-    def on_train_start(self) -> None:
-        """Initialise from training pictures, unless a checkpoint brought weights."""
-        if not self.initialized:
-            loader: Any = self.trainer.train_dataloader
-            try:
-                examples = examples_of(loader)
-            except TypeError:  # a stream, or what is no Dataset
-                with torch.random.fork_rng(devices=[]):  # a loader's iterator may take from it
-                    self.initialize(next(iter(loader)))
-                return
-            count = len(examples)  # type: ignore[arg-type]
-            # Not the loader's own first batch, which would be taken from training.
-            spread = [examples[i * count // INIT_IMAGES] for i in range(INIT_IMAGES)]
-            self.initialize(loader.collate_fn(spread))
-
-    @torch.no_grad()
-    def initialize(self, batch: Any) -> None:
-        """Scale and shift every layer by its activations on a batch; with several processes, on that of rank 0."""
-        images, context = self.images_and_context(batch)
-        self.network.initialize(images.to(self.device), **context)
-        if dist.is_available() and dist.is_initialized():
-            for parameter in self.network.parameters():
-                dist.broadcast(parameter, 0)
-        self.initialized.fill_(True)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """The average of the weights, unless the run has one of its own, which Lightning would otherwise replace."""
-        given = self._trainer is not None and any(isinstance(c, EMA) for c in self._trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if given or self.ema_decay is None else [EMA(["network"], decay=self.ema_decay)]
-
-    def default_optimizer(self, parameters: Any) -> Optimizer:
-        """Adam, with the paper's betas."""
-        return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, fused=True)

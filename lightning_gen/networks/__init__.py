@@ -9,6 +9,7 @@ from lightning_gen.networks.patchgan import PatchDiscriminator, PixelDiscriminat
 from lightning_gen.networks.pixel_rnn import DiagonalBiLSTMNetwork, RowLSTMNetwork
 from lightning_gen.networks.pixelcnn import GatedPixelCNNNetwork, PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
+from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PixelCNNNetwork",
     "PixelCNNPPNetwork",
     "PixelDiscriminator",
+    "PixelSNAILNetwork",
     "ResNetGenerator",
     "ResidualDiscriminator",
     "ResidualGenerator",

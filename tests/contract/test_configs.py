@@ -54,6 +54,7 @@ SMALL = {
     "pool_size": 2,
     "head_filters": 6,
     "num_blocks": 1,
+    "num_resnets": 1,
     "num_components": 2,
     "num_orders": 1,  # of those that a batch draws from, which two processes do apart
 }

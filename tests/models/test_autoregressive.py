@@ -15,7 +15,7 @@ from lightning_gen.generative import Completes, GenerativeModule, HasLogProb, Sa
 from lightning_gen.layers.orders import random_order
 from lightning_gen.losses import Bernoulli
 from lightning_gen.losses.categorical import images_to_levels, levels_to_images
-from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
+from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, PixelSNAIL, RowLSTM
 from lightning_gen.models.adversarial import NonFiniteLossError
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive
@@ -30,6 +30,16 @@ MODELS = {
     "PixelCNN": partial(PixelCNN, filters=8, layers=2, head_filters=16),
     "GatedPixelCNN": partial(GatedPixelCNN, filters=8, layers=2, kernel_size=3, head_filters=16),
     "PixelCNNPP": partial(PixelCNNPP, filters=8, num_blocks=1, num_scales=1, num_components=2, dropout=0.0),
+    "PixelSNAIL": partial(
+        PixelSNAIL,
+        filters=8,
+        num_blocks=1,
+        num_resnets=1,
+        attention_keys=4,
+        attention_values=8,
+        num_components=2,
+        dropout=0.0,
+    ),
     "LMConv": partial(LMConv, filters=8, num_blocks=1, num_components=2),
 }
 ORDERED = ("RowLSTM", "DiagonalBiLSTM", "PixelCNN", "GatedPixelCNN")
@@ -91,7 +101,7 @@ def test_fitted_to_known_probabilities_the_likelihood_reaches_the_entropy(make):
     assert entropy < 4  # of at most 6.24
     settings = {"num_orders": 2} if make.name == "LMConv" else {}
     model = make(moved=False, **settings).train()
-    if make.name == "PixelCNNPP":
+    if make.name in ("PixelCNNPP", "PixelSNAIL"):
         model.initialize(BINARY[torch.multinomial(p, 64, replacement=True, generator=seeded())])
     optimizer = torch.optim.Adam(model.parameters())
     levels = images_to_levels(BINARY, 2)
@@ -235,14 +245,14 @@ def test_it_trains_measures_and_is_what_it_promises(make):
     nll = trainer.callback_metrics["val/nll"].item()
     with torch.no_grad():
         log_prob = model.log_prob(images)
-    if make.name != "PixelCNNPP":  # which was validated with averaged weights
+    if make.name not in ("PixelCNNPP", "PixelSNAIL"):  # which was validated with averaged weights
         assert nll == pytest.approx(-log_prob.mean().item(), rel=1e-5)  # the ragged last batch weighs what it should
     bits = trainer.callback_metrics["val/bpd-5level"].item()
     assert bits == pytest.approx(nll / 16 / math.log(2), rel=1e-6)
 
 
 def test_log_prob_is_that_of_evaluation_mode(make):
-    settings = {"dropout": 0.5} if make.name in ("PixelCNNPP", "LMConv") else {}
+    settings = {"dropout": 0.5} if make.name in ("PixelCNNPP", "PixelSNAIL", "LMConv") else {}
     model = make((1, 4, 4), 5, **settings).train()
     images = pictures(4, (1, 4, 4), 5)
     state = torch.get_rng_state()

@@ -10,7 +10,7 @@ from lightning_gen.callbacks import EMA
 from lightning_gen.layers.weight_norm import WeightNormalized
 from lightning_gen.losses.categorical import levels_to_images
 from lightning_gen.models import PixelCNNPP
-from lightning_gen.models.pixelcnn_pp import INIT_IMAGES
+from lightning_gen.models.weight_normalized import INIT_IMAGES
 
 SMALL = {"num_levels": 5, "filters": 6, "num_blocks": 1, "num_scales": 2, "num_components": 2}
 

@@ -1,0 +1,82 @@
+"""What models share whose networks have weight norm: a start from pictures, an average of the weights, and Adam."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gen.callbacks.ema import EMA
+from lightning_gen.data.base import examples_of
+from lightning_gen.models.autoregressive import AutoregressiveModule
+
+INIT_IMAGES = 16  # that weight norm is initialised from
+
+
+class _Initialized(Protocol):
+    def initialize(self, images: Tensor, labels: Tensor | None = None) -> None: ...
+
+
+class WeightNormalizedModule(AutoregressiveModule):
+    """A model whose `network` has `initialize`, which is called before the first step.
+
+    It is called with pictures spread evenly over the training data, rank 0's, after which all layers start with
+    activations of mean 0 and variance 1. A subclass calls `start_from_pictures` when it is made.
+    """
+
+    initialized: Tensor
+
+    def start_from_pictures(self, ema_decay: float | None, betas: tuple[float, float]) -> None:
+        """Say that the network is still to be initialised, and how it is trained.
+
+        Args:
+            ema_decay: Of the averaged weights; None keeps none. A run's own `EMA` takes its place.
+            betas: Of Adam.
+
+        Raises:
+            ValueError: If ema_decay is out of range.
+        """
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), or be null for no average; got {ema_decay}.")
+        self.ema_decay, self.betas = ema_decay, betas
+        # A checkpoint is initialised, whether or not a step was taken.
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    def on_train_start(self) -> None:
+        """Initialise from training pictures, unless a checkpoint brought weights."""
+        if not self.initialized:
+            loader: Any = self.trainer.train_dataloader
+            try:
+                examples = examples_of(loader)
+            except TypeError:  # a stream, or what is no Dataset
+                with torch.random.fork_rng(devices=[]):  # a loader's iterator may take from it
+                    self.initialize(next(iter(loader)))
+                return
+            count = len(examples)  # type: ignore[arg-type]
+            # Not the loader's own first batch, which would be taken from training.
+            spread = [examples[i * count // INIT_IMAGES] for i in range(INIT_IMAGES)]
+            self.initialize(loader.collate_fn(spread))
+
+    @torch.no_grad()
+    def initialize(self, batch: Any) -> None:
+        """Scale and shift every layer by its activations on a batch; with several processes, on that of rank 0."""
+        images, context = self.images_and_context(batch)
+        network: _Initialized = self.network  # type: ignore[assignment]
+        network.initialize(images.to(self.device), **context)
+        if dist.is_available() and dist.is_initialized():
+            for parameter in self.network.parameters():
+                dist.broadcast(parameter, 0)
+        self.initialized.fill_(True)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The average of the weights, unless the run has one of its own, which Lightning would otherwise replace."""
+        given = self._trainer is not None and any(isinstance(c, EMA) for c in self._trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if given or self.ema_decay is None else [EMA(["network"], decay=self.ema_decay)]
+
+    def default_optimizer(self, parameters: Any) -> Optimizer:
+        """Adam, with the model's betas."""
+        return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, fused=True)

@@ -1,0 +1,617 @@
+"""The network of PixelSNAIL (Chen et al. 2018, arXiv 1712.09763), and its steps.
+
+One stream of features runs through it, without strides. Convolutions bring the pixels nearby, and attention all pixels
+before, whichever of them matter. Keys and values are made of the picture itself too, so those of a pixel can only be
+used by later ones.
+
+So a step first makes keys and values of the pixel before, whose colour is known by now, in all blocks at once. In
+convolutions, what the three taps above and to the left add up to is known for all layers beforehand too, and is one
+batched product; then the pixel's own tap follows, layer after layer, and between them each block's attention to all
+keys so far. A step therefore costs more the larger the picture is, as attention does: O(H W) in each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gen.layers.conditional import check_labels
+from lightning_gen.layers.masked import shift_down
+from lightning_gen.layers.shifted import DownRightShiftedConv2d, DownShiftedConv2d, shift_right
+from lightning_gen.layers.weight_norm import WeightNormConv2d, data_dependent_init
+from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.pixelcnn_pp import Dropout
+from lightning_gen.networks.stepping import Run, call, places_of
+
+
+class PixelSNAILNetwork(nn.Module):
+    """Blocks of gated residual convolutions, each block followed by attention to all earlier pixels.
+
+    The first layer sees the rows above and the pixels to the left, as in PixelCNN++, and all others what it gave: the
+    features of a pixel never hold the pixel itself. Attention looks at the picture as well, so its mask is strict. All
+    layers have weight norm; call `initialize` before training. The class of a picture adds a bias in every residual
+    block. With the defaults, on CIFAR-10, there are 46 million parameters.
+
+    Deviations from the authors' code, at its settings for CIFAR-10: the two coordinates come once to each pixel, not
+    once for each channel; the sum that attention divides by is not raised by 1e-6; there are weights to start from
+    without `initialize` too, with lengths g of each layer's init_scale.
+
+    Args:
+        image_shape: (channels, height, width).
+        outputs: Parameters of each pixel; see `lightning_gen.losses.logistic_mixture.logistic_mixture_channels`.
+        filters: F, channels of the stream.
+        num_blocks: Blocks, each with one attention.
+        num_resnets: Gated residual blocks of 2 x 2 convolutions in each.
+        attention_keys: Channels of keys and queries.
+        attention_values: Channels of values; half the filters in the authors' code.
+        dropout: Share of the features within a residual block, single ones, that are dropped in training.
+        num_classes: None for a network without labels.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+
+    background: Tensor
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        outputs: int,
+        filters: int = 256,
+        num_blocks: int = 12,
+        num_resnets: int = 4,
+        attention_keys: int = 16,
+        attention_values: int = 128,
+        dropout: float = 0.5,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_image_shape(image_shape)
+        sizes = (outputs, filters, num_blocks, num_resnets, attention_keys, attention_values)
+        if min(sizes) < 1:
+            raise ValueError(
+                "outputs, filters, num_blocks, num_resnets, attention_keys and attention_values must be at least 1, "
+                f"got {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, or None for no labels; got {num_classes}.")
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
+        self.filters, self.num_classes = filters, num_classes
+
+        self.first_above = DownShiftedConv2d(channels + 1, filters, (1, 3))
+        self.first_left = DownRightShiftedConv2d(channels + 1, filters, (2, 1))
+        blocks = [
+            Block(channels, filters, num_resnets, attention_keys, attention_values, dropout, num_classes)
+            for _ in range(num_blocks)
+        ]
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
+        self.last = WeightNormConv2d(filters, outputs)
+        # A function of the arguments, as they are not stored.
+        self.register_buffer("background", coordinates(height, width), persistent=False)
+
+    def initialize(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Set g and b of all layers from a batch; see `lightning_gen.layers.weight_norm.data_dependent_init`.
+
+        The mode stays as it is. In training mode dropout is at work, as in the authors' code.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`, such as training will see.
+            labels: int64 `[N]`; None without classes.
+        """
+        with data_dependent_init(self):
+            self(images, labels)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Parameters of all pixels, `[N, outputs, H, W]`, each of which depends on earlier pixels only.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`.
+            labels: int64 `[N]`; None without classes.
+
+        Raises:
+            ValueError: If images are of another shape than the network's, or labels are missing, or given without
+                classes.
+        """
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}.")
+        check_labels(labels, self.num_classes)
+        return self._whole(images, labels, None)
+
+    def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelSNAILCache:
+        """For pictures of which no pixel is known; the weights are taken as they are now.
+
+        Args:
+            batch: N, number of pictures.
+            device: That of the weights.
+            labels: int64 `[N]`; None without classes.
+
+        Raises:
+            ValueError: If labels are missing, or given without classes.
+        """
+        check_labels(labels, self.num_classes)
+        channels, height, width = self.image_shape
+        count = height * width
+        with torch.no_grad():
+            weights = step_weights(self, labels)
+        new = self.background.new_zeros
+        inputs = new(batch, count + 1, channels + 1)
+        inputs[:, :-1, -1] = 1
+        # What lies before a pixel; and before the first, which has nothing to attend to, a zero after the last.
+        masks = self.background.new_full((count, count + 1), -torch.inf).triu()
+        masks[0, -1] = 0
+        blocks, layers = len(self.blocks), 2 * weights.own_first.shape[0]
+        keys, values = self.blocks[0].attention_keys, self.blocks[0].attention_values
+        return PixelSNAILCache(
+            images=inputs[:, :-1, :channels].mT.unflatten(2, (height, width)),
+            inputs=inputs,
+            known=new(2 * width + 1, layers, batch, self.filters),
+            ends=new(2 * width + 1, blocks, batch, self.filters),
+            keys=new(blocks, batch, count + 1, keys),
+            values=new(blocks, batch, count + 1, values),
+            labels=labels,
+            places=places_of(height, width, device),
+            indices=step_indices(height, width, device),
+            masks=masks,
+            background=self.background.flatten(1).T.contiguous(),
+            weights=weights,
+        )
+
+    @torch.no_grad()
+    def prefill(self, cache: PixelSNAILCache, position: int) -> None:
+        """One forward pass in place of the steps at all pixels before this one.
+
+        Args:
+            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
+            position: Flat index of the pixel to be stepped next.
+        """
+        width = self.image_shape[2]
+        maps: list[BlockMaps] = []
+        self._whole(cache.images, cache.labels, maps)
+        layers = [layer for block in maps for layer in block.firsts] + [x for block in maps for x in block.seconds]
+        # The row above and the pixel's own, the rest of which is written again before it is read.
+        for row in range(max(0, position // width - 1), position // width + 1):
+            slots = slice(row % 2 * width, row % 2 * width + width)
+            for number, layer in enumerate(layers):
+                cache.known[slots, number] = layer[:, :, row].permute(2, 0, 1)
+            for number, block in enumerate(maps):
+                cache.ends[slots, number] = block.end[:, :, row].permute(2, 0, 1)
+        for number, block in enumerate(maps):
+            cache.keys[number, :, :-1] = block.keys
+            cache.values[number, :, :-1] = block.values
+
+    @torch.no_grad()
+    def step(self, cache: PixelSNAILCache, position: int, run: Run = call) -> Tensor:
+        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.testing.CachedNetwork`.
+
+        Args:
+            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
+                through `prefill`.
+            position: Flat index, row * width + column.
+            run: Calls the step's one piece.
+        """
+        return run(self._pixel, cache, cache.places[position])
+
+    def _whole(self, images: Tensor, labels: Tensor | None, maps: list[BlockMaps] | None) -> Tensor:
+        # The ones tell a black pixel from one outside the picture. Convolutions are fastest with channels last.
+        inputs = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        features = shift_down(self.first_above(inputs)) + shift_right(self.first_left(inputs))
+        background = self.background.expand(len(images), -1, -1, -1)
+        for block in self.blocks:
+            features, of_block = block(features, images, background, labels)
+            if maps is not None:
+                maps.append(of_block)
+        return self.last(F.elu(features))
+
+    def _pixel(self, cache: PixelSNAILCache, place: Tensor) -> Tensor:
+        weights = cache.weights
+        indices = cache.indices.index_select(0, place).squeeze(0).split(PARTS_OF_INDICES)
+        pixels, around, now, before, place_before = indices
+        self._remember(cache, before, place_before)
+
+        known = cache.known.index_select(0, around).permute(1, 2, 0, 3).flatten(2)  # [2 K, N, 3 F]
+        count = len(weights.own_first)
+        of_firsts = torch.baddbmm(weights.first_bias, known[:count], weights.first_around).unbind(0)
+        of_seconds = torch.baddbmm(weights.second_bias, known[count:], weights.second_around).unbind(0)
+        features = cache.inputs.index_select(1, pixels).flatten(1) @ weights.start
+        mask = cache.masks.index_select(0, place).unsqueeze(0)
+        background = cache.background.index_select(0, place).expand(len(features), -1)
+
+        firsts: list[Tensor] = []
+        seconds: list[Tensor] = []
+        ends: list[Tensor] = []
+        for number, (query, ask, join) in enumerate(zip(weights.queries, weights.asks, weights.joins, strict=True)):
+            for _ in range(count // len(weights.queries)):
+                layer = len(firsts)
+                firsts.append(F.elu(features))
+                seconds.append(F.elu(torch.addmm(of_firsts[layer], firsts[-1], weights.own_first[layer])))
+                update = torch.addmm(of_seconds[layer], seconds[-1], weights.own_second[layer])
+                features = features + F.glu(update, dim=1)
+            ends.append(features)
+            asked = torch.cat([features, background], dim=1)
+            asked = torch.addmm(ask[1], gated_at_pixel(asked, asked, query), ask[0])
+            scores = torch.baddbmm(mask, asked.unsqueeze(1), cache.keys[number].mT)
+            mixed = (scores.softmax(2) @ cache.values[number]).squeeze(1)
+            features = gated_at_pixel(features, torch.cat([features, mixed], dim=1), join)
+
+        cache.known.index_copy_(0, now, torch.stack(firsts + seconds).unsqueeze(0))
+        cache.ends.index_copy_(0, now, torch.stack(ends).unsqueeze(0))
+        return torch.addmm(weights.last[1], F.elu(features), weights.last[0])
+
+    def _remember(self, cache: PixelSNAILCache, before: Tensor, place_before: Tensor) -> None:
+        """Make keys and values of the pixel before in all blocks.
+
+        Before the first pixel it makes some of nothing, at the first, which are made again before they are used.
+        """
+        first, first_bias, second, second_bias = cache.weights.contents
+        tell, tell_bias = cache.weights.tells
+        blocks, channels = len(first), self.image_shape[0]
+        ends = cache.ends.index_select(0, before).squeeze(0)  # [blocks, N, F]
+        pixel = cache.inputs.index_select(1, place_before)[:, 0, :channels].expand(blocks, -1, -1)
+        background = cache.background.index_select(0, place_before).expand(*ends.shape[:2], -1)
+        told = torch.cat([pixel, ends, background], dim=2)
+        hidden = F.elu(torch.baddbmm(first_bias, F.elu(told), first))
+        told = told + F.glu(torch.baddbmm(second_bias, hidden, second), dim=2)
+        told = torch.baddbmm(tell_bias, told, tell).unsqueeze(2)
+        keys, values = told.split([cache.keys.shape[3], cache.values.shape[3]], dim=3)
+        cache.keys.index_copy_(2, place_before, keys)
+        cache.values.index_copy_(2, place_before, values)
+
+
+class BlockMaps(NamedTuple):
+    """What a block's steps need of earlier pixels, of whole pictures."""
+
+    firsts: list[Tensor]
+    """Inputs of the first convolutions of its residual blocks, each `[N, F, H, W]`."""
+
+    seconds: list[Tensor]
+    """Inputs of the second ones."""
+
+    end: Tensor
+    """What comes out of the residual blocks, `[N, F, H, W]`."""
+
+    keys: Tensor
+    """`[N, H * W, attention_keys]`."""
+
+    values: Tensor
+    """`[N, H * W, attention_values]`."""
+
+
+class Block(nn.Module):
+    """Gated residual blocks of convolutions, then attention, and a residual block of 1 x 1 that joins the two.
+
+    Keys and values come from [the picture, the features, the coordinates] and queries from [the features, the
+    coordinates], each through a residual block of 1 x 1 convolutions and one more convolution.
+
+    Args:
+        channels: Of the picture.
+        filters: F, channels of the features.
+        num_resnets: Residual blocks of 2 x 2 convolutions.
+        attention_keys: Channels of keys and queries.
+        attention_values: Channels of values.
+        dropout: See `GatedResidual`.
+        num_classes: None without labels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        num_resnets: int,
+        attention_keys: int,
+        attention_values: int,
+        dropout: float,
+        num_classes: int | None,
+    ) -> None:
+        super().__init__()
+        self.attention_keys, self.attention_values = attention_keys, attention_values
+        told, asked = channels + filters + 2, filters + 2
+        resnets = [GatedResidual(DownRightShiftedConv2d, filters, 0, dropout, num_classes) for _ in range(num_resnets)]
+        self.resnets = cast(Sequence[GatedResidual], nn.ModuleList(resnets))
+        self.content = GatedResidual(WeightNormConv2d, told, 0, dropout, num_classes)
+        self.tell = WeightNormConv2d(told, attention_keys + attention_values)
+        self.query = GatedResidual(WeightNormConv2d, asked, 0, dropout, num_classes)
+        self.ask = WeightNormConv2d(asked, attention_keys)
+        self.join = GatedResidual(WeightNormConv2d, filters, attention_values, dropout, num_classes)
+
+    def forward(
+        self, features: Tensor, images: Tensor, background: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, BlockMaps]:
+        """The features to themselves, `[N, F, H, W]`, and what its steps need.
+
+        Args:
+            features: Of each pixel, made of those before it.
+            images: `[N, C, H, W]`.
+            background: See `coordinates`, `[N, 2, H, W]`.
+            labels: int64 `[N]`.
+        """
+        firsts, seconds = [], []
+        for resnet in self.resnets:
+            firsts.append(F.elu(features))
+            features, hidden = resnet(features, firsts[-1], None, labels)
+            seconds.append(hidden)
+        told = torch.cat([images, features, background], dim=1)
+        asked = torch.cat([features, background], dim=1)
+        told = self.tell(self.content(told, F.elu(told), None, labels)[0])
+        asked = self.ask(self.query(asked, F.elu(asked), None, labels)[0])
+        keys, values = told.flatten(2).mT.split([self.attention_keys, self.attention_values], dim=2)
+        mixed = causal_attention(asked.flatten(2).mT, keys, values).mT.unflatten(2, features.shape[2:])
+        joined, _ = self.join(features, F.elu(features), F.elu(mixed), labels)
+        return joined, BlockMaps(firsts, seconds, features, keys, values)
+
+
+class GatedResidual(nn.Module):
+    """x + a * sigmoid(b), where a and b come from x through two convolutions, and from a shortcut between them.
+
+    Like that of PixelCNN++, but with ELU, which leaves half the channels, in place of its concatenation.
+
+    Args:
+        conv: Of the two convolutions.
+        channels: Of x.
+        shortcut_channels: Of what comes through the shortcut; 0 for none.
+        dropout: Before the second convolution.
+        num_classes: None without labels.
+    """
+
+    def __init__(
+        self,
+        conv: type[DownRightShiftedConv2d] | type[WeightNormConv2d],
+        channels: int,
+        shortcut_channels: int,
+        dropout: float,
+        num_classes: int | None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, channels)
+        self.shortcut = WeightNormConv2d(shortcut_channels, channels) if shortcut_channels else None
+        self.dropout = Dropout(dropout)
+        self.conv2 = conv(channels, 2 * channels, init_scale=0.1)
+        self.classes = None
+        if num_classes is not None:
+            self.classes = nn.Embedding(num_classes, 2 * channels)
+            nn.init.normal_(self.classes.weight, std=0.05)
+
+    def forward(
+        self, features: Tensor, activated: Tensor, beside: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The block's x, and what goes into the second convolution, `[N, channels, H, W]`.
+
+        Args:
+            features: The x that comes in, of that shape.
+            activated: ELU of it.
+            beside: What comes through the shortcut, `[N, shortcut_channels, H, W]`.
+            labels: int64 `[N]`.
+        """
+        hidden = self.conv1(activated)
+        if self.shortcut is not None:
+            hidden = hidden + self.shortcut(beside)
+        hidden = self.dropout(F.elu(hidden))
+        update = self.conv2(hidden)
+        if self.classes is not None:
+            update = update + self.classes(labels)[:, :, None, None].to(update.dtype)
+        values, gates = update.chunk(2, dim=1)
+        # Side by side in memory, as else sigmoid takes up to eight times as long on a CPU.
+        return features + values * gates.contiguous(memory_format=torch.channels_last).sigmoid(), hidden
+
+    def second_bias(self, labels: Tensor | None) -> Tensor:
+        """All that is added to the second convolution, `[N, 2 channels]`, or `[1, 2 channels]` without labels."""
+        return self.conv2.b.detach()[None] if self.classes is None else self.conv2.b + self.classes(labels)
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """Of each pixel its row and column as a share of the height and width, the middle at 0: `[2, H, W]`."""
+    rows, columns = torch.arange(height) / height - 0.5, torch.arange(width) / width - 0.5
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """For each pixel the mean of the values before it, weighted by softmax(q k / sqrt(K)); for the first one zeros.
+
+    Args:
+        queries: `[N, P, K]`, of P pixels in the order of their generation.
+        keys: `[N, P, K]`.
+        values: `[N, P, V]`.
+
+    Returns:
+        `[N, P, V]`.
+    """
+    if queries.shape[1] == 1:
+        return torch.zeros_like(values)
+    # From the second pixel on, pixel i + 1 sees those up to i: the usual mask, in which no row is empty.
+    queries, keys, values = (x.unsqueeze(1) for x in (queries[:, 1:], keys[:, :-1], values[:, :-1]))
+    return F.pad(F.scaled_dot_product_attention(queries, keys, values, is_causal=True).squeeze(1), (0, 0, 1, 0))
+
+
+class GatedWeights(NamedTuple):
+    """Those of a residual block of 1 x 1 convolutions, or with an axis in front of such blocks in all `Block`s."""
+
+    first: Tensor
+    """`[channels + shortcut_channels, channels]`."""
+
+    first_bias: Tensor
+    """`[1, channels]`."""
+
+    second: Tensor
+    """`[channels, 2 channels]`."""
+
+    second_bias: Tensor
+    """`[N, 2 channels]`, or `[1, 2 channels]` without labels."""
+
+
+def gated_at_pixel(features: Tensor, seen: Tensor, weights: GatedWeights) -> Tensor:
+    """A residual block of 1 x 1 convolutions at a pixel.
+
+    Args:
+        features: `[N, channels]`.
+        seen: The same, beside what comes through the shortcut, `[N, channels + shortcut_channels]`.
+        weights: Of the block.
+    """
+    hidden = F.elu(torch.addmm(weights.first_bias, F.elu(seen), weights.first))
+    return features + F.glu(torch.addmm(weights.second_bias, hidden, weights.second), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class StepWeights:
+    """The weights as the steps take them, with biases of the class; K is the number of residual blocks of 2 x 2.
+
+    Args:
+        start: Of the first layer, `[4 (C + 1), F]`.
+        first_around: Of first convolutions, the taps above to the left, above and to the left, `[K, 3 F, F]`.
+        first_bias: `[K, 1, F]`.
+        own_first: The pixel's own tap, `[K, F, F]`.
+        second_around: As `first_around` of second convolutions, `[K, 3 F, 2 F]`.
+        second_bias: `[K, N, 2 F]`, or `[K, 1, 2 F]` without labels.
+        own_second: `[K, F, 2 F]`.
+        contents: What keys and values come from, of all blocks.
+        tells: Weights and biases of keys and values, of all blocks.
+        queries: What queries come from, block by block.
+        asks: Weights and biases of queries, divided by sqrt(attention_keys).
+        joins: What joins features and attention.
+        last: Weights and bias of the parameters.
+    """
+
+    start: Tensor
+    first_around: Tensor
+    first_bias: Tensor
+    own_first: Tensor
+    second_around: Tensor
+    second_bias: Tensor
+    own_second: Tensor
+    contents: GatedWeights
+    tells: tuple[Tensor, Tensor]
+    queries: list[GatedWeights]
+    asks: list[tuple[Tensor, Tensor]]
+    joins: list[GatedWeights]
+    last: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSNAILCache:
+    """What is known of pictures that are generated pixel by pixel, and all that a step needs of the weights.
+
+    Of features, two rows are kept, which take turns: slot `row % 2 * W + column`. Slot 2 W stays zero, for all that
+    lies outside the picture. Of keys and values, all are kept; the last, which stay zero too, belong to no pixel.
+
+    Args:
+        images: `[N, C, H, W]`, a view of the inputs.
+        inputs: `[N, H * W + 1, C + 1]`: the pixels, each with a one, and a last row of zeros.
+        known: Inputs of all 2 x 2 convolutions, the K first ones of the residual blocks, then the K second ones,
+            `[2 W + 1, 2 K, N, F]`.
+        ends: What comes out of the residual blocks of each block, `[2 W + 1, blocks, N, F]`.
+        keys: `[blocks, N, H * W + 1, attention_keys]`.
+        values: `[blocks, N, H * W + 1, attention_values]`.
+        labels: Of the pictures.
+        places: See `lightning_gen.networks.stepping.places_of`.
+        indices: See `step_indices`.
+        masks: What is added to a pixel's scores, `[H * W, H * W + 1]`.
+        background: Coordinates of the pixels, `[H * W, 2]`.
+        weights: Of the network.
+    """
+
+    images: Tensor
+    inputs: Tensor
+    known: Tensor
+    ends: Tensor
+    keys: Tensor
+    values: Tensor
+    labels: Tensor | None
+    places: Tensor
+    indices: Tensor
+    masks: Tensor
+    background: Tensor
+    weights: StepWeights
+
+
+PARTS_OF_INDICES = [4, 3, 1, 1, 1]
+
+
+def step_indices(height: int, width: int, device: torch.device) -> Tensor:
+    """Where the steps of `PixelSNAILNetwork` find what they need, int64 `[H * W, 10]`.
+
+    Returns:
+        Of each pixel, the flat indices of the pixels above to the left, above, above to the right and to the left,
+        H * W for one outside the picture; the slots of those above to the left, above and to the left; its own slot;
+        the slot of the pixel before; and the flat index of that, or 0 for none.
+    """
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+
+    def at(down: int, right: int, *, slot: bool) -> Tensor:
+        row, column = rows + down, columns + right
+        inside = (row >= 0) & (column >= 0) & (column < width)
+        of_row, outside = (row % 2, 2 * width) if slot else (row, height * width)
+        return torch.where(inside, of_row * width + column, outside).flatten()
+
+    pixels = [at(*tap, slot=False) for tap in ((-1, -1), (-1, 0), (-1, 1), (0, -1))]
+    slots = [at(*tap, slot=True) for tap in ((-1, -1), (-1, 0), (0, -1), (0, 0))]
+    before = F.pad(slots[-1][:-1], (1, 0), value=2 * width)
+    place_before = (torch.arange(height * width) - 1).clamp(min=0)
+    return torch.stack([*pixels, *slots, before, place_before], dim=1).to(device)
+
+
+def step_weights(network: PixelSNAILNetwork, labels: Tensor | None) -> StepWeights:
+    """The weights of a network as its steps take them."""
+    blocks = network.blocks
+    resnets = [resnet for block in blocks for resnet in block.resnets]
+    firsts = [taps_of(resnet.conv1) for resnet in resnets]
+    seconds = [taps_of(resnet.conv2) for resnet in resnets]
+    contents = [gated_weights(block.content, labels) for block in blocks]
+    tells = [matrix_of(block.tell) for block in blocks]
+    scale = blocks[0].attention_keys ** -0.5
+    return StepWeights(
+        start=start_weights(network),
+        first_around=torch.stack([taps[:3].flatten(0, 1) for taps in firsts]),
+        first_bias=torch.stack([resnet.conv1.b[None] for resnet in resnets]),
+        own_first=torch.stack([taps[3] for taps in firsts]),
+        second_around=torch.stack([taps[:3].flatten(0, 1) for taps in seconds]),
+        second_bias=torch.stack([resnet.second_bias(labels) for resnet in resnets]),
+        own_second=torch.stack([taps[3] for taps in seconds]),
+        contents=GatedWeights(*(torch.stack(parts) for parts in zip(*contents, strict=True))),
+        tells=(torch.stack([matrix for matrix, _ in tells]), torch.stack([bias for _, bias in tells])),
+        queries=[gated_weights(block.query, labels) for block in blocks],
+        asks=[(matrix * scale, bias * scale) for matrix, bias in (matrix_of(block.ask) for block in blocks)],
+        joins=[gated_weights(block.join, labels) for block in blocks],
+        last=matrix_of(network.last),
+    )
+
+
+def start_weights(network: PixelSNAILNetwork) -> Tensor:
+    """Of the first layer, by pixel above to the left, above, above to the right, and to the left: `[4 (C + 1), F]`.
+
+    Each bias is added to the weights of the ones at a pixel that is inside the picture where the shifted convolution
+    has an output.
+    """
+    above = network.first_above.weight().squeeze(2).permute(2, 1, 0).clone()  # [column, C + 1, F]
+    above[1, -1] += network.first_above.b
+    above_left, left = network.first_left.weight().squeeze(3).permute(2, 1, 0).clone()
+    left[-1] += network.first_left.b
+    above[0] += above_left
+    return torch.cat([above, left[None]]).flatten(0, 1)
+
+
+def taps_of(conv: WeightNormConv2d) -> Tensor:
+    """The weights of a 2 x 2 convolution by tap, the pixel's own last: `[4, in, out]`."""
+    return conv.weight().permute(2, 3, 1, 0).flatten(0, 1)
+
+
+def matrix_of(conv: WeightNormConv2d) -> tuple[Tensor, Tensor]:
+    """The weights of a 1 x 1 convolution, `[in, out]`, and its bias, `[1, out]`."""
+    return conv.weight().flatten(1).T.contiguous(), conv.b.detach()[None]
+
+
+def gated_weights(resnet: GatedResidual, labels: Tensor | None) -> GatedWeights:
+    """Those of a residual block of 1 x 1 convolutions."""
+    first, first_bias = matrix_of(resnet.conv1)
+    if resnet.shortcut is not None:
+        of_shortcut, bias = matrix_of(resnet.shortcut)
+        first, first_bias = torch.cat([first, of_shortcut]), first_bias + bias
+    second, _ = matrix_of(resnet.conv2)
+    return GatedWeights(first, first_bias, second, resnet.second_bias(labels))
