@@ -236,12 +236,11 @@ def copy_weights(ours: PixelCNNPPNetwork, port: Port) -> None:
 
     def copy(from_layer: nn.Module, to: nn.Module, outputs: Sequence[int] = (), inputs: Sequence[int] = ()) -> None:
         source, layer = cast(WeightNormalized, from_layer), cast(Any, to).layer
-        v, g, b = source.v, source.g, source.b
-        if outputs:
-            v, g, b = v[outputs], g[outputs], b[outputs]
+        chosen = outputs if outputs else slice(None)
+        v = source.v[chosen]
         layer.weight_v.copy_(v[:, inputs] if inputs else v)
-        layer.weight_g.copy_(g.view_as(layer.weight_g))
-        layer.bias.copy_(b)
+        layer.weight_g.copy_(source.g[chosen].view_as(layer.weight_g))
+        layer.bias.copy_(source.b[chosen])
 
     # Of u and of the stream beside it: ours are u, -u, beside, -beside; the port's are u, beside, -u, -beside.
     both = [*range(filters), *range(2 * filters, 3 * filters), *range(filters, 2 * filters)]

@@ -174,7 +174,10 @@ class _Compiled:
 
     def __call__(self, piece: Callable[..., Any], *arguments: Any) -> Any:
         if piece not in self.pieces:
-            self.pieces[piece] = torch.compile(piece, fullgraph=True, dynamic=False)
+            # Reusing buffers in place, inductor computes wrong parameters of a large LMConv, for one picture, on a CPU
+            # (PyTorch 2.14; benchmarks.sampling --compile shows by how much compiling changes them).
+            options: dict[str, Any] = {"inplace_buffers": False}
+            self.pieces[piece] = torch.compile(piece, fullgraph=True, dynamic=False, options=options)
         return self.pieces[piece](*arguments)
 
 

@@ -202,7 +202,7 @@ def test_compiled_pieces_draw_the_same(likelihood, channels, by_channel, monkeyp
     expected = draw_pixels(network, likelihood, *blank(3, channels), raster_order(3, 2), seeded())
     drawn = draw_pixels(network, likelihood, *blank(3, channels), raster_order(3, 2), seeded(), compile=True)
     assert torch.equal(drawn, expected)
-    options = {"fullgraph": True, "dynamic": False}
+    options = {"fullgraph": True, "dynamic": False, "options": {"inplace_buffers": False}}
     assert compiled == [("parameters_at", options), ("write", options)]  # each once, for all positions
 
 
