@@ -16,7 +16,8 @@ def concat_elu(features: Tensor, dim: int = 1) -> Tensor:
         features: Of any shape.
         dim: The axis that becomes twice as long.
     """
-    if features.device.type == "cpu" and not torch.compiler.is_compiling():
+    # In the few features of single pixels the calls cost more than the exponentials.
+    if features.device.type == "cpu" and features.ndim > 2 and not torch.compiler.is_compiling():
         if torch.is_grad_enabled() and features.requires_grad:
             return cast(Tensor, _ConcatELU.apply(features, dim))
         return _concat_elu(features, dim)

@@ -99,7 +99,7 @@ def _log_kernel(kernel: Kernel, points: Tensor, centres: Tensor, bandwidth: floa
         return squared.mul_(-0.5)
     if kernel == "epanechnikov":
         return squared.clamp_(max=1).neg_().log1p_()
-    inside = 0.0 if kernel == "tophat" else squared.sqrt().mul_(math.pi / 2).cos_().log_()
+    inside = squared.new_zeros(()) if kernel == "tophat" else squared.sqrt().mul_(math.pi / 2).cos_().log_()
     return torch.where(squared < 1, inside, -math.inf)
 
 
