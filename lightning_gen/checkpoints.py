@@ -17,12 +17,15 @@ import os
 import pickle
 import types
 import typing
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lightning_gen.limits import LimitError, load_tensors
 
 CLASS_KEY = "_class_path"
 UNSAVED_KEY = "_not_saved"
@@ -39,13 +42,16 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     """The contents of a checkpoint file, tensors and plain data only.
 
     Raises:
-        CheckpointError: If the file is missing, cut short, not a checkpoint, or holds pickled objects.
+        CheckpointError: If the file is missing, cut short, not a checkpoint, larger in memory than on the disk, or
+            holds pickled objects.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = load_tensors(path, map_location)
+    except LimitError as error:
+        raise CheckpointError(str(error)) from error
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
             raise CheckpointError(f"{path} is cut short or not a checkpoint ({_first_line(error)}).") from error
@@ -53,7 +59,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"{path} is not a checkpoint of plain data and was refused: loading it could run code of its own. "
             f"({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, IndexError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is cut short or not a checkpoint ({_first_line(error)}).") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} holds no 'state_dict': it is not a checkpoint of a Lightning run.")

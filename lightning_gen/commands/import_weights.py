@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError
+from lightning_gen.limits import LimitError, load_tensors
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.models.translation import TranslationModule
 from lightning_gen.networks import PatchDiscriminator
@@ -108,8 +109,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        weights = load_tensors(path)
+    except LimitError as error:
+        raise CheckpointError(str(error)) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is cut short, or no state dict of plain tensors.") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} is no state dict: it must map names to tensors.")

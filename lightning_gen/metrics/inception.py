@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lightning_gen.limits import load_tensors
 from lightning_gen.metrics.features import FeatureExtractor, Features
 
 Layer = Literal[64, 192, 768, 2048]
@@ -229,7 +230,7 @@ def _load(network: nn.Sequential, path: Path) -> tuple[nn.Sequential, Tensor | N
         ValueError: If the file holds anything else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         names = network.state_dict().keys()
         # Files of older torch have no counters of batches; folded away, they are not missed.
         network.load_state_dict(

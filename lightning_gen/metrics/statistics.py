@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lightning_gen.cache import cache_folder
 from lightning_gen.data.fingerprint import digest
+from lightning_gen.limits import LimitError, load_tensors
 from lightning_gen.metrics.frechet import Gaussian
 from lightning_gen.metrics.manifold import radii
 from lightning_gen.metrics.processes import from_rank_zero, rank, together
@@ -124,11 +125,13 @@ class ReferenceStatistics:
             StatisticsError: If there is no such file, or it is damaged, of another kind or of another version.
         """
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(Path(path))
             written = content.pop("digest")
             schema, intact = content["schema"], digest(content) == written
         except OSError as error:
             raise StatisticsError(f"There are no statistics to read at {path}: {error.strerror}.") from error
+        except LimitError as error:
+            raise StatisticsError(str(error)) from error
         except Exception as error:  # whatever the damage leads to; what torch says of it can mislead
             raise StatisticsError(f"{path} is cut short, damaged, or no file of statistics.") from error
         if schema != SCHEMA:

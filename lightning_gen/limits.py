@@ -1,0 +1,70 @@
+"""What a file may become in memory, so that a small one from elsewhere does not fill it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+INFLATED_GB = "LIGHTNING_GEN_MAX_INFLATED_GB"
+
+
+class LimitError(ValueError):
+    """A file would become larger than is allowed. The message names the environment variable that allows more."""
+
+
+def limit_of(variable: str, default: float) -> float:
+    """The number in an environment variable, or the default where it is not set.
+
+    Raises:
+        ValueError: If it is no number above 0.
+    """
+    text = os.environ.get(variable) or str(default)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = float("nan")
+    if not limit >= 0:
+        raise ValueError(f"The environment variable {variable} must be a number of 0 or more, got {text!r}.")
+    return limit
+
+
+def check_inflation(path: Path) -> None:
+    """Refuse a file of `torch.save` that would be larger in memory than it is on the disk.
+
+    Its records are stored as they are, so that never happens by itself; but the format is zip, whose records may be
+    compressed, or lie over one another.
+
+    Raises:
+        LimitError: If its records are together larger than the file and than `$LIGHTNING_GEN_MAX_INFLATED_GB`.
+        zipfile.BadZipFile: If it begins like a zip file and has no directory.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # an older format, which has no compression
+            return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    # Where a file holds two directories, PyTorch could read the other one; then this one's records do not begin at 0.
+    if min((record.header_offset for record in records), default=1):
+        raise zipfile.BadZipFile("its directory is not that of the file")
+    inflated, size = sum(record.file_size for record in records), path.stat().st_size
+    if inflated > max(size, limit_of(INFLATED_GB, 0) * 1e9):
+        raise LimitError(
+            f"{path} is a file of {size / 1e6:.3g} MB that becomes {inflated / 1e6:.3g} MB in memory, as no checkpoint "
+            f"of PyTorch's does. If you trust it, set the environment variable {INFLATED_GB} to "
+            f"{inflated / 1e9:.3g} or more, or save it anew."
+        )
+
+
+def load_tensors(path: Path, map_location: Any = "cpu") -> Any:
+    """`torch.load` of a file from anywhere: tensors and plain data only, and no more of it than the file is large.
+
+    Raises:
+        LimitError: As `check_inflation`.
+        Exception: Whatever `torch.load` raises.
+    """
+    check_inflation(path)
+    return torch.load(path, map_location=map_location, weights_only=True)
