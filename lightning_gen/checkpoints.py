@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import io
 import os
 import pickle
 import types
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightning_gen.files import opened_atomically
 from lightning_gen.limits import LimitError, load_tensors
 
 CLASS_KEY = "_class_path"
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder and renames, so that a full disk costs no earlier checkpoint."""
+    """Writes beside what stands there and renames, so that a kill or a full disk costs no earlier checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`, or leave what stood there.
@@ -76,22 +76,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: If it cannot be written; the message says that the last checkpoint stays.
         """
         target = Path(path)
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            reason = error.strerror or str(error)
+            with opened_atomically(target) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            # PyTorch says "unexpected pos" where a write has failed; behind it stands what the system said.
+            failure = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(failure, OSError):
+                raise
             raise OSError(
-                error.errno,
-                f"The checkpoint {target} ({buffer.getbuffer().nbytes / 1e6:.0f} MB) could not be written: {reason}. "
+                failure.errno,
+                f"The checkpoint {target} could not be written: {failure.strerror or failure}. "
                 "The checkpoints saved before it are untouched",
             ) from error
 

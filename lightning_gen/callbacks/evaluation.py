@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_gen.callbacks.pictures import looking
-from lightning_gen.callbacks.run_folder import EVALUATION, keeps_files, run_folder, write_atomically
+from lightning_gen.callbacks.run_folder import EVALUATION, keeps_files, run_folder
+from lightning_gen.files import write_atomically
 from lightning_gen.generative import Samples
 from lightning_gen.metrics.evaluation import (
     Evaluation,

@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_gen.callbacks.ema import averaged_weights
-from lightning_gen.callbacks.run_folder import IMAGES, keeps_files, pictures_in, run_folder, write_atomically
+from lightning_gen.callbacks.run_folder import IMAGES, keeps_files, pictures_in, run_folder
 from lightning_gen.data.images import from_uint8, to_uint8
+from lightning_gen.files import write_atomically
 from lightning_gen.generative import Direction, GenerativeModule, Samples, Translates
 
 GAP = 2  # pixels around every picture of a grid

@@ -38,8 +38,8 @@ from lightning_gen.callbacks.run_folder import (
     pictures_in,
     run_folder,
     run_folder_of_checkpoint,
-    write_atomically,
 )
+from lightning_gen.files import write_atomically
 
 REFRESH = 30  # seconds after which the page of a run that goes on loads itself again
 MAX_POINTS = 240  # of a curve on the page; a longer one is drawn as means of stretches, with their range behind

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what lies in it, and how files are put there.
+"""The folder of a run: where it is, and what lies in it.
 
 | in the folder                  | what                                                                 |
 | ------------------------------ | -------------------------------------------------------------------- |
@@ -71,22 +71,6 @@ def run_folder_of_checkpoint(path: str | os.PathLike[str]) -> Path | None:
 def keeps_files(trainer: pl.Trainer) -> bool:
     """Whether this process writes into the run's folder: rank zero does, except under `fast_dev_run`."""
     return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or leave what stood there; makes the folder.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def pictures_in(panel: Path) -> dict[int, Path]:

@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
-from lightning_gen.callbacks.run_folder import CHECKPOINTS, CONFIG, run_folder_of_checkpoint, write_atomically
+from lightning_gen.callbacks.run_folder import CHECKPOINTS, CONFIG, run_folder_of_checkpoint
 from lightning_gen.checkpoints import import_path, read_checkpoint
 from lightning_gen.commands.neighbours import neighbour_grid
 from lightning_gen.commands.sample import load_model
 from lightning_gen.data.base import Draw, DrawDataset, examples_of, in_order
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.images import ImageError, check_channels, find_images, read_image, to_float, to_uint8
+from lightning_gen.files import write_atomically
 from lightning_gen.generative import Samples, images_and_labels
 from lightning_gen.metrics import evaluation as metrics
 from lightning_gen.metrics.evaluation import Evaluation, Figure, Reference, as_read, draw

@@ -11,8 +11,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lightning_gen.callbacks.pictures import square_grid
-from lightning_gen.callbacks.run_folder import write_atomically
 from lightning_gen.data.images import to_uint8, write_image
+from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples
 from lightning_gen.latents import generator_for, numbered_latents
 

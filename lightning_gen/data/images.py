@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageColor, ImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
+
+from lightning_gen.files import write_atomically
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
 """Endings, in lower case, by which `find_images` knows a picture and `write_image` its format."""
@@ -280,13 +281,8 @@ def write_image(path: str | Path, image: Tensor, *, like: Picture | None = None)
         alpha = to_float(resize_image(_unit(alpha), image.shape[-2:]))
     data = _encode(image, alpha, like.pixels.dtype if like else torch.uint8, format_name)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # A picture can be made again, and there may be thousands to write.
+    write_atomically(path, data, sync=False)
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from lightning_gen.cache import cache_folder
 from lightning_gen.data.fingerprint import digest
+from lightning_gen.files import write_atomically
 from lightning_gen.limits import LimitError, load_tensors
 from lightning_gen.metrics.frechet import Gaussian
 from lightning_gen.metrics.manifold import radii
@@ -115,7 +115,7 @@ class ReferenceStatistics:
         content = {name: value.clone() if isinstance(value, Tensor) else value for name, value in content.items()}
         buffer = io.BytesIO()
         torch.save({**content, "digest": digest(content)}, buffer)
-        _write(Path(path), buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceStatistics:
@@ -150,7 +150,7 @@ class ReferenceStatistics:
         """
         buffer = io.BytesIO()
         np.savez(buffer, mu=self.gaussian.mean.numpy(), sigma=self.gaussian.covariance.numpy())
-        _write(Path(path), buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def from_npz(cls, path: str | os.PathLike[str]) -> ReferenceStatistics:
@@ -255,17 +255,3 @@ def _find(path: Path, record: Mapping[str, Any]) -> ReferenceStatistics | None:
         rank_zero_warn(f"{path} has statistics of other pictures than its name says. They are computed anew.")
         return None
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A whole file or what stood there before, also where several runs write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import report
 from lightning_gen.callbacks.report import MAX_POINTS, Report, write_report
-from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint, write_atomically
+from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
+from lightning_gen.files import write_atomically
 
 
 class Toy(pl.LightningModule):

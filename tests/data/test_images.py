@@ -476,12 +476,10 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = save(tmp_path / "x.png", RGB)
     before = path.read_bytes()
 
-    def half(self, data):
-        with self.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def full(self, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_image(path, torch.zeros(3, 2, 2))
     assert path.read_bytes() == before

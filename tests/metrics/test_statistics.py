@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_gen.metrics import statistics
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance
 from lightning_gen.metrics.statistics import ReferenceStatistics, StatisticsError, cached, load_statistics
 
@@ -192,7 +191,7 @@ def test_a_failing_write_leaves_what_was_there(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             make(seed=1).save(path)
         with pytest.raises(OSError, match="No space left"):

@@ -1,0 +1,85 @@
+"""Files that are written whole or not at all, and what dead processes have left of theirs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_HOST = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())[:40] or "localhost"
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.tmp")
+_OLD = 24 * 3600.0  # seconds after which nobody is still writing
+_cleaned: set[tuple[int, Path]] = set()  # process and folder; a fork looks again
+
+
+@contextmanager
+def opened_atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write into, which takes its place and name when all has been written; makes the folder.
+
+    Until then, and if something goes wrong, what stood there stays. The new content lies beside it meanwhile, as
+    `.NAME.HOST.PID.tmp`; where a process was killed while it wrote, the next one that writes into the folder removes
+    that.
+
+    Args:
+        path: Of the file.
+        sync: Whether to wait until the disk has it, so that it outlasts a power cut too.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(path.parent)
+    temporary = path.with_name(f".{path.name[:40]}.{_HOST}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, sync: bool = True) -> None:
+    """Write a whole file, or leave what stood there; see `opened_atomically`.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with opened_atomically(path, sync=sync) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove unfinished files of processes that are no more, once for each folder and process."""
+    key = (os.getpid(), folder.absolute())
+    if key in _cleaned:
+        return
+    _cleaned.add(key)
+    with suppress(OSError):  # to tidy up is not worth a run
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and not _is_being_written(entry, match["host"], int(match["pid"])):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_being_written(entry: os.DirEntry[str], host: str, pid: int) -> bool:
+    """Whether the process lives; where that cannot be seen from here, whether the file is young."""
+    if host != _HOST or os.name == "nt":  # where signal 0 is not a question
+        return time.time() - entry.stat().st_mtime < _OLD
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return pid != os.getpid()  # for this one has not begun
