@@ -7,7 +7,7 @@ from lightning_gen.callbacks.evaluation import GenerativeMetrics
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture, picture_grid, square_grid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report, write_report
-from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
+from lightning_gen.callbacks.run_folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
 from lightning_gen.callbacks.run_logger import RunLogger
 from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
 from lightning_gen.callbacks.toy import PointCloud, PointMetrics
@@ -26,6 +26,8 @@ __all__ = [
     "SpectralNormPowerIteration",
     "TranslationGrid",
     "averaged_weights",
+    "find_checkpoint",
+    "find_checkpoints",
     "log_picture",
     "picture_grid",
     "power_iteration_callbacks",

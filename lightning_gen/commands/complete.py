@@ -56,7 +56,7 @@ def complete(
     then 1.
 
     Args:
-        checkpoint: Checkpoint of a model that completes pictures; it is all that is needed.
+        checkpoint: Checkpoint of a model that completes pictures, a file or RUN or RUN/best; it is all that is needed.
         input: A picture file, or a folder that is searched recursively.
         output: Folder for the results; made if needed. Files of the same names are replaced.
         mask: What is hidden: the top, bottom, left or right half (of an odd number of pixels the smaller part), or the

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
-from lightning_gen.callbacks.run_folder import CHECKPOINTS, CONFIG, run_folder_of_checkpoint
+from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
 from lightning_gen.checkpoints import import_path, read_checkpoint
 from lightning_gen.commands.neighbours import neighbour_grid
 from lightning_gen.commands.sample import load_model
@@ -79,8 +78,8 @@ def evaluate(
     What the output has already, of the same content under the same conditions, is not measured again.
 
     Args:
-        checkpoint: One; or several, one after the other; or the folder of a run, for all of its checkpoints; or a
-            'PATTERN' of files.
+        checkpoint: One, a file or RUN/last or RUN/best; or several, one after the other; or the folder of a run, for
+            all of its checkpoints; or a 'PATTERN' of files or runs.
         images: In place of checkpoints, a folder of pictures of one size, whoever made them. They are read in gray or
             colour as the data has them; where there is no data, in colour unless the extractor takes gray.
         data: The data module that has the real pictures, such as MNIST.
@@ -249,32 +248,6 @@ def _what_counts(setting: Mapping[str, Any] | None) -> Any:
     for name in ("batch_size", "eval_batch_size", "num_workers"):
         arguments.pop(name, None)
     return setting["class_path"], arguments
-
-
-def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
-    """The checkpoints under these names: of files, of folders and runs, and of patterns; the latter by number.
-
-    Raises:
-        FileNotFoundError: If there is none under one of the names.
-    """
-    found: list[Path] = []
-    for path in [Path(names)] if isinstance(names, str) else map(Path, names):
-        if path.is_file():
-            found.append(path)
-            continue
-        folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-        pattern = folder / "*.ckpt" if folder.is_dir() else path
-        files = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-        several = sorted((file for file in files if file.is_file()), key=_by_number)
-        if not several:
-            raise FileNotFoundError(f"There is no checkpoint at {pattern}.")
-        found += several
-    return found
-
-
-def _by_number(path: Path) -> list[tuple[str, int]]:
-    """A key that puts step=900 before step=1000."""
-    return [(words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 # -- real pictures --------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def interpolate(
     pair_000/000.png and so on.
 
     Args:
-        checkpoint: Checkpoint of a model with latents; it is all that is needed.
+        checkpoint: Checkpoint of a model with latents, a file or RUN or RUN/best; it is all that is needed.
         output: Folder for the results; made if needed. Files of the same names are replaced.
         pairs: How many pairs.
         steps: Pictures of each pair, both ends among them.
@@ -95,7 +95,7 @@ def arithmetic(
     for it among the first pictures of the seed, takes the three that it is surest of, and tells what the result shows.
 
     Args:
-        checkpoint: Checkpoint of a model with latents; it is all that is needed.
+        checkpoint: Checkpoint of a model with latents, a file or RUN or RUN/best; it is all that is needed.
         output: Folder for the results; made if needed. Files of the same names are replaced.
         a: Concept that is added: pictures by their numbers, as 3,17,22, or words, as "house, sun low".
         b: Concept that is subtracted.

@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lightning_gen.callbacks.pictures import square_grid
+from lightning_gen.callbacks.run_folder import find_checkpoint
 from lightning_gen.data.images import to_uint8, write_image
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples
@@ -37,7 +38,8 @@ def sample(
     Points of toy data are written as a table, points.csv, instead.
 
     Args:
-        checkpoint: Checkpoint of a model that draws pictures from noise; it is all that is needed.
+        checkpoint: Checkpoint of a model that draws pictures from noise, a file or RUN or RUN/best; it is all that is
+            needed.
         output: Folder for the results; made if needed. Files of the same names are replaced.
         num_samples: How many pictures.
         labels: A class, or several as [0,1,2], which take turns. By default all classes take turns.
@@ -90,15 +92,16 @@ def load_model(checkpoint: Path, protocol: type, cannot: str) -> Any:
     """The model of a checkpoint.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The file, or what `find_checkpoint` takes for one.
         protocol: What it must be able to do, one of the protocols of `lightning_gen.generative`.
         cannot: Words for a model that is not able to, such as "draws no pictures from noise".
 
     Raises:
+        FileNotFoundError: If there is none.
         CheckpointError: If it cannot be loaded.
         ValueError: If it does not follow the protocol.
     """
-    model = GenerativeModule.load_from_checkpoint(checkpoint)
+    model = GenerativeModule.load_from_checkpoint(find_checkpoint(checkpoint))
     if not isinstance(model, protocol):
         raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which {cannot}.")
     return model

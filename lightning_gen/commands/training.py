@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -29,7 +32,7 @@ from lightning_gen.callbacks.evaluation import GenerativeMetrics
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
-from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
+from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoint, run_folder, run_folder_of_checkpoint
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_gen.commands.configs import find_config
@@ -40,7 +43,7 @@ from lightning_gen.metrics.features import classifier_file
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer with checkpoints written atomically and our progress bar.
+    """Lightning's Trainer with checkpoints written atomically, in one folder, and our progress bar.
 
     The limits are declared again because the command line would otherwise read 1, one batch, as 1.0, all of them.
     """
@@ -59,6 +62,9 @@ class Trainer(pl.Trainer):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if enable_progress_bar is not False and not any(isinstance(c, LightningProgressBar) for c in callbacks):
             callbacks = [*callbacks, ProgressBar()]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                name_flatly(callback)
         super().__init__(
             *args,
             callbacks=callbacks,
@@ -71,6 +77,15 @@ class Trainer(pl.Trainer):
         )
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+def name_flatly(callback: ModelCheckpoint) -> None:
+    """Let the slash in the name of a metric not make a folder: `{val/fid:.2f}` becomes `val_fid=12.34`."""
+    if callback.auto_insert_metric_name and re.search(r"\{[^:}]*/", callback.filename or ""):
+        callback.auto_insert_metric_name = False
+        callback.filename = re.sub(
+            r"\{([^:}]*)", lambda field: f"{field[1].replace('/', '_')}={field[0]}", callback.filename or ""
+        )
 
 
 def pictures_for(
@@ -167,6 +182,7 @@ class CommandLine(LightningCLI):
         if self.subcommand:
             # A run that config.yaml starts anew must not begin with this one's checkpoint.
             given.ckpt_path = None
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path)) if config.ckpt_path else None
             checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
             config.weights_only = True
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
@@ -317,26 +333,45 @@ def run_trainer(arguments: list[str]) -> int:
 
 
 def with_configs(arguments: list[str]) -> list[str]:
-    """Arguments with shipped configurations as paths, and with the configuration of the run that a checkpoint is of."""
-    found, given = [], False
-    following = False
-    for argument in arguments:
-        if following:
-            argument = find_config(argument)
-        elif argument.startswith(("--config=", "-c=")):
-            flag, _, name = argument.partition("=")
-            argument, given = f"{flag}={find_config(name)}", True
-        following = argument in ("--config", "-c")
-        given |= following
-        found.append(argument)
-    if not given:
-        for flag, value in zip(found, [*found[1:], ""], strict=True):
-            path = flag.partition("=")[2] if flag.startswith("--ckpt_path=") else value if flag == "--ckpt_path" else ""
-            folder = run_folder_of_checkpoint(path) if path else None
-            if folder and (folder / "config.yaml").is_file():
-                found[1:1] = ["--config", str(folder / "config.yaml")]
-                break
+    """Arguments with shipped configurations as paths, and with the configuration of the run that a checkpoint is of.
+
+    Raises:
+        FileNotFoundError: If there is no such configuration or checkpoint.
+        ValueError: If the checkpoint lies in the folder of no run and nothing else says what is to be trained.
+    """
+    found = list(arguments)
+    for place, name in _values_of(arguments, "--config", "-c"):
+        found[place] = arguments[place].removesuffix(name) + str(find_config(name))
+    if any(_is_one_of(argument, "--config", "-c") for argument in arguments):
+        return found
+    for _, name in _values_of(arguments, "--ckpt_path"):
+        if name in ("", "null"):
+            continue
+        checkpoint = find_checkpoint(name)
+        folder = run_folder_of_checkpoint(checkpoint)
+        if folder and (folder / CONFIG).is_file():
+            found[1:1] = ["--config", str(folder / CONFIG)]
+        elif not all(any(_is_one_of(argument, name) for argument in arguments) for name in ("--model", "--data")):
+            raise ValueError(
+                f"{checkpoint} lies in the folder of no run, whose {CONFIG} would say what it was trained on, and how. "
+                "Name that configuration: --config FILE."
+            )
+        break
     return found
+
+
+def _is_one_of(argument: str, *flags: str) -> bool:
+    return argument.partition("=")[0] in flags
+
+
+def _values_of(arguments: Sequence[str], *flags: str) -> Iterator[tuple[int, str]]:
+    """What stands after these flags, and the places in the list that it ends."""
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and equals:
+            yield i, value
+        elif flag in flags and i + 1 < len(arguments):
+            yield i + 1, arguments[i + 1]
 
 
 def quiet_lightning() -> None:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.commands.sample import load_model
 from lightning_gen.commands.training import quiet_lightning
 from lightning_gen.data.images import (
     ImageError,
@@ -20,7 +21,7 @@ from lightning_gen.data.images import (
     to_float,
     write_image,
 )
-from lightning_gen.generative import Direction, GenerativeModule, Translates
+from lightning_gen.generative import Direction, Translates
 from lightning_gen.models.adversarial import gather_from_ranks
 
 
@@ -40,7 +41,7 @@ def translate(
     A file that cannot be read or translated is reported by name and skipped; the exit code is then 1.
 
     Args:
-        checkpoint: Checkpoint of a translation model; it is all that is needed.
+        checkpoint: Checkpoint of a translation model, a file or RUN or RUN/best; it is all that is needed.
         input: A picture file, or a folder that is searched recursively.
         output: Folder for the results; made if needed.
         direction: AtoB or BtoA.
@@ -50,9 +51,7 @@ def translate(
         precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, ...
         num_workers: Processes that read files ahead, for each device.
     """
-    model = GenerativeModule.load_from_checkpoint(checkpoint)
-    if not isinstance(model, Translates):
-        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which does not translate pictures.")
+    model = load_model(checkpoint, Translates, "does not translate pictures")
     if direction not in model.directions:
         raise ValueError(f"{checkpoint} translates {' and '.join(model.directions)}, not {direction}.")
     background_color(background)

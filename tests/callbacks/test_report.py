@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import report
 from lightning_gen.callbacks.report import MAX_POINTS, Report, write_report
-from lightning_gen.callbacks.run_folder import run_folder, run_folder_of_checkpoint
+from lightning_gen.callbacks.run_folder import run_folder
 from lightning_gen.files import write_atomically
 
 
@@ -450,14 +450,6 @@ def test_asking_for_the_folder_starts_no_wandb_run(tmp_path):
     assert run_folder(trainer(tmp_path, logger=[logger, CSVLogger(tmp_path)])) == tmp_path / "toys" / "abc"
     assert logger._experiment is None
     assert not list(tmp_path.iterdir())
-
-
-def test_run_of_a_checkpoint(tmp_path):
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    assert run_folder_of_checkpoint(checkpoint) is None, "a folder called checkpoints is not yet a run"
-    (tmp_path / "history.jsonl").touch()
-    assert run_folder_of_checkpoint(str(checkpoint)) == tmp_path
-    assert run_folder_of_checkpoint(tmp_path / "last.ckpt") is None
 
 
 def test_ranks_agree_on_the_folder_and_only_the_first_writes(tmp_path):

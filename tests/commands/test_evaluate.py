@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_gen.callbacks.evaluation import GenerativeMetrics
 from lightning_gen.checkpoints import AtomicCheckpointIO
-from lightning_gen.commands.evaluate import Bench, evaluate, evenly_spaced, find_checkpoints, shape_of, with_run
+from lightning_gen.commands.evaluate import Bench, evaluate, evenly_spaced, shape_of, with_run
 from lightning_gen.data import Digits
 from lightning_gen.data.base import examples_of
 from lightning_gen.data.images import from_uint8, read_image, to_float, to_uint8, write_image
@@ -551,23 +551,6 @@ def test_the_training_command_and_this_one_agree(tiny, command):
     assert ended.code == 0, ended.err
     for name, value in values(entries("runs/gan/version_0/evaluations.json")[0]).items():
         assert np.float32(value) == np.float32(results[f"test/{name}"]), name
-
-
-def test_checkpoints_come_by_number():
-    for name in ("step=1000", "step=900", "step=20", "a b"):
-        path = Path(f"run/checkpoints/{name}.ckpt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    ordered = [Path(f"run/checkpoints/{name}.ckpt") for name in ("a b", "step=20", "step=900", "step=1000")]
-    assert find_checkpoints("run") == find_checkpoints("run/checkpoints") == ordered
-    assert find_checkpoints("run/*/step*.ckpt") == ordered[1:]
-    assert find_checkpoints(str(Path("run/checkpoints/step=9*").absolute())) == [ordered[2].absolute()]
-    assert find_checkpoints([str(ordered[3]), "run/checkpoints/a*"]) == [ordered[3], ordered[0]]
-    Path("run/checkpoints/[1].ckpt").touch()
-    assert find_checkpoints("run/checkpoints/[1].ckpt") == [Path("run/checkpoints/[1].ckpt")]
-    for name in ("none.ckpt", "run/*.ckpt", "run/checkpoints/none"):
-        with pytest.raises(FileNotFoundError, match="There is no checkpoint at"):
-            find_checkpoints(name)
 
 
 @pytest.mark.parametrize(("number", "first"), [(164, 164), (164, 10), (100, 200), (30, 7), (1, 1)])

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 from lightning_gen.callbacks import LastCheckpoint, TranslationGrid
 from lightning_gen.callbacks.pictures import SampleGrid
+from lightning_gen.callbacks.run_folder import find_checkpoint, find_checkpoints
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
@@ -74,11 +76,16 @@ def test_shipped_configurations_are_given_by_name(tmp_path, monkeypatch):
 
 def test_a_checkpoint_brings_the_configuration_of_its_run(tmp_path):
     run, checkpoint = tmp_path, str(tmp_path / "checkpoints" / "last.ckpt")
-    assert with_configs(["fit", "--ckpt_path", checkpoint]) == ["fit", "--ckpt_path", checkpoint]
+    Path(checkpoint).parent.mkdir()
+    Path(checkpoint).touch()
+    with pytest.raises(ValueError, match=r"last\.ckpt lies in the folder of no run, .* Name that config"):
+        with_configs(["fit", "--ckpt_path", checkpoint])
+    whole = ["fit", "--model", "CycleGAN", "--data=Scenes", "--ckpt_path", checkpoint]
+    assert with_configs(whole) == whole
     (run / "config.yaml").write_text("")
     config = str(run / "config.yaml")
     # Before all other options, which have the last word.
-    for given in (["--ckpt_path", checkpoint], [f"--ckpt_path={checkpoint}"]):
+    for given in (["--ckpt_path", checkpoint], [f"--ckpt_path={checkpoint}"], ["--ckpt_path", str(run)]):
         options = ["--trainer.max_steps", "7", *given]
         assert with_configs(["fit", *options]) == ["fit", "--config", config, *options]
         options = ["--config", config, *given]
@@ -149,6 +156,30 @@ def test_a_checkpoint_is_enough_to_go_on_in_its_run(tiny, command, fresh_process
     assert [path.name for path in Path("runs/cyclegan").iterdir()] == ["version_0"]
     assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3", "4", "5"]
     assert not Path("lightning_logs").exists()
+
+
+def test_checkpoints_named_by_a_metric_stay_with_their_run(tiny, command):
+    """In one folder, and known by the same names to all commands; brackets in the run's path are letters."""
+    best = {"monitor": "val/psnr_AtoB", "mode": "max", "save_top_k": 2, "filename": "{step}-{val/psnr_AtoB:.1f}"}
+    tiny["trainer"]["callbacks"] = [{"class_path": "ModelCheckpoint", "init_args": best}]
+    tiny["trainer"] |= {"default_root_dir": "[runs]", "val_check_interval": 2, "check_val_every_n_epoch": None}
+    assert command("fit", "--config", tiny.write()).code == 0
+    run = "[runs]" / RUN.relative_to("runs")
+    names = [re.sub(r"=[\d.]+", "=N", path.stem) for path in find_checkpoints(str(run))]
+    assert names == ["last", "step=N-val_psnr_AtoB=N", "step=N-val_psnr_AtoB=N"]
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["checkpoints", "images"]
+    kept = find_checkpoint(run / "best").name
+    for name, tested in ((run, "last.ckpt"), (run / "best", kept), (run / "checkpoints" / kept, kept)):
+        ended = command("test", "--ckpt_path", name)
+        assert ended.code == 0, ended.err
+        assert json.loads((run / "results.json").read_text())["checkpoint"] == tested
+    Path("in").mkdir()
+    Image.new("RGB", (16, 16)).save("in/a.png")
+    assert command("translate", "--checkpoint", run / "best", "--input", "in", "--output", "out").code == 0
+    # A copy says what is missing.
+    shutil.copy(run / "checkpoints" / kept, "copy.ckpt")
+    assert_one_message(command("test", "--ckpt_path", "copy.ckpt"), "copy.ckpt lies in the folder of no run, whose con")
+    assert command("test", "--ckpt_path", "copy.ckpt", "--config", run / "config.yaml").code == 0
 
 
 def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
