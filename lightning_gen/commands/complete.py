@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.callbacks.pictures import picture_grid
-from lightning_gen.commands.sample import check_folder, classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.commands.results import Results, Skipped
+from lightning_gen.commands.sample import classes_in_turn, device_of, labels_of, load_model
 from lightning_gen.data.images import (
     ImageError,
     background_color,
@@ -21,13 +21,12 @@ from lightning_gen.data.images import (
     resize_image,
     to_float,
     to_uint8,
-    write_image,
 )
 from lightning_gen.generative import Completes, Samples
 from lightning_gen.latents import generator_for
 from lightning_gen.losses.categorical import check_temperature, images_to_levels, levels_to_images
 
-MAX_ROWS = 50  # pictures in grid.png
+MAX_ROWS = 50  # pictures in the overview
 
 
 def complete(
@@ -42,23 +41,25 @@ def complete(
     resize: bool = False,
     background: str = "white",
     limit: int | None = None,
+    overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
     """Hide a part of one picture file, or of all of a folder, and draw it anew several times.
 
-    For each picture NAME it writes completions/NAME_0.png, NAME_1.png and so on, and strips/NAME.png with the occluded
-    picture, its completions and the original side by side; grid.png has the first 50 strips under each other.
+    For each picture NAME it writes OUTPUT/completions/NAME_0.png, NAME_1.png and so on, and OUTPUT/strips/NAME.png with
+    the occluded picture, its completions and the original side by side; OUTPUT_grid.png, beside the folder, has the
+    first 50 strips under each other.
 
     Pictures go to the nearest of the model's levels first, which is the original then; its known pixels stay bit for
     bit. What is drawn depends on the checkpoint, the seed, the picture's place among the sorted files, and `samples`.
 
-    A file that cannot be read, or has another size than the model's pictures, is reported and skipped; the exit code is
-    then 1.
+    A file that cannot be read, or has another size than the model's pictures, is skipped; the first ones are named, all
+    are counted, and the exit code is then 1.
 
     Args:
         checkpoint: Checkpoint of a model that completes pictures, a file or RUN or RUN/best; it is all that is needed.
         input: A picture file, or a folder that is searched recursively.
-        output: Folder for the results; made if needed. Files of the same names are replaced.
+        output: Folder for the results; made if needed.
         mask: What is hidden: the top, bottom, left or right half (of an odd number of pixels the smaller part), or the
             center, of half the height and half the width. Or a picture file of the size of the model's pictures: what
             is black in it, or darker than half, is hidden, and what is white is known.
@@ -70,6 +71,8 @@ def complete(
         resize: Whether a picture of another size is cut, at the center, to the model's aspect ratio and then resized.
         background: Colour behind transparent pixels.
         limit: How many files are taken, the first in order; by default all.
+        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
+            removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     for name, number in (("samples", samples), ("limit", limit)):
@@ -86,17 +89,17 @@ def complete(
     turns = labels_of(range(samples), classes_in_turn(model, labels)) if isinstance(model, Samples) else None
     known = known_pixels(mask, size)
     files, names = _files_and_names(input, output)
+    results = Results(output, r"(completions|strips)/.*\.png", overwrite)
     model.to(device_of(accelerator))
 
     rows: list[list[Tensor]] = []
-    failures = 0
+    skipped = Skipped()
     for number, (file, name) in enumerate(list(zip(files, names, strict=True))[:limit]):
         generator = generator_for(seed, number)
         try:
             pixels = _fitted(read_image(file, channels, background), size, file, resize)
         except ImageError as error:
-            print(f"skipped {error}", file=sys.stderr)
-            failures += 1
+            skipped.add(file, str(error))
             continue
         image = levels_to_images(images_to_levels(to_float(pixels), model.num_levels, validate=False), model.num_levels)
         images = model.complete(
@@ -107,17 +110,18 @@ def complete(
             temperature=temperature,
         ).cpu()
         for i, completion in enumerate(images):
-            write_image(output / "completions" / f"{name}_{i}.png", completion)
+            results.write(f"completions/{name}_{i}.png", completion)
         row = list(to_uint8(torch.stack([image.where(known, 0.0), *images, image])))
-        strip = output / "strips" / f"{name}.png"
+        strip = results.file(f"strips/{name}.png")
         strip.parent.mkdir(parents=True, exist_ok=True)
         _grid([row]).save(strip)
         rows += [row] if len(rows) < MAX_ROWS else []
     if rows:
-        _grid(rows).save(output / "grid.png")
+        results.overview(_grid(rows))
+    skipped.count()
     total = min(len(files), limit or len(files))
-    print(f"{total - failures} of {total} pictures completed into {output}")
-    return 1 if failures else 0
+    print(f"{total - len(skipped)} of {total} pictures completed into {output}")
+    return 1 if skipped else 0
 
 
 def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
@@ -169,7 +173,6 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
 def _files_and_names(input: Path, output: Path) -> tuple[list[Path], list[str]]:
     """The pictures, and what their results are called: their place below the input, without the ending."""
     files, root = ([input], input.parent) if input.is_file() else (find_images(input), input)
-    check_folder(output)
     if output.resolve() == root.resolve():
         raise ValueError(f"The output folder {output} is the input's own. Name another, so that they are not mixed.")
     names = [file.relative_to(root).with_suffix("").as_posix() for file in files]

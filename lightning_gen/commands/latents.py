@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_gen.callbacks.pictures import picture_grid, square_grid
-from lightning_gen.commands.sample import check_folder, classes_in_turn, device_of, labels_of, load_model
-from lightning_gen.data.images import to_uint8, write_image
+from lightning_gen.commands.results import Results
+from lightning_gen.commands.sample import classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.data.images import to_uint8
 from lightning_gen.generative import HasLatents
 from lightning_gen.latents import generator_for, numbered_latents, slerp
 from lightning_gen.metrics.scene_attributes import SceneAttributeReader, parse_conditions, train_reader
@@ -29,22 +30,25 @@ def interpolate(
     method: Literal["slerp", "lerp"] = "slerp",
     seed: int = 0,
     label: int | None = None,
+    overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
-    """Draw the pictures between pairs of latents: grid.png with a row for each pair, and each frame as a file.
+    """Draw the pictures between pairs of latents: each frame as a file, and OUTPUT_grid.png with a row for each pair.
 
     Pair p leads from picture 2 p of the seed to picture 2 p + 1, as `sample` numbers them. Its frames are
-    pair_000/000.png and so on.
+    OUTPUT/pair_000/000.png and so on.
 
     Args:
         checkpoint: Checkpoint of a model with latents, a file or RUN or RUN/best; it is all that is needed.
-        output: Folder for the results; made if needed. Files of the same names are replaced.
+        output: Folder for the results; made if needed.
         pairs: How many pairs.
         steps: Pictures of each pair, both ends among them.
         method: slerp turns the latent at constant angular speed, while its length changes evenly, which suits Gaussian
             latents; lerp goes straight.
         seed: Of the latents, 0 or more.
         label: The class of all pictures. By default the pairs have all classes in turn.
+        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
+            removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     if pairs < 1:
@@ -52,7 +56,7 @@ def interpolate(
     if steps < 2:
         raise ValueError(f"steps must be at least 2, the two ends; got {steps}.")
     model = _load(checkpoint)
-    check_folder(output)
+    results = Results(output, r"pair_\d{3,}/\d{3,}\.png", overwrite)
     classes = classes_in_turn(model, label)
     latents = numbered_latents(model, range(2 * pairs), seed)
     model.to(device_of(accelerator))
@@ -63,10 +67,10 @@ def interpolate(
         path = torch.stack([between(start, end, step / (steps - 1)) for step in range(steps)])
         images = model.generate(path, labels_of([pair] * steps, classes))
         for step, image in enumerate(images):
-            write_image(output / f"pair_{pair:03d}" / f"{step:03d}.png", image)
+            results.write(f"pair_{pair:03d}/{step:03d}.png", image)
         shown += to_uint8(images).cpu()
-    square_grid(shown, steps).save(output / "grid.png")
-    print(f"{pairs} pairs of {steps} pictures written into {output}")
+    results.overview(square_grid(shown, steps))
+    print(f"{pairs} pairs of {steps} pictures written into {output}, an overview to {results.grid}")
     return 0
 
 
@@ -81,13 +85,14 @@ def arithmetic(
     noise: float = 0.25,
     candidates: int = 512,
     domain: str = "day",
+    overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
     """Add and subtract concepts: a - b + c, as in section 6.3 of the DCGAN paper (arXiv 1511.06434).
 
     A concept is the mean latent of a few pictures that show it. The result is drawn nine times: itself, in the middle,
-    and with uniform noise on each coordinate. grid.png shows the pictures of each concept, that of their mean below
-    them, and the result; every picture is a file too.
+    and with uniform noise on each coordinate. OUTPUT_grid.png shows the pictures of each concept, that of their mean
+    below them, and the result; every picture is a file in OUTPUT too.
 
     A concept is named in one of two ways. By pictures, as 3,17,22: the numbers in the names of the files that `sample`
     writes for the same seed and label. Or, for models of the built-in Scenes, by what is to be seen, such as
@@ -96,7 +101,7 @@ def arithmetic(
 
     Args:
         checkpoint: Checkpoint of a model with latents, a file or RUN or RUN/best; it is all that is needed.
-        output: Folder for the results; made if needed. Files of the same names are replaced.
+        output: Folder for the results; made if needed.
         a: Concept that is added: pictures by their numbers, as 3,17,22, or words, as "house, sun low".
         b: Concept that is subtracted.
         c: Concept that is added.
@@ -105,6 +110,8 @@ def arithmetic(
         noise: Each coordinate of the eight pictures around the result differs from it by at most this.
         candidates: Pictures among which a named concept is looked for.
         domain: The domain of Scenes that the model has learnt, for named concepts.
+        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
+            removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     if noise < 0:
@@ -115,7 +122,7 @@ def arithmetic(
     numbers = {name: _numbers(text) for name, text in concepts.items()}
     conditions = {name: parse_conditions(text) for name, text in concepts.items() if numbers[name] is None}
     model = _load(checkpoint)
-    check_folder(output)
+    files = Results(output, r"([abc]_(\d+|mean)|result_\d)\.png", overwrite)
     classes = classes_in_turn(model, label)
     if classes and len(classes) > 1:
         raise ValueError(f"This {type(model).__name__} has {model.num_classes} classes. Choose one with the label.")
@@ -136,12 +143,12 @@ def arithmetic(
     shifts[4] = 0
     images = {name: _generate(model, torch.cat([exemplars[name], means[name]]), classes) for name in concepts}
     results = _generate(model, result + noise * shifts.to(result), classes)
-    _write(output, images, results)
+    _write(files, images, results)
     for name, chosen in numbers.items():
         print(f"{name}: pictures {', '.join(map(str, chosen or ()))} of seed {seed}")
     if reader and len(conditions) == len(concepts):
         _say_what_is_seen(reader, reader(results), conditions)
-    print(f"Written into {output}")
+    print(f"Written into {output}, an overview to {files.grid}")
     return 0
 
 
@@ -181,16 +188,16 @@ def _surest(chances: Tensor, concept: str, candidates: int, number: int = 3) -> 
     return sorted(chances.topk(number).indices.tolist())
 
 
-def _write(output: Path, images: Mapping[str, Tensor], results: Tensor) -> None:
+def _write(files: Results, images: Mapping[str, Tensor], results: Tensor) -> None:
     columns = [(name, list(to_uint8(column))) for name, column in images.items()]
     columns += [(title, list(to_uint8(results[i::3]))) for i, title in enumerate(("", "a - b + c", ""))]
     for name, column in images.items():
         for i, image in enumerate(column[:-1]):
-            write_image(output / f"{name}_{i}.png", image)
-        write_image(output / f"{name}_mean.png", column[-1])
+            files.write(f"{name}_{i}.png", image)
+        files.write(f"{name}_mean.png", column[-1])
     for i, image in enumerate(results):
-        write_image(output / f"result_{i}.png", image)
-    picture_grid(columns).save(output / "grid.png")
+        files.write(f"result_{i}.png", image)
+    files.overview(picture_grid(columns))
 
 
 def _say_what_is_seen(

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lightning_gen.callbacks.pictures import square_grid
 from lightning_gen.callbacks.run_folder import find_checkpoint
-from lightning_gen.data.images import to_uint8, write_image
+from lightning_gen.commands.results import Results
+from lightning_gen.data.images import to_uint8
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples
 from lightning_gen.latents import generator_for, numbered_latents
 
-MAX_GRID = 400  # pictures in grid.png
+MAX_GRID = 400  # pictures in the overview
 
 
 def sample(
@@ -27,9 +28,13 @@ def sample(
     labels: int | list[int] | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
-    """Draw pictures into a folder: 000000.png, 000001.png and so on, and the first 400 of them together as grid.png.
+    """Draw pictures into a folder: OUTPUT/000000.png, OUTPUT/000001.png and so on.
+
+    The first 400 of them stand together in OUTPUT_grid.png beside the folder, so that all pictures of the folder are
+    samples, for `evaluate --images OUTPUT` and other programs.
 
     Where a model has latents, each picture depends on the checkpoint, the seed and its own number alone, so a larger
     `num_samples` adds pictures and changes none. (Another batch size or device rounds sums of floats in another order.)
@@ -40,37 +45,39 @@ def sample(
     Args:
         checkpoint: Checkpoint of a model that draws pictures from noise, a file or RUN or RUN/best; it is all that is
             needed.
-        output: Folder for the results; made if needed. Files of the same names are replaced.
+        output: Folder for the results; made if needed.
         num_samples: How many pictures.
         labels: A class, or several as [0,1,2], which take turns. By default all classes take turns.
         seed: Of the noise, 0 or more.
         batch_size: Pictures drawn at once.
+        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
+            removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     for name, number in (("num_samples", num_samples), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")
     model = load_model(checkpoint, Samples, "draws no pictures from noise")
-    check_folder(output)
+    results = Results(output, r"\d{6,}\.png|points\.csv", overwrite)
     classes = classes_in_turn(model, labels)
     model.to(device_of(accelerator))
 
     batches = _batches(model, num_samples, classes, seed, batch_size)
     if model.image_shape[1:] == (1, 1):
-        write_points(output / "points.csv", torch.cat([images.flatten(1).cpu() for images in batches]))
+        write_points(results.file("points.csv"), torch.cat([images.flatten(1).cpu() for images in batches]))
         print(f"{num_samples} points written to {output / 'points.csv'}")
         return 0
     shown: list[Tensor] = []
     number = 0
     for images in batches:
         for image in images:
-            write_image(output / f"{number:06d}.png", image)
+            results.write(f"{number:06d}.png", image)
             number += 1
         shown += to_uint8(images[: MAX_GRID - len(shown)]).cpu()
     # With a column for each class, if there are not too many.
     columns = len(classes) if classes and 1 < len(classes) <= 20 and len(shown) > len(classes) else None
-    square_grid(shown, columns).save(output / "grid.png")
-    print(f"{num_samples} pictures written into {output}")
+    results.overview(square_grid(shown, columns))
+    print(f"{num_samples} pictures written into {output}, an overview to {results.grid}")
     return 0
 
 
@@ -105,16 +112,6 @@ def load_model(checkpoint: Path, protocol: type, cannot: str) -> Any:
     if not isinstance(model, protocol):
         raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which {cannot}.")
     return model
-
-
-def check_folder(output: Path) -> None:
-    """Refuse an output that is a file.
-
-    Raises:
-        NotADirectoryError: If it is one.
-    """
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"The output {output} is a file. Name a folder.")
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.commands.results import Results, Skipped
 from lightning_gen.commands.sample import load_model
 from lightning_gen.commands.training import quiet_lightning
 from lightning_gen.data.images import (
@@ -31,6 +31,7 @@ def translate(
     output: Path,
     direction: Direction = "AtoB",
     background: str = "white",
+    overwrite: bool = False,
     accelerator: str = "auto",
     devices: int | str = 1,
     precision: str = "32-true",
@@ -38,7 +39,8 @@ def translate(
 ) -> int:
     """Translate one picture file or all of a folder; names, sub-folders, formats and sizes are kept.
 
-    A file that cannot be read or translated is reported by name and skipped; the exit code is then 1.
+    A file that cannot be read or translated is skipped; the first ones are named, all are counted, and the exit code is
+    then 1.
 
     Args:
         checkpoint: Checkpoint of a translation model, a file or RUN or RUN/best; it is all that is needed.
@@ -46,6 +48,7 @@ def translate(
         output: Folder for the results; made if needed.
         direction: AtoB or BtoA.
         background: Colour behind transparent pixels while they are translated; the transparency itself is kept.
+        overwrite: Whether to write into a folder that holds pictures already. Those of the same names are replaced.
         accelerator: As in Lightning: auto, cpu, gpu, ...
         devices: How many devices share the files.
         precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, ...
@@ -63,8 +66,7 @@ def translate(
         raise ValueError(
             f"The output folder {output} is the input's own; its files would be overwritten. Name another."
         )
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"The output {output} is a file. Name a folder.")
+    Results(output, None, overwrite)
     quiet_lightning()
     trainer = pl.Trainer(
         callbacks=[ProgressBar()],
@@ -79,8 +81,10 @@ def translate(
     loader = DataLoader(_Files(files, model.image_shape[0], background), batch_size=None, num_workers=num_workers)
     trainer.predict(translator, loader, return_predictions=False)
     if trainer.is_global_zero:
+        skipped = Skipped()
         for file, reason in translator.failures:
-            print(f"skipped {reason}" if file in reason else f"skipped {file}: {reason}", file=sys.stderr)
+            skipped.add(file, reason)
+        skipped.count()
         print(f"{len(files) - len(translator.failures)} of {len(files)} pictures translated into {output}")
     return 1 if translator.failures else 0
 

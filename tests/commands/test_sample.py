@@ -74,14 +74,14 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def numbered(folder):
-    return {name: data for name, data in contents(folder).items() if name[0].isdigit()}
+def overview(folder):
+    return folder.with_name(f"{folder.name}_grid.png")
 
 
 def test_files_hold_the_pictures_of_the_numbered_latents(draw):
     model = small()
     folder = draw(model, "out", "--num_samples", 5, "--seed", 3)
-    assert sorted(contents(folder)) == [*(f"00000{i}.png" for i in range(5)), "grid.png"]
+    assert sorted(contents(folder)) == [f"00000{i}.png" for i in range(5)]
     expected = to_uint8(model.generate(numbered_latents(model, range(5), seed=3)))
     for i in range(5):
         assert torch.equal(read_image(folder / f"{i:06d}.png"), expected[i])
@@ -90,7 +90,7 @@ def test_files_hold_the_pictures_of_the_numbered_latents(draw):
 
 def test_the_grid_shows_the_pictures_in_rows(draw):
     folder = draw(small((1, 16, 16)), "out", "--num_samples", 5)
-    grid = np.array(Image.open(folder / "grid.png"))
+    grid = np.array(Image.open(overview(folder)))
     scale = -(-512 // (3 * 16))
     for i in range(5):
         row, column = divmod(i, 3)
@@ -103,16 +103,17 @@ def test_the_grid_shows_the_pictures_in_rows(draw):
 @pytest.mark.parametrize("make", [small, partial(small, num_classes=3), partial(Dots, (1, 4, 4), 3)])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(draw, make):
     model = make()
-    first, again = (contents(draw(model, name, "--num_samples", 6, "--seed", 7)) for name in ("one", "two"))
-    assert first == again
-    other = numbered(draw(model, "three", "--num_samples", 6, "--seed", 8))
+    one, two = (draw(model, name, "--num_samples", 6, "--seed", 7) for name in ("one", "two"))
+    assert (first := contents(one)) == contents(two)
+    assert overview(one).read_bytes() == overview(two).read_bytes()
+    other = contents(draw(model, "three", "--num_samples", 6, "--seed", 8))
     assert all(other[name] != first[name] for name in other)
 
 
 @pytest.mark.parametrize("make", [small, partial(small, num_classes=3), partial(Dots, (1, 4, 4), 3)])
 def test_more_pictures_change_none(draw, make):
     model = make()
-    few, many = (numbered(draw(model, name, "--num_samples", name, "--batch_size", 4)) for name in ("3", "11"))
+    few, many = (contents(draw(model, name, "--num_samples", name, "--batch_size", 4)) for name in ("3", "11"))
     assert len(few) == 3
     assert len(many) == 11
     assert few == {name: many[name] for name in few}
@@ -120,7 +121,7 @@ def test_more_pictures_change_none(draw, make):
 
 def test_latents_do_not_depend_on_the_size_of_a_batch(draw):
     folders = [draw(small(), f"{size}", "--num_samples", 9, "--batch_size", size) for size in (1, 4, 64)]
-    for name in numbered(folders[0]):
+    for name in contents(folders[0]):
         pictures = [read_image(folder / name).int() for folder in folders]
         for picture in pictures[1:]:
             # Sums of another order may round to the next of 256 levels, rarely.
@@ -137,7 +138,8 @@ def test_labels_take_turns(draw):
         expected = to_uint8(model.generate(latents, torch.tensor(labels)))
         for i in range(8):
             assert torch.equal(read_image(folder / f"{i:06d}.png"), expected[i])
-        columns = (Image.open(folder / "grid.png").width - 2) / (Image.open(folder / "grid.png").height - 2)
+        width, height = Image.open(overview(folder)).size
+        columns = (width - 2) / (height - 2)
         assert columns == pytest.approx({"[2,0,3]": 3 / 3, "1": 3 / 3, None: 4 / 2}[argument] * 6 / 8, rel=0.05)
 
 
