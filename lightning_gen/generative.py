@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_gen.checkpoints import (
@@ -24,6 +27,12 @@ from lightning_gen.checkpoints import (
     import_path,
     read_checkpoint,
 )
+from lightning_gen.data.images import from_uint8
+
+PICTURES = ("image", "images", "pixel_values", "img")
+LABELS = ("label", "labels")
+LOOKED_AT = 4  # batches of each kind whose values are looked at
+ROUNDING = 1e-4  # by which a value may lie outside [-1, 1]
 
 Direction = Literal["AtoB", "BtoA"]
 Model = TypeVar("Model", bound="GenerativeModule")
@@ -119,13 +128,15 @@ class Completes(Protocol):
 class GenerativeModule(pl.LightningModule):
     """Base of all models.
 
-    It gives a model three habits:
+    It gives a model four habits:
 
     * *A checkpoint is enough.* `load_from_checkpoint` needs the file alone, whether the model was made from a
       configuration or in Python, and refuses what a stranger may have put into it.
     * *Noise is a function of (seed, rank, batch).* Before every training batch the random state is set from these
       three, so ranks differ, and a run that goes on after a stop draws what it would have drawn.
     * *`images_seen`* counts the real images shown so far, over all ranks; it is a buffer, so it resumes.
+    * *Pictures are in `[-1, 1]`*, whatever loader they come from: uint8 is converted, and the first batches of other
+      values are refused, or spoken about where nothing in them is below 0.
 
     A subclass calls `self.save_hyperparameters()` in its `__init__`.
 
@@ -144,6 +155,9 @@ class GenerativeModule(pl.LightningModule):
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
         self.noise_seed: int | None = None
         self.batches_before = 0  # training batches before the present one, over all epochs
+        # The lowest values in the first batches of each loader, by name.
+        self._lowest: dict[tuple[Any, int], list[dict[str, float]]] = {}
+        self._has_spoken = False
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
 
     # -- noise ------------------------------------------------------------------------------------------------------
@@ -172,10 +186,10 @@ class GenerativeModule(pl.LightningModule):
         """Pictures `[N, C, H, W]` and, where there are any, labels `[N]` of a batch.
 
         Args:
-            batch: A dictionary with "image" and perhaps "label", a pair (pictures, labels), or pictures alone.
+            batch: As `lightning_gen.generative.images_and_labels` takes it.
 
         Raises:
-            ValueError: If the batch is none of these, or its pictures have another shape than `image_shape`.
+            ValueError: If it does not, or its pictures have another shape than `image_shape`.
         """
         images, labels = images_and_labels(batch, type(self).__name__)
         if images.shape[1:] != self.image_shape:
@@ -184,6 +198,73 @@ class GenerativeModule(pl.LightningModule):
                 f"for image_shape {self.image_shape}."
             )
         return images, labels
+
+    def setup(self, stage: str) -> None:
+        """Compare the number of classes with that of the data, and begin to look at pictures anew.
+
+        Raises:
+            ValueError: If they differ, or the data has no labels.
+        """
+        # Of a hook that a data module could have in our place, but need not.
+        warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`")
+        self._lowest, self._has_spoken = {}, False
+        data: Any = getattr(self.trainer, "datamodule", None)
+        own, known = getattr(self, "num_classes", None), getattr(data, "num_classes", -1)
+        if own is None or known in (own, -1):
+            return
+        options = [
+            option for option in ("labels", "labelled") if known is None and getattr(data, option, None) is False
+        ]
+        hint = f" Give it --data.{options[0]} true, or leave num_classes out." if options else ""
+        raise ValueError(
+            f"The model has num_classes={own}, but {type(data).__name__} has "
+            f"{'no labels' if known is None else f'{known} classes'}.{hint}"
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at the values of the first pictures, on the host, where looking costs no wait for the device.
+
+        Points (pictures of one pixel) may lie anywhere. Where something is done to batches on the device, it may well
+        be what brings them to `[-1, 1]`, and nothing is looked at.
+
+        Raises:
+            ValueError: If a value is outside `[-1, 1]`.
+        """
+        stage = None if self._trainer is None else self.trainer.state.stage
+        if stage is None or self.image_shape[1:] == (1, 1) or self._changed_on_device():
+            return batch
+        seen = self._lowest.setdefault((stage, dataloader_idx), [])
+        if len(seen) == LOOKED_AT:
+            return batch
+        pictures = {name: images for name, images in batch_pictures(batch).items() if images.is_floating_point()}
+        seen.append({name: self._checked_lowest(images, name) for name, images in pictures.items() if len(images)})
+        bright = [name for name in seen[0] if all(lowest.get(name, -1) >= 0 for lowest in seen)]
+        if len(seen) == LOOKED_AT and bright and not self._has_spoken:
+            self._has_spoken = True
+            rank_zero_warn(
+                f"Nothing is below 0 in {' and '.join(bright)} of the first {LOOKED_AT} batches ({stage.value}). "
+                "Models take pictures in [-1, 1], where -1 is black: if these are in [0, 1], give 2 x - 1, or uint8."
+            )
+        return batch
+
+    def _changed_on_device(self) -> bool:
+        things = (self, getattr(self.trainer, "datamodule", None))
+        hooks = ("transfer_batch_to_device", "on_after_batch_transfer")
+        return any(is_overridden(hook, thing) for hook in hooks for thing in things)
+
+    def _checked_lowest(self, images: Tensor, name: str) -> float:
+        low, high = (value.item() for value in images.aminmax())
+        if -1 - ROUNDING <= low <= high <= 1 + ROUNDING:
+            return low
+        if low != low or high != high:
+            found, hint = "holds values that are not finite", "Look at how the pictures are made."
+        elif low >= 0 and 1.5 < high <= 255:
+            found = f"has values from {low:.4g} to {high:.4g}"
+            hint = "If they are those of 8 bits, give them as uint8, which is converted, or as x / 127.5 - 1."
+        else:
+            found = f"has values from {low:.4g} to {high:.4g}"
+            hint = "Give 2 x - 1 of pictures in [0, 1], and clip what a resize leaves outside."
+        raise ValueError(f"{type(self).__name__} takes pictures in [-1, 1], but {name} in a batch {found}. {hint}")
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -296,23 +377,57 @@ def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
     """Pictures and, where there are any, labels of a batch.
 
     Args:
-        batch: A dictionary with "image" and perhaps "label", a pair (pictures, labels), or pictures alone.
+        batch: A dictionary with "image" ("images", "pixel_values", "img") and perhaps "label" ("labels"), a pair
+            (pictures, labels), or pictures alone.
         name: Of the one who needs them.
 
+    Returns:
+        The pictures as `as_floats` gives them, and the labels as they are.
+
     Raises:
-        ValueError: If the batch is none of these.
+        ValueError: If the batch is none of these, or `as_floats` refuses the pictures.
     """
-    if isinstance(batch, Mapping) and "image" in batch:
-        return batch["image"], batch.get("label")
-    if isinstance(batch, list | tuple) and len(batch) in (1, 2):
-        return batch[0], batch[1] if len(batch) == 2 else None
-    if isinstance(batch, Tensor):
-        return batch, None
+    images, labels = None, None
+    if isinstance(batch, Mapping):
+        images, labels = (next((batch[key] for key in keys if key in batch), None) for keys in (PICTURES, LABELS))
+    elif isinstance(batch, list | tuple) and len(batch) in (1, 2):
+        images, labels = (*batch, None)[:2]
+    elif isinstance(batch, Tensor):
+        images = batch
+    if images is not None:
+        return as_floats(images, name), labels
     found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
     raise ValueError(
         f"{name} needs batches that are a dictionary with 'image' (and 'label'), a pair (pictures, labels) or pictures "
         f"alone; got {found}."
     )
+
+
+def as_floats(images: Any, name: str) -> Tensor:
+    """Pictures of a batch as models see them: uint8 becomes float32 in `[-1, 1]`, floats stay as they are.
+
+    Args:
+        images: Of any shape.
+        name: Of the one who needs them.
+
+    Raises:
+        ValueError: If they are neither.
+    """
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
+        return from_uint8(images)
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return images
+    found = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+    raise ValueError(f"{name} takes pictures as a tensor of floats in [-1, 1] or of uint8, got {found}.")
+
+
+def batch_pictures(batch: Any) -> dict[str, Tensor]:
+    """The pictures `[N, C, H, W]` of a batch by name, as they are, whatever form it has: none, one or two domains."""
+    if isinstance(batch, Mapping):
+        found = {str(key): batch[key] for key in ("A", "B", *PICTURES) if key in batch}
+    else:
+        found = {"pictures": batch[0] if isinstance(batch, list | tuple) and batch else batch}
+    return {key: value for key, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""The three habits of every model: noise by (seed, rank, batch), images counted, a checkpoint is enough."""
+"""The habits of every model: noise by (seed, rank, batch), images counted, pictures checked, a checkpoint is enough."""
 
 import functools
+import warnings
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_gen.checkpoints import CheckpointError
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates, evaluating
 from lightning_gen.losses import AdversarialLoss, Wasserstein
-from lightning_gen.models import GAN, CycleGAN
+from lightning_gen.models import GAN, KDE, CycleGAN, PixelCNN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 
 SHAPE = (3, 16, 16)
@@ -331,6 +332,9 @@ def test_pictures_and_labels_of_a_batch_in_any_usual_form():
     for batch, expected in (
         ({"image": images, "label": labels, "name": "a"}, labels),
         ({"image": images}, None),
+        ({"pixel_values": images, "labels": labels}, labels),
+        ({"images": images, "label": labels}, labels),
+        ({"img": images, "file": "a"}, None),
         ((images, labels), labels),
         ([images, labels], labels),
         ([images], None),
@@ -343,10 +347,104 @@ def test_pictures_and_labels_of_a_batch_in_any_usual_form():
         ({"A": images, "B": images}, r"needs batches that are .*; got keys \['A', 'B'\]"),
         ((images, labels, labels), "got a tuple"),
         ("pictures", "got a str"),
+        ({"image": images.long()}, "a tensor of floats in .* or of uint8, got torch.int64"),
+        ({"image": [1]}, "a tensor of floats in .* or of uint8, got a list"),
         (torch.zeros(3, 2, 2, 1), r"shape \(2, 2, 1\), but this GenerativeModule was made for image_shape \(1, 2, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             model.images_and_labels(batch)
+
+
+# Of each family: a model for pictures [3, 8, 8], and how it takes a batch of them.
+FAMILIES = {
+    "GAN": (lambda: GAN((3, 8, 8)), lambda images: (images, torch.zeros(len(images)))),
+    "CycleGAN": (lambda: CycleGAN((3, 8, 8), GENERATOR, DISCRIMINATOR), lambda images: {"A": -images, "B": images}),
+    "PixelCNN": (lambda: PixelCNN((3, 8, 8), filters=6, layers=1), lambda images: {"pixel_values": images}),
+    "KDE": (lambda: KDE((3, 8, 8)), lambda images: images),
+}
+
+
+def fit_on(model, batches, **settings):
+    torch.manual_seed(0)
+    trainer(max_epochs=1).fit(model, DataLoader(batches, None), **settings)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_of_other_ranges_are_refused_whatever_loader_they_come_from(family):
+    make, batch = FAMILIES[family]
+    floats = torch.arange(256.0)[torch.randint(256, (2, 3, 8, 8))]
+    for wrong in (floats, floats / 100 - 1, floats / 0):
+        with pytest.raises(ValueError, match=r"in \[-1, 1\]|Sample 0"):
+            fit_on(make(), [batch(wrong)])
+
+
+def test_a_refusal_says_what_was_found_and_what_to_give():
+    for low, high, words in (
+        (0, 255, r"GAN takes pictures in \[-1, 1\], but image in a batch has values from 0 to 255\. .*as uint8"),
+        (-2.1, 2.6, r"has values from -2.1 to 2.6\. Give 2 x - 1 .* and clip"),
+        (-1, float("inf"), "has values from -1 to inf"),
+        (-1, float("nan"), "holds values that are not finite"),
+    ):
+        images = torch.zeros(2, 1, 2, 2)
+        images[0, 0, 0, 0], images[1, 0, 1, 1] = low, high
+        with pytest.raises(ValueError, match=words):
+            fit_on(GAN((1, 2, 2)), [{"image": images}])
+
+
+@pytest.mark.parametrize("family", ["GAN", "CycleGAN"])
+def test_uint8_trains_as_the_same_pictures_in_floats(family):
+    make, batch = FAMILIES[family]
+    levels = torch.randint(256, (3, 2, 3, 8, 8), dtype=torch.uint8)
+    start = make()
+    of_bytes, of_floats = make(), make()
+    of_bytes.load_state_dict(start.state_dict())
+    of_floats.load_state_dict(start.state_dict())
+    if family == "CycleGAN":
+        given = [{"A": 255 - images, "B": images} for images in levels]
+        expected = [{key: images / 127.5 - 1 for key, images in pair.items()} for pair in given]
+    else:
+        given, expected = [batch(images) for images in levels], [batch(images / 127.5 - 1) for images in levels]
+    states = fit_on(of_bytes, given), fit_on(of_floats, expected)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+@pytest.mark.parametrize(
+    ("lowest", "spoken"),
+    [([0, 0, 0, 0, 0, 0], 1), ([0, 0, 0, 0, -1, -1], 1), ([0, 0, 0, -0.1, 0, 0], 0), ([0, 0, 0], 0)],
+)
+def test_it_speaks_up_once_where_nothing_in_the_first_batches_is_below_0(lowest, spoken):
+    batches = [{"A": torch.full((1, *SHAPE), float(low)), "B": torch.full((1, *SHAPE), 0.5)} for low in lowest]
+    for batch in batches:  # of B alone there is something below 0
+        batch["B"][0, 0, 0, 0] = -0.5
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit_on(CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR), batches, val_dataloaders=DataLoader(batches, None))
+    found = [str(word.message) for word in said if "below 0" in str(word.message)]
+    assert len(found) == spoken
+    assert all(word.startswith("Nothing is below 0 in A of the first 4 batches") for word in found)
+
+
+def test_points_may_lie_anywhere_and_later_batches_are_not_looked_at():
+    fit_on(GAN((2, 1, 1)), [torch.randn(8, 2, 1, 1) * 9])
+    images = torch.zeros(6, 2, 1, 2, 2)
+    images[0], images[4:] = -0.1, 7.0
+    fit_on(GAN((1, 2, 2)), list(images))
+
+
+def test_what_is_brought_to_the_range_on_the_device_is_let_through():
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader([torch.randint(256, (2, 1, 2, 2), dtype=torch.uint8).float() for _ in range(5)], None)
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch / 127.5 - 1
+
+    model = GAN((1, 2, 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*below 0")
+        trainer(max_epochs=1).fit(model, datamodule=Data())
+    assert model.images_seen == 10
 
 
 def test_evaluation_mode_is_put_back_as_it_was_also_after_an_error():

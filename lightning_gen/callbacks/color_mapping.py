@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_gen.data.images import from_uint8, to_uint8
-from lightning_gen.generative import Translates
+from lightning_gen.generative import Translates, as_floats
 from lightning_gen.metrics.color_mapping import HistogramMatching
 from lightning_gen.metrics.translation import TranslationMetrics
 
@@ -40,7 +40,7 @@ class ColorMappingBaseline(pl.Callback):
         self.mapping, seen = HistogramMatching(pl_module.image_shape[0]), 0  # type: ignore[arg-type, index]
         for batch in data.train_dataloader():
             for domain in "AB":
-                self.mapping.update(domain, to_uint8(batch[domain]))
+                self.mapping.update(domain, to_uint8(as_floats(batch[domain], type(self).__name__)))
             seen += len(batch["A"])
             if seen >= self.num_images:
                 break
@@ -52,9 +52,10 @@ class ColorMappingBaseline(pl.Callback):
         """Measure it where the batch has true counterparts."""
         if self.mapping is None or "paired" not in batch:
             return
+        pictures = {domain: as_floats(batch[domain], type(self).__name__) for domain in "AB"}
         for direction in self.metrics.directions:
-            mapped = from_uint8(self.mapping(to_uint8(batch[direction[0]]), direction))
-            self.metrics.update(direction, mapped, batch[direction[-1]])
+            mapped = from_uint8(self.mapping(to_uint8(pictures[direction[0]]), direction))
+            self.metrics.update(direction, mapped, pictures[direction[-1]])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the figures."""

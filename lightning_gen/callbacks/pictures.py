@@ -24,7 +24,7 @@ from lightning_gen.callbacks.ema import averaged_weights
 from lightning_gen.callbacks.run_folder import IMAGES, keeps_files, pictures_in, run_folder
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.files import write_atomically
-from lightning_gen.generative import Direction, GenerativeModule, Samples, Translates
+from lightning_gen.generative import Direction, GenerativeModule, Samples, Translates, as_floats
 
 GAP = 2  # pixels around every picture of a grid
 MIN_CELL = 96  # pictures narrower than this are enlarged, so that a title fits above them
@@ -267,7 +267,7 @@ class FirstPictures:
             if len(taken) < self.limit:
                 known = max(0, len(taken) - self.passed)
                 new = batch[domain][known : known + self.limit - len(taken)]
-                taken.extend(to_uint8(new.detach()).cpu())
+                taken.extend(to_uint8(as_floats(new.detach(), type(self).__name__)).cpu())
                 self.source, self.paired = source, "paired" in batch
             passed = self.passed + len(batch[domain])
         self.passed = passed

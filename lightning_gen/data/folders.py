@@ -255,6 +255,7 @@ class ImageFolder(ImageDataModule):
         self.root = Path(root).expanduser()
         self.image_size = _size("image_size", image_size)
         self.random_crop = crop == "random"
+        self.labels = labels
         self.flip = flip
         self.channels = channels
         self.read = _reader(channels, background)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -304,7 +303,7 @@ class AutoregressiveModule(LikelihoodModule):
         if self.num_classes is not None and labels is None:
             raise ValueError(
                 f"This {type(self).__name__} has num_classes={self.num_classes}, but the batches have no labels. Give "
-                "data with a 'label', or leave num_classes out."
+                "data with a 'label' (ImageFolder: --data.labels true), or leave num_classes out."
             )
         return images, self.context(len(images), labels, condition)
 
@@ -347,12 +346,12 @@ class AutoregressiveModule(LikelihoodModule):
         return context
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at pictures and labels while they are on the host, where looking costs no wait for the device."""
+        """Look at levels and labels too, on the host."""
         images, labels = self.images_and_labels(batch)
         images_to_levels(images, self.num_levels)
         if labels is not None and self.num_classes is not None:
             self.context(len(images), labels, *([] if self.condition_channels is None else [batch["condition"]]))
-        return batch
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _checked_hole(self, known: Tensor, number: int) -> Tensor:
         """The pixels to draw, bool `[N, H, W]`, on the CPU."""
@@ -387,15 +386,8 @@ class AutoregressiveModule(LikelihoodModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def setup(self, stage: str) -> None:
-        """Lay out and compile the network, and compare classes with those of the data."""
+        """Lay out and compile the network."""
         super().setup(stage)
-        warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`")
-        data: Any = getattr(self.trainer, "datamodule", None)
-        known = getattr(data, "num_classes", None)
-        if None not in (self.num_classes, known) and known != self.num_classes:
-            raise ValueError(
-                f"The model has num_classes={self.num_classes}, but {type(data).__name__} has {known} classes."
-            )
         if self.channels_last:
             # Weights only: DDP fails on a mask in that layout which is the only one (PyTorch 2.14).
             for weight in (parameter for parameter in self.network.parameters() if parameter.ndim == 4):

@@ -114,16 +114,6 @@ class Classifier(GenerativeModule):
             )
         return images, labels.long()
 
-    def setup(self, stage: str) -> None:
-        """Compare the number of classes with that of the data."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        known = getattr(data, "num_classes", self.num_classes)
-        if known != self.num_classes:
-            raise ValueError(
-                f"The model has num_classes={self.num_classes}, but {type(data).__name__} has "
-                f"{'no labels' if known is None else f'{known} classes'}."
-            )
-
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule over the whole run."""
         total = self.trainer.estimated_stepping_batches

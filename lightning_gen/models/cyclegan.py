@@ -151,8 +151,9 @@ class CycleGAN(TranslationModule):
     def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> Batch:
         """Also the distance of each picture from its reconstruction, which needs no pairs: mean |F(G(a)) - a|."""
         translated = super().evaluate(batch, metrics, prefix)
+        pictures = dict(zip("AB", self.domains(batch), strict=True))
         for direction, back in (("AtoB", "BtoA"), ("BtoA", "AtoB")):
-            real = batch[direction[0]]
+            real = pictures[direction[0]]
             distance = F.l1_loss(self.translate(translated[direction], cast(Direction, back)), real.float())
             self.log(f"{prefix}cycle_{direction[0]}", distance, batch_size=len(real), sync_dist=True)
         return translated
@@ -173,6 +174,7 @@ class CycleGAN(TranslationModule):
 
     def setup(self, stage: str) -> None:
         """Lay out and compile the networks."""
+        super().setup(stage)
         prepare_networks(
             generators=[self.generator_AtoB, self.generator_BtoA],
             discriminators=[self.discriminator_A, self.discriminator_B],

@@ -224,7 +224,7 @@ class GAN(AdversarialModule):
         if labels is None:
             raise ValueError(
                 f"This {type(self).__name__} has num_classes={self.num_classes}, but no labels were given. Give them "
-                "(data needs a 'label'), or leave num_classes out."
+                "(data needs a 'label'; ImageFolder gives it with --data.labels true), or leave num_classes out."
             )
         if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise ValueError(
@@ -351,13 +351,8 @@ class GAN(AdversarialModule):
         return steps
 
     def setup(self, stage: str) -> None:
-        """Lay out and compile the networks, and compare the number of classes with that of the data."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        data_classes = getattr(data, "num_classes", None)
-        if None not in (self.num_classes, data_classes) and data_classes != self.num_classes:
-            raise ValueError(
-                f"The model has num_classes={self.num_classes}, but {type(data).__name__} has {data_classes} classes."
-            )
+        """Lay out and compile the networks."""
+        super().setup(stage)
         prepare_networks(
             generators=[self.generator],
             discriminators=[self.discriminator],

@@ -41,6 +41,7 @@ class LikelihoodModule(GenerativeModule):
 
     def setup(self, stage: str) -> None:
         """Compare levels with the data's, and name the figures."""
+        super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
         known = getattr(data, "num_levels", None)
         if None not in (known, self.num_levels) and known != self.num_levels:

@@ -165,6 +165,7 @@ class Pix2Pix(TranslationModule):
 
     def setup(self, stage: str) -> None:
         """Lay out and compile the networks."""
+        super().setup(stage)
         prepare_networks(
             generators=[self.generator_AtoB],
             discriminators=[self.discriminator],

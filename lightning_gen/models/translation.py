@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_gen.generative import Direction, evaluating
+from lightning_gen.generative import Direction, as_floats, evaluating
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.networks.cyclegan import pad_to_multiple
@@ -80,28 +80,30 @@ class TranslationModule(AdversarialModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """The translations of a batch, by direction."""
-        return {direction: self.translate(batch[direction[0]], direction) for direction in self.directions}
+        pictures = dict(zip("AB", self.domains(batch), strict=True))
+        return {direction: self.translate(pictures[direction[0]], direction) for direction in self.directions}
 
     def evaluate(self, batch: Batch, metrics: TranslationMetrics, prefix: str) -> Batch:
         """Log what one batch says about the translations, and give them, by direction."""
         translated: Batch = {}
+        pictures = dict(zip("AB", self.domains(batch), strict=True))
         for direction in self.directions:
-            source = self.domains(batch)["AB".index(direction[0])]
+            source = pictures[direction[0]]
             translated[direction] = self.translate(source, direction)
             if "paired" in batch:
-                collection = metrics.update(direction, translated[direction], batch[direction[-1]])
+                collection = metrics.update(direction, translated[direction], pictures[direction[-1]])
                 self.log_dict(collection, on_step=False, on_epoch=True, batch_size=len(source))
         return translated
 
     @staticmethod
     def domains(batch: Any) -> tuple[Tensor, Tensor]:
-        """Pictures A and B of a batch.
+        """Pictures A and B of a batch, as `lightning_gen.generative.as_floats` gives them.
 
         Raises:
-            ValueError: If the batch is not a dictionary with "A" and "B".
+            ValueError: If the batch is not a dictionary with "A" and "B", or they are no pictures.
         """
         if isinstance(batch, Mapping) and "A" in batch and "B" in batch:
-            return batch["A"], batch["B"]
+            return as_floats(batch["A"], "A translation model"), as_floats(batch["B"], "A translation model")
         found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(
             f"A translation model needs batches that are dictionaries with pictures 'A' and 'B', got {found}. "

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.commands.training import Trainer
+from lightning_gen.data.folders import ImageFolder
 from lightning_gen.data.toy import GridOfGaussians
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates
 from lightning_gen.losses import (
@@ -732,6 +734,22 @@ def test_labels_without_classes_and_out_of_range():
         fit(make(num_classes=3), batches(1))
     with pytest.raises(ValueError, match=r"Labels must lie in 0 \.\. 2 for num_classes=3"):
         fit(make(num_classes=3), [(torch.zeros(2, *SHAPE), torch.tensor([1, 3]))])
+
+
+def test_data_whose_labels_are_an_option_is_asked_for_them(tmp_path):
+    for i in range(3):
+        Image.new("L", (2, 2)).save(tmp_path / f"{i}.png")
+    pictures = ImageFolder(tmp_path, image_size=2, channels=1)
+    for model, data, words in (
+        (
+            make(num_classes=3),
+            points(side=2),
+            r"GridOfGaussians has no labels\. Give it --data.labelled true, or leave",
+        ),
+        (GAN((1, 2, 2), num_classes=3), pictures, r"ImageFolder has no labels\. Give it --data.labels true, or leave"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trainer(max_steps=1).fit(model, datamodule=data)
 
 
 def test_the_data_s_number_of_classes():
