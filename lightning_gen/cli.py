@@ -94,6 +94,10 @@ def _run(arguments: list[str]) -> int:
         module, _, name = _FUNCTIONS[command].rpartition(".")
         commands = importlib.import_module(f"lightning_gen.commands.{module}")
         function: Any = getattr(commands, name)
+        if command in ("sample", "evaluate"):
+            from lightning_gen.commands.sampling import with_sampling
+
+            rest = with_sampling(function, rest)
         if command == "evaluate":
             rest = commands.with_run(rest)
         # Errors of the parser are raised, so that `main` can say them in fewer words.

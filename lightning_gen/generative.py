@@ -61,6 +61,9 @@ class Samples(Protocol):
     ) -> Tensor:
         """float32 `[N, C, H, W]` in `[-1, 1]`, without a graph; modes and the global random state stay as found.
 
+        Other keyword-only arguments of a model's own are its settings, such as a temperature: options of the commands
+        `sample` and `evaluate`.
+
         Args:
             num_samples: N, any number.
             labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
@@ -81,7 +84,10 @@ class HasLatents(Samples, Protocol):
         ...
 
     def generate(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
-        """The pictures of latents `[N, latent_size]`: float32 `[N, C, H, W]`, under the same promises as `sample`."""
+        """The pictures of latents `[N, latent_size]`: float32 `[N, C, H, W]`, under the same promises as `sample`.
+
+        Settings that the model's own `sample` takes beside labels and generator, it takes too.
+        """
         ...
 
 

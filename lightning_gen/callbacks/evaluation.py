@@ -96,7 +96,7 @@ class GenerativeMetrics(pl.Callback):
         super().__init__()
         self.extractor = extractor
         self.chosen = figures
-        self.settings: dict[str, int] = {
+        self.settings: dict[str, Any] = {
             "splits": splits, "k": k, "block_size": block_size, "max_features": max_features,
             "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
@@ -183,7 +183,7 @@ class GenerativeMetrics(pl.Callback):
             start, plan = time.perf_counter(), list(protocol.batches(rank(), world_size()))
             for done, (number, size) in enumerate(plan):
                 with looking(trainer, pl_module):
-                    images = draw(cast(Samples, pl_module), number, size, protocol.seed, protocol.batch_size)
+                    images = draw(cast(Samples, pl_module), number, size, protocol)
                 self.evaluation.add(number, as_read(images, extractor))
                 if done == 0:
                     start = time.perf_counter()  # what comes first takes longer

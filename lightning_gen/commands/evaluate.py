@@ -25,6 +25,7 @@ from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoints, run_fol
 from lightning_gen.checkpoints import import_path, read_checkpoint
 from lightning_gen.commands.neighbours import neighbour_grid
 from lightning_gen.commands.sample import load_model
+from lightning_gen.commands.sampling import checked_settings
 from lightning_gen.data.base import Draw, DrawDataset, examples_of, in_order
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.images import ImageError, check_channels, find_images, read_image, to_float, to_uint8
@@ -60,6 +61,7 @@ def evaluate(
     save_statistics: Path | None = None,
     output: Path | None = None,
     batch_size: int = 64,
+    sampling: dict[str, Any] | None = None,
     splits: int = 10,
     k: int = 5,
     block_size: int = 1000,
@@ -101,6 +103,7 @@ def evaluate(
         output: JSON file to add the results to. By default evaluations.json in the folder of the run, or beside a
             checkpoint that is of none. For images there is no default.
         batch_size: Pictures drawn at once; the noise depends on it.
+        sampling: Settings of the model's own `sample`. Each is an option: --temperature 0.5, where it takes one.
         splits: Of the Inception Score.
         k: Neighbours of precision, recall, density and coverage.
         block_size: Pictures in one block of the kernel distance.
@@ -118,7 +121,9 @@ def evaluate(
     if floor and reference == "test":
         raise ValueError("The floor is that of the test pictures, so they cannot be the reference too.")
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-    samples: list[Drawn | Read] = [Drawn(path, fabric) for path in find_checkpoints(checkpoint or [])]
+    drawn = [Drawn(path, fabric) for path in find_checkpoints(checkpoint or [])]
+    settings = checked_settings(drawn[0].model if drawn else None, sampling)
+    samples: list[Drawn | Read] = [*drawn]
     if neighbours and len(samples) > 1:
         raise ValueError(f"neighbours is one picture, of one checkpoint; there are {len(samples)} of them.")
     channels = samples[0].image_shape[0] if samples else None
@@ -150,6 +155,7 @@ def evaluate(
         metrics.figures_for(extractor, kind, [figures] if isinstance(figures, str) else figures, num_samples),
         num_samples=num_samples, splits=splits, k=k, block_size=block_size, max_features=max_features,
         batch_size=batch_size, seed=seeds[0],
+        sampling=settings,
     )  # fmt: skip
     if compared is None:
         compared = statistics_of(real, data if reference in SPLITS else None, reference, extractor, max_features)
@@ -415,7 +421,7 @@ class Drawn:
 
     def _draw(self, protocol: metrics.Protocol, number: int, size: int) -> Tensor:
         with self.fabric.autocast():
-            return draw(self.model, number, size, protocol.seed, protocol.batch_size)
+            return draw(self.model, number, size, protocol)
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_gen.callbacks.pictures import square_grid
 from lightning_gen.callbacks.run_folder import find_checkpoint
 from lightning_gen.commands.results import Results
+from lightning_gen.commands.sampling import checked_settings
 from lightning_gen.data.images import to_uint8
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples
@@ -28,6 +29,7 @@ def sample(
     labels: int | list[int] | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    sampling: dict[str, Any] | None = None,
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
@@ -50,6 +52,7 @@ def sample(
         labels: A class, or several as [0,1,2], which take turns. By default all classes take turns.
         seed: Of the noise, 0 or more.
         batch_size: Pictures drawn at once.
+        sampling: Settings of the model's own `sample`. Each is an option: --temperature 0.5, where it takes one.
         overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
             removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
@@ -60,9 +63,10 @@ def sample(
     model = load_model(checkpoint, Samples, "draws no pictures from noise")
     results = Results(output, r"\d{6,}\.png|points\.csv", overwrite)
     classes = classes_in_turn(model, labels)
+    settings = checked_settings(model, sampling)
     model.to(device_of(accelerator))
 
-    batches = _batches(model, num_samples, classes, seed, batch_size)
+    batches = _batches(model, num_samples, classes, seed, batch_size, settings)
     if model.image_shape[1:] == (1, 1):
         write_points(results.file("points.csv"), torch.cat([images.flatten(1).cpu() for images in batches]))
         print(f"{num_samples} points written to {output / 'points.csv'}")
@@ -82,16 +86,16 @@ def sample(
 
 
 def _batches(
-    model: Any, num_samples: int, classes: Sequence[int] | None, seed: int, batch_size: int
+    model: Any, num_samples: int, classes: Sequence[int] | None, seed: int, batch_size: int, settings: dict[str, Any]
 ) -> Iterator[Tensor]:
     for start in range(0, num_samples, batch_size):
         # The last batch is drawn in full, so that it does not matter which one is the last.
         numbers = range(start, start + batch_size)
         labels = labels_of(numbers, classes)
         if isinstance(model, HasLatents):
-            images = model.generate(numbered_latents(model, numbers, seed), labels)
+            images = model.generate(numbered_latents(model, numbers, seed), labels, **settings)
         else:
-            images = model.sample(batch_size, labels=labels, generator=generator_for(seed, start))
+            images = model.sample(batch_size, labels=labels, generator=generator_for(seed, start), **settings)
         yield images[: num_samples - start]
 
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -54,6 +54,7 @@ class Protocol:
             and the first ones of the samples; they cost memory and, the latter two, the square of this in time.
         batch_size: Pictures drawn at once; the noise is that of each batch.
         seed: Of the noise.
+        sampling: Settings of the model's own `sample`, beside labels and generator.
 
     Raises:
         ValueError: If a number is out of range, or so few samples are asked for that a figure cannot be computed.
@@ -67,6 +68,7 @@ class Protocol:
     max_features: int = 10_000
     batch_size: int = 64
     seed: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = get_args(Figure)
@@ -108,8 +110,9 @@ class Protocol:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As plain data."""
-        return {**asdict(self), "figures": list(self.figures)}
+        """As plain data; without settings of sampling where there are none."""
+        record = {**asdict(self), "figures": list(self.figures)}
+        return record if self.sampling else {name: value for name, value in record.items() if name != "sampling"}
 
 
 def figures_for(
@@ -154,12 +157,13 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def draw(model: Samples, number: int, size: int, seed: int, batch_size: int) -> Tensor:
-    """Batch `number` of the samples of a seed, whose classes take turns: float `[size, C, H, W]`."""
+def draw(model: Samples, number: int, size: int, protocol: Protocol) -> Tensor:
+    """Batch `number` of the samples of a protocol's seed, whose classes take turns: float `[size, C, H, W]`."""
     labels = None
     if model.num_classes is not None:
-        labels = torch.arange(number * batch_size, number * batch_size + size) % model.num_classes
-    return model.sample(size, labels=labels, generator=generator_for(seed, number))
+        first = number * protocol.batch_size
+        labels = torch.arange(first, first + size) % model.num_classes
+    return model.sample(size, labels=labels, generator=generator_for(protocol.seed, number), **protocol.sampling)
 
 
 def as_read(images: Tensor, extractor: FeatureExtractor) -> Tensor:
