@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ class InstanceNorm2d(nn.Module):
 
     `torch.nn.functional.instance_norm` gives wrong gradients on the CPU for a batch of one whose upstream gradient lies
     channels-last (PyTorch 2.15; a test here watches for it), so the same mathematics is asked of other kernels: group
-    norm with one channel a group, or, where pictures lie channels-last, batch norm of each, which keeps them so.
+    norm with one channel a group, or, where pictures lie channels-last, batch norm of each, which keeps them so. On a
+    CPU that one adds up a float32 channel number by number, which costs two digits or more in large pictures; there
+    the statistics are taken here.
 
     Args:
         eps: Added to the variance.
@@ -31,8 +33,41 @@ class InstanceNorm2d(nn.Module):
         if features.is_contiguous():
             with torch.autocast(features.device.type, enabled=False):  # which would make it float32 on CUDA
                 return F.group_norm(features, features.shape[1], eps=self.eps)
+        # The compiler has sums of its own, which keep the digits.
+        if features.device.type == "cpu" and features.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return cast(Tensor, _InTwoPasses.apply(features, self.eps))
         normed = [F.batch_norm(picture, None, None, training=True, eps=self.eps) for picture in features.split(1)]
         return normed[0] if len(normed) == 1 else torch.cat(normed)
+
+
+_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+_FIRST = [True, False, False]  # of its results: the gradient by the features, none by a weight or a bias
+
+
+class _InTwoPasses(torch.autograd.Function):
+    """The mean first, then the variance about it, both by `torch.mean`, which adds partial sums."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, eps: float) -> Tensor:
+        mean = features.mean((2, 3), keepdim=True)
+        result = features - mean
+        scale = result.square_().mean((2, 3), keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(features, mean, scale)
+        ctx.eps = eps
+        return torch.sub(features, mean, out=result).mul_(scale)  # memory of its own would cost more than subtracting
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        tensors = (gradient, *ctx.saved_tensors)
+        pictures = [tensors] if len(gradient) == 1 else zip(*(tensor.split(1) for tensor in tensors), strict=True)
+        # Batch norm's own, of which PyTorch knows the derivative too.
+        gradients = [
+            _batch_norm_backward(
+                upstream, picture, None, None, None, mean.flatten(), scale.flatten(), True, ctx.eps, _FIRST
+            )
+            for upstream, picture, mean, scale in pictures
+        ]
+        return gradients[0][0] if len(gradients) == 1 else torch.cat([each[0] for each in gradients]), None
 
 
 def norm_layer(norm: Norm, channels: int) -> list[nn.Module]:

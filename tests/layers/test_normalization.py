@@ -27,6 +27,42 @@ def test_values_and_gradients_equal_the_formula_in_every_layout(batch, layout, u
     torch.testing.assert_close(own.grad.double(), exact.grad, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("mean", "deviation", "exact_to"), [(0, 1, 2e-7), (10, 0.1, 1e-5)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_large_pictures_keep_the_digits(layout, mean, deviation, exact_to):
+    """Around 10, a deviation of 0.1 leaves 1e-2 of what float32 has; adding number by number loses far more."""
+    torch.manual_seed(0)
+    features, gradient = torch.randn(2, 1, 4, 256, 256).unbind()
+    features = features.mul_(deviation).add_(mean)
+    exact = features.double().requires_grad_()
+    expected = (exact - exact.mean((2, 3), keepdim=True)) / (
+        exact.var((2, 3), keepdim=True, correction=0) + 1e-5
+    ).sqrt()
+    expected.backward(gradient.double())
+
+    own = features.contiguous(memory_format=layout).requires_grad_()
+    result = InstanceNorm2d()(own)
+    result.backward(gradient.contiguous(memory_format=layout))
+    for found, true in ((result, expected), (own.grad, exact.grad)):
+        assert (found.double() - true).norm() / true.norm() < exact_to
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradient_of_a_gradient(layout):
+    """Of a gradient penalty on a critic with instance norm."""
+    torch.manual_seed(0)
+    drawn = torch.randn(3, 2, 4, 6, 8).double().unbind()
+
+    def twice(norm, dtype):
+        features, upstream, direction = (each.to(dtype).contiguous(memory_format=layout) for each in drawn)
+        leaves = features.requires_grad_(), upstream.requires_grad_()
+        (gradient,) = torch.autograd.grad(norm(leaves[0]), leaves[0], leaves[1], create_graph=True)
+        return torch.autograd.grad((gradient * direction).sum() + gradient.square().sum(), leaves)
+
+    for found, true in zip(twice(InstanceNorm2d(), torch.float32), twice(F.instance_norm, torch.float64), strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=0, atol=1e-5)
+
+
 def test_it_is_what_torch_calls_instance_norm():
     features = torch.randn(3, 5, 7, 9)
     torch.testing.assert_close(InstanceNorm2d()(features), F.instance_norm(features), rtol=1e-5, atol=1e-5)
