@@ -2,7 +2,8 @@
 
 Pictures come in global batches: rank r of W takes the batches r, r + W, ..., so the figures do not depend on W. Each
 rank reads its own pictures; what is sent is one all-reduce of the packed moments, and the features to rank 0 where a
-figure needs them one by one. Rank 0 computes, and all ranks get the figures.
+figure needs them one by one. Rank 0 computes, and all ranks get the figures. Splits, blocks and subsets are dealt as
+the metrics of `lightning_gen.metrics` deal them, whatever the order of the pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lightning_gen.metrics.features import FeatureExtractor
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
 from lightning_gen.metrics.manifold import authenticity, precision_recall
 from lightning_gen.metrics.processes import from_rank_zero, gathered, rank, together, total, world_size
-from lightning_gen.metrics.scores import inception_score, kernel_distance
+from lightning_gen.metrics.scores import in_canonical_order, inception_score, kernel_distance
 from lightning_gen.metrics.statistics import ReferenceStatistics, cached, load_statistics
 
 Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct"]
@@ -320,12 +321,16 @@ def _figures(
     if features is None:
         return figures
     if "fid_infinity" in wanted:
-        figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(real.gaussian, features)[:2]
+        figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(
+            real.gaussian, in_canonical_order(features)
+        )[:2]
     if "is" in wanted and logits is not None:
-        figures["is"], figures["is_std"] = inception_score(logits, protocol.splits)
+        figures["is"], figures["is_std"] = inception_score(in_canonical_order(logits), protocol.splits)
     few = features[: protocol.max_features]
     if "kid" in wanted:
-        figures["kid"], error = kernel_distance(real.features, few, block_size=protocol.block_size)[:2]
+        figures["kid"], error = kernel_distance(
+            in_canonical_order(real.features), in_canonical_order(few), block_size=protocol.block_size
+        )[:2]
         if math.isfinite(error):  # there is none of a single block
             figures["kid_stderr"] = error
     if "prdc" in wanted:

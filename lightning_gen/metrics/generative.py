@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -34,7 +33,7 @@ from lightning_gen.metrics.features import FeatureExtractor, Features
 from lightning_gen.metrics.frechet import Moments, frechet_distance
 from lightning_gen.metrics.inception import InceptionFeatures
 from lightning_gen.metrics.manifold import precision_recall
-from lightning_gen.metrics.scores import check_rows, inception_score, kernel_distance, with_float64
+from lightning_gen.metrics.scores import check_rows, in_canonical_order, inception_score, kernel_distance
 
 
 class _Outside:
@@ -344,7 +343,7 @@ class InceptionScore(_FeatureMetric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation) over the splits."""
-        logits = _in_canonical_order(_joined(self.features))
+        logits = in_canonical_order(_joined(self.features))
         if len(logits) < self.splits:
             raise ValueError(f"{self.splits} splits need at least as many pictures, got {len(logits)}.")
         mean, std = inception_score(logits, self.splits)
@@ -409,7 +408,7 @@ class KernelInceptionDistance(_TwoSamples):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """(value, standard error), or with `subsets` (value, standard deviation)."""
-        real, fake = (_in_canonical_order(_joined(side)) for side in (self.real_features, self.fake_features))
+        real, fake = (in_canonical_order(_joined(side)) for side in (self.real_features, self.fake_features))
         _check_counts("A kernel distance", real, fake, self.subset_size if self.subsets else 2)
         result = kernel_distance(
             real,
@@ -474,15 +473,6 @@ class PrecisionRecall(_TwoSamples):
 def _joined(parts: list[Tensor]) -> Tensor:
     """`[N, D]`; `[0, 0]` where there is nothing."""
     return torch.cat(parts) if parts else torch.empty(0, 0, dtype=torch.float32)
-
-
-def _in_canonical_order(rows: Tensor) -> Tensor:
-    """The same rows in an order that depends on nothing but what is in them: by their product with fixed noise."""
-    if not len(rows):
-        return rows
-    rows = with_float64(rows)
-    noise = torch.from_numpy(np.random.RandomState(0).standard_normal(rows.shape[1])).to(rows.device)
-    return rows[torch.cat([part.double() @ noise for part in rows.split(4096)]).argsort()]
 
 
 def _check_counts(what: str, real: Tensor, fake: Tensor, least: int) -> None:

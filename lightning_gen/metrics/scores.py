@@ -176,6 +176,22 @@ def kernel_distance(
     return KernelDistance(float(np.mean(values)), error, std, blocks, size)
 
 
+def in_canonical_order(rows: Tensor) -> Tensor:
+    """The same rows in an order that depends on nothing but what is in them: by their product with fixed noise.
+
+    Whoever deals pictures at random to splits, blocks or subsets deals them in this order, so that a figure is one of
+    the set: it does not depend on names of files, on the order of batches, or on the number of processes.
+
+    Args:
+        rows: `[N, D]`.
+    """
+    if not len(rows):
+        return rows
+    rows = with_float64(rows)
+    noise = torch.from_numpy(np.random.RandomState(0).standard_normal(rows.shape[1])).to(rows.device)
+    return rows[torch.cat([part.double() @ noise for part in rows.split(4096)]).argsort()]
+
+
 class _Centered(NamedTuple):
     """Features x as x - c, whose products keep in float32 the digits that those of x would lose.
 

@@ -23,6 +23,7 @@ from lightning_gen.data.base import examples_of
 from lightning_gen.data.images import from_uint8, read_image, to_float, to_uint8, write_image
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.latents import generator_for
+from lightning_gen.metrics import InceptionScore, KernelInceptionDistance
 from lightning_gen.metrics.evaluation import Evaluation
 from lightning_gen.metrics.features import FeatureExtractor, Features
 from lightning_gen.models import GAN, CycleGAN
@@ -170,6 +171,30 @@ def test_the_distance_is_that_of_the_formula(make):
     assert entry["figures"] == {
         "fid-quarters4": {"value": pytest.approx(expected, rel=1e-9), "samples": 90, "reference": 1470}
     }
+
+
+def test_figures_are_those_of_the_metrics_whatever_the_order_of_the_files():
+    """Splits and blocks are dealt by one rule; files named the other way round are the same pictures."""
+    images, real = drawn(small(), 90), digits("test")
+    for i, image in enumerate(images):
+        write_image(Path(f"out/{i:06d}.png"), image)
+        write_image(Path(f"back/{len(images) - i:06d}.png"), image)
+    for i, image in enumerate(real):
+        write_image(Path(f"real/{i:06d}.png"), image)
+    settings = {"reference": "real", "extractor": Quarters(), "figures": ["is", "kid"], "accelerator": "cpu"}
+    settings |= {"splits": 3, "block_size": 40, "output": Path("images.json")}
+    evaluate(images=Path("out"), **settings)
+    evaluate(images=Path("back"), **settings)
+    there, back = entries("images.json")
+    assert there["figures"] == back["figures"]
+    score = InceptionScore(Quarters(), splits=3)
+    distance = KernelInceptionDistance(Quarters(), subset_size=40)
+    for batch in to_uint8(images).split(7):
+        score.update(batch)
+        distance.update(batch, real=False)
+    distance.update(to_uint8(real), real=True)
+    expected = dict(zip(("is", "is_std", "kid", "kid_stderr"), (*score.compute(), *distance.compute()), strict=True))
+    assert values(there) == {f"{name}-quarters4": value.item() for name, value in expected.items()}
 
 
 def test_several_seeds_have_a_mean_and_a_standard_deviation():
