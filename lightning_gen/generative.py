@@ -14,9 +14,11 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.checkpoints import (
     CLASS_KEY,
@@ -28,6 +30,7 @@ from lightning_gen.checkpoints import (
     read_checkpoint,
 )
 from lightning_gen.data.images import from_uint8
+from lightning_gen.resuming import as_if_not_ended
 
 PICTURES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels")
@@ -173,6 +176,20 @@ class GenerativeModule(pl.LightningModule):
         if self.noise_seed is None:
             self.noise_seed = torch.initial_seed() % 2**63
 
+    def on_train_start(self) -> None:
+        """Let a run that goes on between two epochs begin one, and this run's schedules hold from the first step.
+
+        A checkpoint brings the last learning rates of the run before, whose end, for one, may have been another.
+        """
+        loop = self.trainer.fit_loop.epoch_loop
+        if not loop.batch_progress.current.ready:
+            loop.restarting = False
+        for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            if isinstance(schedule, LambdaLR):
+                rates = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, base, factor in rates:
+                    group["lr"] = base * factor(schedule.last_epoch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the random state from (seed, rank, batches so far)."""
         self.batches_before = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -317,6 +334,8 @@ class GenerativeModule(pl.LightningModule):
             raise CheckpointError(f"The checkpoint was written by {written_by} and cannot go on as {name}.")
         self._check_weights(checkpoint["state_dict"])
         self.noise_seed = checkpoint.get("noise_seed")
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
+            as_if_not_ended(checkpoint["loops"]["fit_loop"], self._trainer.accumulate_grad_batches)
 
     def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

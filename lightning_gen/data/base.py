@@ -75,11 +75,15 @@ class DrawSampler(DistributedSampler[Draw]):
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed, drop_last=even)
         self.even = even
-        self.start = 0  # examples of this rank that the epoch has already given out
+        self.start = 0  # examples that the epoch has already given out, over all ranks
 
     def __len__(self) -> int:
-        total = len(self.dataset)  # type: ignore[arg-type]
-        return total // self.num_replicas if self.even else len(range(self.rank, total, self.num_replicas))
+        return self.left(0)
+
+    def left(self, start: int) -> int:
+        """How many examples this rank gets of an epoch that has given out its first ones, so many over all ranks."""
+        total = len(self.dataset) - start  # type: ignore[arg-type]
+        return max(0, total) // self.num_replicas if self.even else len(range(self.rank, total, self.num_replicas))
 
     def __iter__(self) -> Iterator[Draw]:
         total = len(self.dataset)  # type: ignore[arg-type]
@@ -87,38 +91,52 @@ class DrawSampler(DistributedSampler[Draw]):
         epoch = self.epoch if self.shuffle else 0
         order = np.random.default_rng((self.seed, epoch)).permutation(total) if self.shuffle else np.arange(total)
         start, self.start = self.start, 0
-        for i in range(start, len(self)):
-            position = i * self.num_replicas + self.rank
+        for i in range(self.left(start)):
+            position = start + i * self.num_replicas + self.rank
             yield Draw(epoch, position, int(order[position]))
 
 
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a `DrawSampler` that goes on in the middle of an epoch.
 
-    Lightning stores `state_dict()` in checkpoints and gives it back before the first batch; the batches that had been
-    used by then are skipped without being loaded.
+    Lightning stores `state_dict()` in checkpoints and gives it back before the first batch; the examples that had been
+    used by then are skipped without being loaded. The place is kept as examples over all ranks, so the batch size and
+    the number of processes may be others when the run goes on.
     """
 
-    batches_given = 0
-    resume: tuple[int, int] | None = None  # epoch, and batches of it to skip
+    examples_given = 0  # of this epoch, over all ranks
+    resume: tuple[int, int] | None = None  # epoch, and examples of it to skip
+    progress: Any = None  # Lightning's count of batches, which is put right if they are of another size
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so this runs at the first batch, when Lightning has set the sampler's epoch.
         epoch, skip = self.resume or (None, 0)
-        self.batches_given, self.resume = (skip if epoch == self.sampler.epoch else 0), None  # type: ignore[attr-defined]
-        self.sampler.start = self.batches_given * (self.batch_size or 1)  # type: ignore[attr-defined]
+        self.examples_given, self.resume = (skip if epoch == self.sampler.epoch else 0), None  # type: ignore[attr-defined]
+        self.sampler.start = self.examples_given  # type: ignore[attr-defined]
         for batch in super().__iter__():
-            self.batches_given += 1
+            self.examples_given += self._examples_in_a_batch
             yield batch
 
+    @property
+    def _examples_in_a_batch(self) -> int:
+        """Over all ranks."""
+        return (self.batch_size or 1) * int(self.sampler.num_replicas)  # type: ignore[attr-defined]
+
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it given out so far."""
-        return {"epoch": self.sampler.epoch, "batches": self.batches_given}  # type: ignore[attr-defined]
+        """Epoch, and examples of it given out so far over all ranks."""
+        return {"epoch": self.sampler.epoch, "examples": self.examples_given}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken."""
+        # Earlier versions kept batches, whatever their size.
+        examples = state["examples"] if "examples" in state else state["batches"] * self._examples_in_a_batch
         self.sampler.set_epoch(state["epoch"])  # type: ignore[attr-defined]
-        self.resume = (state["epoch"], state["batches"])
+        self.resume = (state["epoch"], examples)
+        if self.progress is not None:
+            left = 0 if self.progress.is_last_batch else self.sampler.left(examples) // (self.batch_size or 1)  # type: ignore[attr-defined]
+            missing = len(self) - left - self.progress.current.ready
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(self.progress.current, name, getattr(self.progress.current, name) + missing)
 
 
 class InOrder(Dataset[Any]):
@@ -302,7 +320,7 @@ class ImageDataModule(pl.LightningDataModule):
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(0, (os.cpu_count() or 1) // world - 2))
-        return ResumableLoader(
+        loader = ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -313,3 +331,6 @@ class ImageDataModule(pl.LightningDataModule):
             # Its own generator: an iterator made or not made must not move the random state of training.
             generator=torch.Generator().manual_seed(self.seed),
         )
+        if shuffle and isinstance(self.trainer, pl.Trainer):
+            loader.progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return loader

@@ -138,14 +138,6 @@ class AdversarialModule(GenerativeModule):
         super().on_fit_start()
         self._first_bad_step = {}
 
-    def on_train_start(self) -> None:
-        """Let this run's schedules hold from the first step: a checkpoint brings the last rates of the run before."""
-        for schedule in self._schedules():
-            if isinstance(schedule, LambdaLR):
-                rates = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-                for group, base, factor in rates:
-                    group["lr"] = base * factor(schedule.last_epoch)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save after a loss that was not finite."""
         self._raise_if_bad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -126,11 +126,6 @@ class Classifier(GenerativeModule):
         # A function, not an object: its numbers must not come back from a checkpoint.
         schedule = LambdaLR(optimizer, lambda step: one_cycle(step, max(1, int(total))))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
-
-    def on_train_start(self) -> None:
-        """Let this run's schedule hold from the first step: a checkpoint brings the last rate of the run before."""
-        schedule = cast(LambdaLR, self.lr_schedulers())
-        schedule.optimizer.param_groups[0]["lr"] = self.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 

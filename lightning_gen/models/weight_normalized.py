@@ -48,6 +48,7 @@ class WeightNormalizedModule(AutoregressiveModule):
 
     def on_train_start(self) -> None:
         """Initialise from training pictures, unless a checkpoint brought weights."""
+        super().on_train_start()
         if not self.initialized:
             loader: Any = self.trainer.train_dataloader
             try:

@@ -150,7 +150,7 @@ def test_going_on_in_mid_epoch_equals_never_having_stopped(workers):
     batches = iter(stopped)
     seen += [next(batches) for _ in range(3)]
     state = stopped.state_dict()
-    assert state == {"epoch": 1, "batches": 3}
+    assert state == {"epoch": 1, "examples": 6}
 
     resumed = train_loader(workers)
     resumed.load_state_dict(state)
@@ -171,7 +171,7 @@ def test_going_on_at_the_end_of_an_epoch_starts_the_next(workers):
 
 def test_a_resumed_epoch_can_be_stopped_again():
     whole = epochs(train_loader(0), 0)
-    state = {"epoch": 0, "batches": 0}
+    state = {"epoch": 0, "examples": 0}
     seen = []
     for _ in range(5):
         loader = train_loader(0)
@@ -181,9 +181,41 @@ def test_a_resumed_epoch_can_be_stopped_again():
     assert same(seen, whole)
 
 
+@pytest.mark.parametrize("before", [(1, 3), (2, 2), (3, 1)])
+@pytest.mark.parametrize("after", [(1, 2), (2, 3), (3, 1), (5, 1)])
+def test_the_place_in_an_epoch_is_kept_as_examples_over_all_ranks(before, after):
+    """Whatever the number of processes and the batch size are before and after: no example twice, none left out."""
+
+    def loaders(world, batch_size):
+        return [ResumableLoader(Numbers(23), batch_size, sampler=s, drop_last=True) for s in samplers(23, world)]
+
+    seen, states = [], []
+    for loader in loaders(*before):
+        batches = iter(loader)
+        seen += draws([next(batches), next(batches)])
+        states.append(loader.state_dict())
+    used = 2 * before[0] * before[1]
+    assert states == [{"epoch": 0, "examples": used}] * before[0]
+    rest = []
+    for loader in loaders(*after):
+        loader.load_state_dict(states[0])
+        rest.append(list(loader))
+    assert len({len(part) for part in rest}) == 1, "ranks have equally many batches"
+    seen += [draw for part in rest for draw in draws(part)]
+    (whole,) = samplers(23, 1)
+    step = after[0] * after[1]
+    assert sorted(seen, key=lambda draw: draw.position) == list(whole)[: used + (23 - used) // step * step]
+
+
+def test_a_checkpoint_of_an_earlier_version_counts_batches():
+    loader = train_loader(0)
+    loader.load_state_dict({"epoch": 0, "batches": 3})
+    assert [draw.position for draw in draws(loader)] == [6, 7, 8, 9]
+
+
 def test_batches_that_were_used_are_not_loaded_again(monkeypatch):
     loader = train_loader(0)
-    loader.load_state_dict({"epoch": 0, "batches": 4})
+    loader.load_state_dict({"epoch": 0, "examples": 8})
     loaded = []
     get = Numbers.__getitem__
     monkeypatch.setattr(Numbers, "__getitem__", lambda self, draw: (loaded.append(draw.position), get(self, draw))[1])
