@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError
 from lightning_gen.limits import LimitError, load_tensors
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.models.translation import TranslationModule
-from lightning_gen.networks import PatchDiscriminator
+from lightning_gen.networks import PatchDiscriminator, UNetGenerator
 from lightning_gen.networks.reference_weights import (
     load_reference_weights,
     reference_discriminator,
@@ -31,12 +32,17 @@ def import_weights(
     discriminator_A: Path | None = None,
     discriminator_B: Path | None = None,
     image_size: int = 256,
+    dropout: bool | None = None,
+    eval: bool = False,
 ) -> int:
     """Turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint for `translate`.
 
     With both generators (latest_net_G_A.pth and latest_net_G_B.pth) the checkpoint is a CycleGAN; with one alone
     (latest_net_G.pth) it is a Pix2Pix, the model with one direction. Architecture, width, depth and norm are read from
     the files. Discriminators that are not given start anew.
+
+    The checkpoint translates as the reference's own test does: dropout is drawn, where there is any, and batch norm
+    takes the statistics of each picture. What the files do not tell and was assumed is printed.
 
     Args:
         generator_AtoB: The reference's G_A (or G of pix2pix).
@@ -45,6 +51,11 @@ def import_weights(
         discriminator_A: Judges domain A; the reference calls it D_B.
         discriminator_B: Judges domain B; the reference calls it D_A (or D of pix2pix).
         image_size: Height and width the weights were trained on; any size can be translated.
+        dropout: Whether a U-Net was trained with dropout; false where the reference was given --no_dropout. If it is
+            not said, one that stands alone is taken for pix2pix's, with dropout, and one with instance norm, or with
+            a partner, for CycleGAN's, without.
+        eval: Whether to translate as the reference's test does with --eval: nothing is dropped, and batch norm takes
+            its running statistics.
     """
     if generator_BtoA is None and discriminator_A is not None:
         raise ValueError(
@@ -61,6 +72,7 @@ def import_weights(
     forward = given["generator_AtoB"][1]
     with _naming(generator_AtoB):
         generator = reference_generator(forward)
+    generator, assumed = _with_dropout(generator, dropout, generator_AtoB, alone=generator_BtoA is None)
     judge: Any = None
     for name, (path, weights) in given.items():
         if "discriminator" in name:
@@ -68,13 +80,13 @@ def import_weights(
                 judge = reference_discriminator(weights)
     channels = next(tensor for tensor in forward.values() if tensor.ndim == 4).shape[1]
     shape = (int(channels), image_size, image_size)
+    drops, batch_norm = generator.keywords["dropout"] > 0, generator.keywords["norm"] == "batch"
+    at_test: dict[str, Any] = {"noise_at_test": drops and not eval, "batch_statistics_at_test": batch_norm and not eval}
     model: TranslationModule
     if generator_BtoA:
-        model = CycleGAN(shape, generator=generator, discriminator=judge or PatchDiscriminator)
+        model = CycleGAN(shape, generator=generator, discriminator=judge or PatchDiscriminator, **at_test)
     else:
-        # A U-Net with batch norm is pix2pix's, which translates with dropout; all else translates without.
-        noisy = generator.keywords["norm"] == "batch" and "depth" in generator.keywords
-        model = Pix2Pix(shape, generator=generator, discriminator=judge, noise_at_test=noisy)
+        model = Pix2Pix(shape, generator=generator, discriminator=judge, **at_test)
     for name, (path, weights) in given.items():
         with _naming(path):
             load_reference_weights(getattr(model, name), weights)
@@ -87,7 +99,34 @@ def import_weights(
     model.on_save_checkpoint(checkpoint)
     AtomicCheckpointIO().save_checkpoint(checkpoint, output)
     print(f"{type(model).__name__} with {_describe(model)} written to {output}")
+    if assumed:
+        print(assumed)
+    ways = ["dropout is drawn"] * drops + ["batch norm takes each picture's own statistics"] * batch_norm
+    if ways and not eval:
+        print(f"When it translates, {' and '.join(ways)}, as in the reference's test; --eval true is its --eval.")
     return 0
+
+
+def _with_dropout(
+    generator: partial[Any], dropout: bool | None, path: Path, alone: bool
+) -> tuple[partial[Any], str | None]:
+    """The generator with dropout or without, and a sentence about it if that was assumed."""
+    if generator.func is not UNetGenerator:
+        found = generator.keywords["dropout"] > 0
+        if dropout not in (None, found):
+            raise ValueError(
+                f"--dropout {str(dropout).lower()} does not go with {path}, whose layers say that it was trained "
+                f"{'with' if found else 'without'} dropout. The option is for U-Nets, whose files do not tell."
+            )
+        return generator, None
+    told = dropout is not None
+    if dropout is None:
+        dropout = alone and generator.keywords["norm"] != "instance"
+    sentence = (
+        f"Assumed that the U-Net was trained {'with' if dropout else 'without'} dropout, which its file does not tell; "
+        f"--dropout {str(not dropout).lower()} if not."
+    )
+    return partial(generator, dropout=0.5 if dropout else 0.0), None if told else sentence
 
 
 def _describe(model: TranslationModule) -> str:

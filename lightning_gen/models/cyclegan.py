@@ -53,6 +53,9 @@ class CycleGAN(TranslationModule):
         lambda_A: Weight of the cycle A -> B -> A.
         lambda_B: Weight of the cycle B -> A -> B.
         lambda_identity: Weight of the identity terms relative to the cycles; 0 leaves them out.
+        noise_at_test: Whether the generators' dropout, where they have any, is used when translating.
+        batch_statistics_at_test: Whether batch norm takes the statistics of the picture itself when translating, or
+            the running ones; None means as `noise_at_test`.
         pool_size: Pictures in each history; 0 shows the discriminators the latest fakes only.
         learning_rate: Of Adam, for generators and discriminators.
         betas: Of Adam.
@@ -77,6 +80,8 @@ class CycleGAN(TranslationModule):
         lambda_A: float = 10.0,
         lambda_B: float = 10.0,
         lambda_identity: float = 0.5,
+        noise_at_test: bool = False,
+        batch_statistics_at_test: bool | None = None,
         pool_size: int = 50,
         learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
@@ -86,7 +91,7 @@ class CycleGAN(TranslationModule):
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(image_shape, directions=("AtoB", "BtoA"))
+        super().__init__(image_shape, ("AtoB", "BtoA"), noise_at_test, batch_statistics_at_test)
         self.save_hyperparameters()
         if min(lambda_A, lambda_B, lambda_identity) < 0:
             raise ValueError("lambda_A, lambda_B and lambda_identity must be 0 or more.")

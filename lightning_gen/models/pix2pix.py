@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_gen.generative import Direction
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.models.adversarial import (
@@ -46,8 +43,9 @@ class Pix2Pix(TranslationModule):
         loss: Adversarial loss; None means `NonSaturating()`.
         penalties: Added to the discriminator's loss.
         lambda_L1: Weight of |G(a) - b|.
-        noise_at_test: Whether dropout and the picture's own batch statistics are used when translating (paper), or
-            none and the running statistics.
+        noise_at_test: Whether dropout is used when translating (paper).
+        batch_statistics_at_test: Whether batch norm takes the statistics of the picture itself when translating
+            (paper), or the running ones; None means as `noise_at_test`.
         learning_rate: Of Adam, for both networks.
         betas: Of Adam.
         generator_optimizer: Replaces Adam for the generator; called with its parameters.
@@ -69,6 +67,7 @@ class Pix2Pix(TranslationModule):
         penalties: list[Penalty] | None = None,
         lambda_L1: float = 100.0,
         noise_at_test: bool = True,
+        batch_statistics_at_test: bool | None = None,
         learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         generator_optimizer: OptimizerFactory | None = None,
@@ -77,7 +76,7 @@ class Pix2Pix(TranslationModule):
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(image_shape, directions=("AtoB",))
+        super().__init__(image_shape, ("AtoB",), noise_at_test, batch_statistics_at_test)
         self.save_hyperparameters()
         if lambda_L1 < 0:
             raise ValueError(f"lambda_L1 must be 0 or more, got {lambda_L1}.")
@@ -88,7 +87,6 @@ class Pix2Pix(TranslationModule):
         self.loss = loss or NonSaturating()
         self.penalties = list(penalties or [])
         self.lambda_L1 = lambda_L1
-        self.noise_at_test = noise_at_test
         self.adam = AdamSettings(learning_rate, betas, decay_start)
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
@@ -124,34 +122,6 @@ class Pix2Pix(TranslationModule):
         }
 
     # -- around it --------------------------------------------------------------------------------------------------
-
-    def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
-        """As in `TranslationModule`; with `noise_at_test`, a picture's result does not depend on its company."""
-        if not self.noise_at_test:
-            return super().translate(images, direction)
-        return torch.cat([super(Pix2Pix, self).translate(image, direction) for image in images.split(1)])
-
-    @contextmanager
-    def translating(self, generator: nn.Module) -> Iterator[None]:
-        """Evaluation mode, but with dropout and the picture's own batch statistics where the paper has them."""
-        with super().translating(generator):
-            if not self.noise_at_test:
-                yield
-                return
-            normed = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-            for module in generator.modules():
-                if isinstance(module, nn.Dropout | nn.Dropout2d | nn.BatchNorm2d):
-                    module.train()
-            for module in normed:  # their running statistics stay as they are
-                module.track_running_stats = False
-            devices = [self.device] if self.device.type == "cuda" else []
-            try:
-                with torch.random.fork_rng(devices=devices):
-                    torch.manual_seed(0)
-                    yield
-            finally:
-                for module in normed:
-                    module.track_running_stats = True
 
     def configure_optimizers(self) -> Any:
         """One optimizer for the generator, one for the discriminator, each with its schedule."""

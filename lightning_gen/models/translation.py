@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,11 +27,22 @@ class TranslationModule(AdversarialModule):
     Args:
         image_shape: (channels, height, width) of both domains in training.
         directions: The directions that the model has a generator for.
+        noise_at_test: Whether dropout stays on when translating; it is drawn from a fixed seed.
+        batch_statistics_at_test: Whether batch norm takes the statistics of the picture itself when translating, or
+            the running ones; None means as `noise_at_test`.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], directions: tuple[Direction, ...]) -> None:
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        directions: tuple[Direction, ...],
+        noise_at_test: bool = False,
+        batch_statistics_at_test: bool | None = None,
+    ) -> None:
         super().__init__(image_shape)
         self.directions = directions
+        self.noise_at_test = noise_at_test
+        self.batch_statistics_at_test = batch_statistics_at_test
         self.val_metrics = TranslationMetrics(directions, "val/")
         self.test_metrics = TranslationMetrics(directions, "test/")
 
@@ -59,13 +70,38 @@ class TranslationModule(AdversarialModule):
         """
         generator = self.generator_for(direction)
         height, width = images.shape[-2:]
-        with self.translating(generator):
-            padded = pad_to_multiple(images, getattr(generator, "size_multiple", 4))
-            return generator(padded)[..., :height, :width].float()
+        padded = pad_to_multiple(images, getattr(generator, "size_multiple", 4))
+        # One by one where a picture's result would depend on its company.
+        one_by_one = self.noise_at_test or self._takes_batch_statistics
+        translated = []
+        for batch in padded.split(1 if one_by_one else max(len(padded), 1)):
+            with self.translating(generator):
+                translated.append(generator(batch))
+        return torch.cat(translated)[..., :height, :width].float()
 
-    def translating(self, generator: nn.Module) -> AbstractContextManager[None]:
-        """The state in which a generator translates: evaluation mode, put back afterwards."""
-        return evaluating(generator)
+    @property
+    def _takes_batch_statistics(self) -> bool:
+        return self.noise_at_test if self.batch_statistics_at_test is None else self.batch_statistics_at_test
+
+    @contextmanager
+    def translating(self, generator: nn.Module) -> Iterator[None]:
+        """The state in which a generator translates: evaluation mode, but for what the settings keep of training."""
+        with evaluating(generator), ExitStack() as put_back:
+            if self.noise_at_test:
+                for module in generator.modules():
+                    if isinstance(module, nn.Dropout | nn.Dropout2d):
+                        module.train()
+                devices = [self.device] if self.device.type == "cuda" else []
+                put_back.enter_context(torch.random.fork_rng(devices=devices))
+                torch.manual_seed(0)
+            if self._takes_batch_statistics:
+                for module in generator.modules():
+                    if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+                        # Its running statistics stay as they are.
+                        module.track_running_stats = False
+                        put_back.callback(setattr, module, "track_running_stats", True)
+                        module.train()
+            yield
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure against the true counterparts, where the batch has them."""

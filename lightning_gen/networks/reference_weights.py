@@ -2,7 +2,7 @@
 
 Its state dicts list the same tensors in the same order as ours under other names, so they are matched in order, and
 every shape is checked. Files of before 2018 also hold running statistics of instance norm, which nothing uses; they are
-left out.
+left out. Without a norm the reference has no biases either where ours have some, which are 0 then.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gen.layers.normalization import Norm
@@ -22,6 +23,8 @@ StateDict = Mapping[str, Tensor]
 
 def reference_generator(weights: StateDict) -> functools.partial[Any]:
     """The factory of the generator that a reference state dict belongs to, found from names and shapes.
+
+    Whether a U-Net has dropout is not among them; this one has.
 
     Args:
         weights: Contents of a `*_net_G*.pth`.
@@ -53,6 +56,7 @@ def reference_generator(weights: StateDict) -> functools.partial[Any]:
             filters=kernels[0].shape[0],
             depth=len(kernels) // 2,
             norm=norm,
+            dropout=0.5,
             out_channels=kernels[-1].shape[1],
         )
     raise ValueError(
@@ -95,9 +99,11 @@ def load_reference_weights(network: nn.Module, weights: StateDict) -> None:
         given = {key: tensor for key, tensor in given.items() if not key.endswith(statistics)}
     elif not any(key.endswith("num_batches_tracked") for key in given):
         own = {key: tensor for key, tensor in own.items() if not key.endswith("num_batches_tracked")}
+    matched: dict[str, Any] = {}
+    if _norm(given) == "none":
+        matched = {name: torch.zeros_like(own.pop(name)) for name in _without_counterpart(own, given)}
     if len(own) != len(given):
         raise ValueError(f"{type(network).__name__} has {len(own)} tensors, the file {len(given)}.")
-    matched: dict[str, Any] = {}
     for (name, tensor), (key, value) in zip(own.items(), given.items(), strict=True):
         if tensor.shape != value.shape:
             raise ValueError(
@@ -114,5 +120,20 @@ def without_module_prefix(weights: StateDict) -> dict[str, Tensor]:
 
 
 def _norm(weights: StateDict) -> Norm:
-    """Batch norm has affine parameters, one-dimensional weights; the reference's instance norm has none."""
-    return "batch" if any(t.ndim == 1 and key.endswith("weight") for key, t in weights.items()) else "instance"
+    """Batch norm has one-dimensional weights; of the others only instance norm leaves all convolutions their bias."""
+    if any(tensor.ndim == 1 and key.endswith("weight") for key, tensor in weights.items()):
+        return "batch"
+    kernels = [key for key, tensor in weights.items() if tensor.ndim == 4]
+    return "instance" if all(key.replace("weight", "bias") in weights for key in kernels) else "none"
+
+
+def _without_counterpart(own: StateDict, given: StateDict) -> list[str]:
+    """The biases of our network that follow a kernel which has none in the file."""
+    unlike = []
+    kernels = (key for key, tensor in given.items() if tensor.ndim == 4)
+    for name, tensor in own.items():
+        if tensor.ndim == 4:
+            kernel = next(kernels, "")
+        elif kernel.replace("weight", "bias") not in given:
+            unlike.append(name)
+    return unlike
