@@ -21,7 +21,7 @@ Train (Lightning's command line; every setting is an option, and a misspelt one 
                go on:          lightning-gen fit --ckpt_path RUN/checkpoints/last.ckpt
   validate     measure on the validation data
   test         measure on the test data:   lightning-gen test --ckpt_path RUN/checkpoints/last.ckpt
-  predict      run on the test data
+  predict      write what the model makes of the test data: translations, samples, log-probabilities
 
 Use a checkpoint (which is all they need):
   sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR

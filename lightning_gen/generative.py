@@ -154,6 +154,8 @@ class GenerativeModule(pl.LightningModule):
     """
 
     images_seen: Tensor
+    prediction_name = "value"
+    """What the numbers are that `predict_step` gives, where it gives numbers: the name of their column."""
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__()

@@ -117,6 +117,8 @@ class GenerativeMetrics(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there are samples, and that extractor and figures suit them."""
+        if stage == "predict":
+            return
         if not isinstance(pl_module, Samples):
             raise TypeError(
                 f"GenerativeMetrics needs a model with `sample` and `num_classes`; {type(pl_module).__name__} has not "

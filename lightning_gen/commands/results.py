@@ -51,10 +51,16 @@ class Results:
         if own and self.grid.exists():
             raise FileExistsError(f"The overview of an earlier output is there already, {self.grid}. {hint}")
 
+    def clear(self, only_forget: bool = False) -> None:
+        """Remove earlier results; or leave that to another process, which must do it before anything is written."""
+        for file in self.earlier:
+            if not only_forget:
+                file.unlink(missing_ok=True)
+        self.earlier = []
+
     def file(self, name: str) -> Path:
         """The place of a file by its name below the folder, from which earlier results are gone."""
-        while self.earlier:
-            self.earlier.pop().unlink(missing_ok=True)
+        self.clear()
         return self.folder / name
 
     def write(self, name: str, image: Tensor) -> None:

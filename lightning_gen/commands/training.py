@@ -36,6 +36,7 @@ from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoint, run_fold
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_gen.commands.configs import find_config
+from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.data.toy import PointDistribution
 from lightning_gen.generative import GenerativeModule, Samples, Translates
 from lightning_gen.metrics.evaluation import suffix_of
@@ -170,6 +171,14 @@ class CommandLine(LightningCLI):
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
         for source in ("model", "data"):
             parser.link_arguments(source, f"pictures.{source}", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Let `predict` write what it makes; nobody takes it from memory there."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.set_defaults({"return_predictions": False})
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: what the configuration and the command line say holds, also when a run goes on."""

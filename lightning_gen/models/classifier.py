@@ -51,6 +51,8 @@ class Classifier(GenerativeModule):
             run has no end; or, in a batch, if labels are missing or out of range.
     """
 
+    prediction_name = "class"
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

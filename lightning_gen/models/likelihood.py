@@ -26,6 +26,8 @@ class LikelihoodModule(GenerativeModule):
         ValueError: When a run starts, if the data is known to have other levels.
     """
 
+    prediction_name = "log_prob"
+
     def __init__(self, image_shape: tuple[int, int, int], num_levels: int | None) -> None:
         super().__init__(image_shape)
         self.num_levels = num_levels

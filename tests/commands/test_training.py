@@ -25,9 +25,11 @@ from lightning_gen.cli import main
 from lightning_gen.commands import training
 from lightning_gen.commands.configs import config_folder
 from lightning_gen.commands.training import CommandLine, Trainer, pictures_for, prepare_wandb, with_configs
-from lightning_gen.data import Scenes
+from lightning_gen.data import Scenes, UnpairedScenes
+from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.models import CycleGAN
 
 RUN = Path("runs/cyclegan/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -592,6 +594,17 @@ def test_predict_runs_from_a_checkpoint(tiny, command):
     assert "_instantiator" not in Path(LAST).parent.parent.joinpath("hparams.yaml").read_text()
     ended = command("predict", "--ckpt_path", LAST)
     assert ended.code == 0, ended
+    assert f"Predictions for 2 pictures written into {RUN / 'predictions'}" in ended.out
+    names = [f"{direction}/00000{i}.png" for direction in ("AtoB", "BtoA") for i in range(2)]
+    assert sorted(path.relative_to(RUN / "predictions").as_posix() for path in contents(RUN / "predictions")) == names
+    model, data = CycleGAN.load_from_checkpoint(LAST), UnpairedScenes(image_size=16, num_train=3, num_val=2, num_test=2)
+    for i, batch in enumerate(data.predict_dataloader()):
+        expected = to_uint8(model.translate(batch["A"], "AtoB"))[0]
+        assert torch.equal(read_image(RUN / f"predictions/AtoB/00000{i}.png"), expected)
+    assert_one_message(command("predict", "--ckpt_path", LAST), "holds 4 pictures already")
+    assert command("predict", "--ckpt_path", LAST, "--predictions.overwrite", "true").code == 0
+    assert command("predict", "--ckpt_path", LAST, "--predictions.output", "elsewhere").code == 0
+    assert contents(Path("elsewhere")).keys() == {Path("elsewhere") / name for name in names}
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------
