@@ -175,6 +175,8 @@ class GenerativeModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Take the seed of `seed_everything`, unless a checkpoint brought one."""
+        # Gradients of 1 x 1 convolutions have this or that stride in dimensions of size 1, where strides mean nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         if self.noise_seed is None:
             self.noise_seed = torch.initial_seed() % 2**63
 

@@ -17,7 +17,15 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
 
 class Draw(NamedTuple):
@@ -94,6 +102,10 @@ class DrawSampler(DistributedSampler[Draw]):
         for i in range(self.left(start)):
             position = start + i * self.num_replicas + self.rank
             yield Draw(epoch, position, int(order[position]))
+
+
+class InOrderSampler(DrawSampler, SequentialSampler):
+    """A `DrawSampler` that does not shuffle, which `overfit_batches` asks of Lightning's loaders by this type."""
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -290,29 +302,35 @@ class ImageDataModule(pl.LightningDataModule):
         """The test examples."""
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled loader over the training examples."""
-        return self._loader("train", shuffle=True)
+        """Shuffled loader over the training examples; with the trainer's `overfit_batches` the first ones, in order."""
+        return self._loader("train")
 
     def val_dataloader(self) -> ResumableLoader:
         """Loader over the validation examples, in order, each example once over all ranks."""
-        return self._loader("val", shuffle=False)
+        return self._loader("val")
 
     def test_dataloader(self) -> ResumableLoader:
         """Loader over the test examples, in order, each example once over all ranks."""
-        return self._loader("test", shuffle=False)
+        return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Loader over the test examples, plain, because Lightning shares it out among the ranks by itself."""
         return DataLoader(InOrder(self.test_set()), batch_size=self.eval_batch_size)
 
-    def _loader(self, split: str, *, shuffle: bool) -> ResumableLoader:
+    def _loader(self, split: str) -> ResumableLoader:
+        training = split == "train"
         if split not in self._sets:
             self._sets[split] = {"train": self.train_set, "val": self.val_set, "test": self.test_set}[split]()
         dataset = self._sets[split]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        batch_size = self.batch_size if shuffle else self.eval_batch_size
-        sampler = DrawSampler(dataset, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, even=shuffle)
-        if shuffle and len(sampler) < batch_size:
+        batch_size = self.batch_size if training else self.eval_batch_size
+        # The same few batches in every epoch, down to their crops and flips.
+        overfitting = self.trainer is not None and self.trainer.overfit_batches > 0
+        shuffle = training and not overfitting
+        sampler = (DrawSampler if shuffle else InOrderSampler)(
+            dataset, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, even=training
+        )
+        if training and len(sampler) < batch_size:
             raise ValueError(
                 f"{type(self).__name__}: {len(sampler)} training examples per process do not fill one batch of "
                 f"{batch_size}. Lower batch_size, use fewer processes or add pictures."
@@ -324,7 +342,7 @@ class ImageDataModule(pl.LightningDataModule):
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            drop_last=shuffle,
+            drop_last=training,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -59,8 +59,9 @@ class AdversarialModule(GenerativeModule):
                 asking would make it wait, at the next logging step and before any checkpoint is written.
         """
         strategy = self.trainer.strategy
-        distributed = isinstance(strategy, DDPStrategy) and self.trainer.world_size > 1
-        local: AbstractContextManager[Any] = strategy.block_backward_sync() if distributed else nullcontext()  # type: ignore[attr-defined]
+        # Of one process too: DDP would look for gradients of all players, and there are those of one.
+        ddp = isinstance(strategy, DDPStrategy)
+        local: AbstractContextManager[Any] = strategy.block_backward_sync() if ddp else nullcontext()  # type: ignore[attr-defined]
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad()
             with local:
@@ -70,7 +71,7 @@ class AdversarialModule(GenerativeModule):
                 # Lightning runs the whole step under autocast, which would reach the second derivatives of penalties.
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(total)
-            if distributed:
+            if ddp:
                 average_gradients(optimizer)
             if count:
                 optimizer.step()
@@ -178,7 +179,7 @@ class AdversarialModule(GenerativeModule):
 def average_gradients(optimizer: LightningOptimizer) -> None:
     """Replace the gradients of an optimizer's parameters by their mean over all ranks, in one all-reduce."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients:
+    if not gradients or dist.get_world_size() == 1:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
