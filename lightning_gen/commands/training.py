@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 
 import lightning_gen.callbacks
 import lightning_gen.data
@@ -42,6 +43,16 @@ from lightning_gen.generative import GenerativeModule, Samples, Translates
 from lightning_gen.metrics.evaluation import suffix_of
 from lightning_gen.metrics.features import classifier_file
 
+# Settings that Lightning refuses beside `barebones`, which many a configuration has.
+REFUSED_BY_BAREBONES = (
+    "logger",
+    "log_every_n_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "num_sanity_val_steps",
+)
+
 
 class Trainer(pl.Trainer):
     """Lightning's Trainer with checkpoints written atomically, in one folder, and our progress bar.
@@ -54,6 +65,7 @@ class Trainer(pl.Trainer):
         *args: Any,
         callbacks: list[pl.Callback] | pl.Callback | None = None,
         enable_progress_bar: bool | None = None,
+        barebones: bool = False,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
@@ -61,7 +73,8 @@ class Trainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-        if enable_progress_bar is not False and not any(isinstance(c, LightningProgressBar) for c in callbacks):
+        shows_progress = enable_progress_bar is not False and not barebones
+        if shows_progress and not any(isinstance(c, LightningProgressBar) for c in callbacks):
             callbacks = [*callbacks, ProgressBar()]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
@@ -70,6 +83,7 @@ class Trainer(pl.Trainer):
             *args,
             callbacks=callbacks,
             enable_progress_bar=enable_progress_bar,
+            barebones=barebones,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
             limit_test_batches=limit_test_batches,
@@ -195,7 +209,10 @@ class CommandLine(LightningCLI):
             checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
             config.weights_only = True
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
-        if config.trainer.logger in (None, True):
+        if config.trainer.barebones:
+            for name in REFUSED_BY_BAREBONES:
+                config.trainer[name] = None
+        elif config.trainer.logger in (None, True):
             config.trainer.logger = self._run_logger(config)
         folder = run_folder_of_checkpoint(config.ckpt_path) if checkpoint else None
         if checkpoint and folder and self.subcommand == "fit":
@@ -216,6 +233,20 @@ class CommandLine(LightningCLI):
             "flush_logs_every_n_steps": 100,
         }
         return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=Namespace(**arguments))
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Leave out of what every run has what this one is told to do without."""
+        if config.get("barebones"):
+            callbacks, self.save_config_callback = [], None
+        elif config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LastCheckpoint)]
+        trainer = super()._instantiate_trainer(config, callbacks)
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._start_method == "spawn":
+            raise ValueError(
+                "ddp_spawn cannot be used on the command line: its processes would be handed the parsed configuration, "
+                "which cannot be copied. Use --trainer.strategy ddp, whose processes read the command line themselves."
+            )
+        return trainer
 
     def after_fit(self) -> None:
         """Test, if asked to, and end with the figures that matter and the report's address."""
@@ -238,7 +269,8 @@ class CommandLine(LightningCLI):
                             print(f"Test {name}: {value:.4g} ({numbers[0]} samples, {numbers[1]} real pictures)")
             if "test/accuracy" in results:
                 print(f"Test accuracy: {results['test/accuracy']:.2%}")
-            print(f"Report: {run_folder(self.trainer) / 'index.html'}")
+            if any(isinstance(callback, Report) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                print(f"Report: {run_folder(self.trainer) / 'index.html'}")
 
 
 def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
@@ -394,6 +426,7 @@ def quiet_lightning() -> None:
         ".*Previous log files in this directory will be deleted.*",
         "LightningCLI's args parameter is intended.*",
         ".*not supported by the model summary.*",
+        ".*self.log\\(\\)` but `Trainer\\(barebones=True\\).*",
     ):
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):

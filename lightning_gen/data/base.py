@@ -104,7 +104,7 @@ class DrawSampler(DistributedSampler[Draw]):
             yield Draw(epoch, position, int(order[position]))
 
 
-class InOrderSampler(DrawSampler, SequentialSampler):
+class InOrderSampler(DrawSampler, SequentialSampler):  # type: ignore[misc]
     """A `DrawSampler` that does not shuffle, which `overfit_batches` asks of Lightning's loaders by this type."""
 
 
@@ -325,7 +325,7 @@ class ImageDataModule(pl.LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = self.batch_size if training else self.eval_batch_size
         # The same few batches in every epoch, down to their crops and flips.
-        overfitting = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         shuffle = training and not overfitting
         sampler = (DrawSampler if shuffle else InOrderSampler)(
             dataset, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, even=training

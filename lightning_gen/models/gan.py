@@ -43,7 +43,8 @@ class GAN(AdversarialModule):
 
     One batch of real pictures makes one discriminator update; every `n_critic`-th makes a generator update too, which
     is the step that `trainer.global_step` and `max_steps` count. So `n_critic` updates see `n_critic` different
-    batches, and `val_check_interval`, which Lightning counts in batches, is `n_critic` times the generator updates.
+    batches, and `val_check_interval`, which Lightning counts in batches, is `n_critic` times the generator updates. In
+    a `fast_dev_run` every batch makes both.
 
     By itself this is the paper's GAN: perceptrons, uniform noise, the non-saturating loss of its section 3 (give
     `Minimax()` for its equation 1). Deviations: Adam instead of stochastic gradient descent with momentum, whose recipe
@@ -169,13 +170,18 @@ class GAN(AdversarialModule):
     def generator_is_due(self) -> bool:
         """Whether this discriminator update is the last before a generator update; asked once for each."""
         self.critic_updates += 1
-        due = self.critic_updates >= self.critic_updates_before(self.trainer.global_step)
+        due = self.critic_updates >= self._critic_updates_due(self.trainer.global_step)
         self.critic_updates = 0 if due else self.critic_updates
         return due
 
     def critic_updates_before(self, step: int) -> int:
         """How many discriminator updates come before the generator update that follows `step` others."""
         return self.n_critic
+
+    def _critic_updates_due(self, step: int) -> int:
+        """The same, but one in a `fast_dev_run`, whose one batch is to run all there is."""
+        rushed = self._trainer is not None and bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return 1 if rushed else self.critic_updates_before(step)
 
     # -- its pieces -------------------------------------------------------------------------------------------------
 
@@ -346,7 +352,7 @@ class GAN(AdversarialModule):
     def steps_in(self, batches: int) -> int:
         """How many generator updates a number of training batches gives."""
         steps = 0
-        while batches >= (needed := self.critic_updates_before(steps)):
+        while batches >= (needed := self._critic_updates_due(steps)):
             batches, steps = batches - needed, steps + 1
         return steps
 
@@ -360,6 +366,17 @@ class GAN(AdversarialModule):
             channels_last=self.channels_last,
             compile=self.compile_networks and stage == "fit",
         )
+
+    def on_train_start(self) -> None:
+        """Refuse a run that ends before the generator's first update."""
+        super().on_train_start()
+        epochs, batches = self.trainer.max_epochs, self.trainer.num_training_batches
+        if epochs not in (None, -1) and batches < float("inf") and not self.steps_in(int(batches) * epochs):
+            raise ValueError(
+                f"The generator would never learn: the run has {int(batches) * epochs} training batches, and the first "
+                f"update of the generator comes with batch {self.critic_updates_before(0)} (n_critic). Train on more "
+                "batches (max_epochs, limit_train_batches, a smaller data.batch_size), or lower n_critic."
+            )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Spectral norm's power iteration, where there is spectral norm."""

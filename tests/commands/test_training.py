@@ -398,11 +398,31 @@ def test_a_shipped_configuration_with_pictures_of_ones_own(pictures, command):
         (["--data.root", "nowhere"], ["root=nowhere is not a folder", "expects trainA, trainB, testA and testB"]),
         (["--trainer.accelerator", "quantum"], ["accelerator='quantum'"]),
         (["--ckpt_path", "none.ckpt"], ["There is no checkpoint at none.ckpt"]),
+        (["--trainer.strategy", "ddp_spawn"], ["ddp_spawn cannot be used", "Use --trainer.strategy ddp"]),
     ],
 )
 def test_settings_that_do_not_fit(tiny, pictures, command, options, parts):
     message = assert_one_message(command("fit", "--config", tiny.write(), *options), *parts)
     assert len(message.splitlines()) == 2, "the message, and the hint at --debug"
+
+
+def test_without_checkpoints_a_run_has_all_else(tiny, command):
+    ended = command("fit", "--config", tiny.write(), "--trainer.enable_checkpointing", "false")
+    assert ended.code == 0, ended.err
+    assert not list(Path().rglob("*.ckpt"))
+    assert table()
+    assert {path.name for path in RUN.iterdir()} >= {"config.yaml", "history.jsonl", "index.html", "images"}
+
+
+def test_barebones_is_training_and_nothing_else(tiny, command):
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}
+    tiny["trainer"] |= {"num_sanity_val_steps": 1, "logger": logger}
+    before = contents(Path())
+    ended = command("fit", "--config", tiny.write(), "--trainer.barebones", "true", "--test_after_fit", "true")
+    assert ended.code == 0, ended.err
+    assert contents(Path()).keys() - before.keys() == {Path("tiny.yaml")}
+    assert "self.log" not in ended.err
+    assert "Report" not in ended.out + ended.err
 
 
 def test_folders_that_lack_pictures(tiny, pictures, command):

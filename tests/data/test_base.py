@@ -2,7 +2,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, SequentialSampler
 
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, ResumableLoader
 
@@ -44,6 +44,7 @@ class Module(ImageDataModule):
 class FakeTrainer(NamedTuple):
     world_size: int
     global_rank: int
+    overfit_batches: float = 0.0
 
 
 def draws(batches) -> list[Draw]:
@@ -211,6 +212,18 @@ def test_a_checkpoint_of_an_earlier_version_counts_batches():
     loader = train_loader(0)
     loader.load_state_dict({"epoch": 0, "batches": 3})
     assert [draw.position for draw in draws(loader)] == [6, 7, 8, 9]
+
+
+def test_overfitting_sees_the_same_examples_in_every_epoch():
+    module = Module(length=11, batch_size=2, num_workers=0, seed=1)
+    module.trainer = FakeTrainer(2, 1, overfit_batches=2)
+    loader = module.train_dataloader()
+    assert isinstance(loader.sampler, SequentialSampler), "or Lightning puts one of its own in place"
+    first = epochs(loader, 0)
+    assert draws(first) == [Draw(0, i, i) for i in (1, 3, 5, 7)]
+    assert same(epochs(loader, 3), first)
+    loader.load_state_dict({"epoch": 4, "examples": 4})
+    assert same(list(loader), first[1:])
 
 
 def test_batches_that_were_used_are_not_loaded_again(monkeypatch):

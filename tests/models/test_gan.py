@@ -309,6 +309,22 @@ def test_steps_in_a_number_of_batches(n_critic):
     assert [model.steps_in(batches) for batches in range(12)] == [batches // n_critic for batches in range(12)]
 
 
+def test_a_run_that_ends_before_the_generator_s_first_update_is_refused():
+    with pytest.raises(
+        ValueError, match=r"the run has 4 training batches.* comes with batch 5 \(n_critic\)\. Train on"
+    ):
+        fit(make(n_critic=5), batches(2), max_epochs=2)
+    assert fit(make(n_critic=4), batches(2), max_epochs=2).global_step == 1
+
+
+def test_a_development_run_updates_both_players_at_the_rates_of_a_step():
+    recorder = Recorder()
+    model = make(n_critic=5, decay_start=0.5)
+    assert fit(model, batches(2), [recorder], fast_dev_run=2).global_step == 2
+    assert recorder.moves == "DGDG"
+    assert recorder.rates == [2e-4] * 4
+
+
 def test_two_rates_and_optimizers_of_the_user_s_own():
     t = fit(make(learning_rate=1e-3, discriminator_learning_rate=4e-3), batches(1))
     assert [optimizer.param_groups[0]["lr"] for optimizer in t.optimizers] == [1e-3, 4e-3]
@@ -778,7 +794,7 @@ def test_a_batch_of_one_with_batch_norm():
 
 def test_a_penalty_on_a_critic_that_ignores_its_input():
     with pytest.raises(ValueError, match="GradientPenalty: the discriminator's scores do not depend on its input"):
-        fit(make(WGANGP, discriminator=Blind), batches(1))
+        fit(make(WGANGP, discriminator=Blind), batches(5))
 
 
 def test_batch_norm_under_a_gradient_penalty():
@@ -1019,7 +1035,7 @@ def test_it_trains_in_bfloat16_with_weights_and_penalties_in_float32(cls):
     shape, classes = model.image_shape, model.num_classes
     images = torch.rand(4, *shape) * 2 - 1
     recorder = Recorder()
-    fit(model, [(images, torch.arange(4) % (classes or 1))] * 4, [recorder], precision="bf16-mixed", max_steps=2)
+    fit(model, [(images, torch.arange(4) % (classes or 1))] * 10, [recorder], precision="bf16-mixed", max_steps=2)
     assert all(math.isfinite(value) for terms in recorder.terms for value in terms.values())
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
     assert model.sample(2).dtype == torch.float32

@@ -1,0 +1,239 @@
+"""Every model under every flag of the trainer: it trains, or says what does instead."""
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import lightning_gen.models
+from lightning_gen.commands.training import Trainer
+from lightning_gen.data.base import DrawDataset, ImageDataModule
+from lightning_gen.losses import levels_to_images
+from lightning_gen.models import (
+    DCGAN,
+    FGAN,
+    GAN,
+    KDE,
+    LSGAN,
+    SNGAN,
+    WGAN,
+    WGANGP,
+    Classifier,
+    CycleGAN,
+    DiagonalBiLSTM,
+    GatedPixelCNN,
+    LMConv,
+    Pix2Pix,
+    PixelCNN,
+    PixelCNNPP,
+    PixelSNAIL,
+    RowLSTM,
+)
+from lightning_gen.networks import (
+    DCGANDiscriminator,
+    DCGANGenerator,
+    MLPDiscriminator,
+    MLPGenerator,
+    PatchDiscriminator,
+    ResidualDiscriminator,
+    ResidualGenerator,
+    ResNetGenerator,
+    UNetGenerator,
+)
+
+LEVELS, CLASSES = 4, 2
+COLOUR, GREY = (3, 32, 32), (1, 8, 8)
+
+PERCEPTRONS = {
+    "generator": partial(MLPGenerator, widths=(8,)),
+    "discriminator": partial(MLPDiscriminator, widths=(8,)),
+    "latent_size": 4,
+}
+CONVOLUTIONS = {
+    "generator": partial(DCGANGenerator, filters=4),
+    "discriminator": partial(DCGANDiscriminator, filters=4),
+    "latent_size": 4,
+}
+RESIDUAL = {
+    "generator": partial(ResidualGenerator, filters=4),
+    "discriminator": partial(ResidualDiscriminator, filters=4),
+    "latent_size": 4,
+}
+PATCHES = {"discriminator": partial(PatchDiscriminator, filters=2, layers=1)}
+SMALL = {"num_levels": LEVELS, "filters": 4}
+
+FAMILIES = {
+    "GAN": partial(GAN, COLOUR, **PERCEPTRONS),
+    "DCGAN": partial(DCGAN, COLOUR, **CONVOLUTIONS),
+    "LSGAN": partial(LSGAN, COLOUR, **CONVOLUTIONS),
+    "WGAN": partial(WGAN, COLOUR, **CONVOLUTIONS, n_critic=2),
+    "WGANGP": partial(WGANGP, COLOUR, **RESIDUAL, n_critic=2),
+    "SNGAN": partial(SNGAN, COLOUR, **RESIDUAL, n_critic=2, num_classes=CLASSES),
+    "FGAN": partial(FGAN, COLOUR, **PERCEPTRONS),
+    "CycleGAN": partial(CycleGAN, (3, 16, 16), partial(ResNetGenerator, filters=2, blocks=1), **PATCHES),
+    "Pix2Pix": partial(Pix2Pix, COLOUR, partial(UNetGenerator, filters=2, depth=5), **PATCHES),
+    "PixelCNN": partial(PixelCNN, GREY, **SMALL, layers=1, head_filters=8),
+    "GatedPixelCNN": partial(GatedPixelCNN, GREY, **SMALL, layers=2, head_filters=8, num_classes=CLASSES),
+    "RowLSTM": partial(RowLSTM, GREY, **SMALL, layers=1, head_filters=8),
+    "DiagonalBiLSTM": partial(DiagonalBiLSTM, GREY, **SMALL, layers=1, head_filters=8),
+    "PixelCNNPP": partial(PixelCNNPP, GREY, **SMALL, num_blocks=1, num_components=2),
+    "PixelSNAIL": partial(PixelSNAIL, GREY, **SMALL, num_blocks=1, num_resnets=1, num_components=2),
+    "LMConv": partial(LMConv, GREY, **SMALL, num_blocks=1, num_orders=1, num_components=2),
+    "KDE": partial(KDE, GREY, num_levels=LEVELS),
+    "Classifier": partial(Classifier, GREY, num_classes=CLASSES, keep=False),
+}
+
+
+def test_no_model_is_left_out():
+    assert {getattr(lightning_gen.models, name) for name in lightning_gen.models.__all__} == {
+        family.func for family in FAMILIES.values()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures(DrawDataset):
+    """Pictures of levels with labels, which are pairs too."""
+
+    shape: tuple[int, int, int]
+    number: int
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, draw):
+        random = torch.Generator().manual_seed(draw.index)
+        a, b = (levels_to_images(torch.randint(LEVELS, self.shape, generator=random), LEVELS) for _ in "AB")
+        label = torch.tensor(draw.index % CLASSES)
+        return {"image": a, "label": label, "A": a, "B": b, "paired": torch.ones(()), "index": torch.tensor(draw.index)}
+
+
+class Data(ImageDataModule):
+    """Four batches of two for training, two for validation and test."""
+
+    num_classes = CLASSES
+
+    def __init__(self, image_shape):
+        super().__init__(batch_size=2, num_workers=0)
+        self.shape = image_shape
+
+    image_shape = property(lambda self: self.shape)
+
+    def train_set(self):
+        return Pictures(self.shape, 8)
+
+    def val_set(self):
+        return Pictures(self.shape, 4)
+
+    test_set = val_set
+
+
+class Witness(pl.Callback):
+    """Which pictures each batch had, and how many batches of validation there were."""
+
+    def __init__(self):
+        self.seen, self.validated = [], 0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.seen.append(batch["index"].tolist())
+
+    def on_validation_batch_start(self, *_):
+        self.validated += 1
+
+
+def fit(family, **flags):
+    """Three steps, unless the flags say otherwise; the trainer, the model and the witness."""
+    torch.manual_seed(0)
+    model, witness = FAMILIES[family](), Witness()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    if flags.get("barebones"):
+        quiet = {}
+    defaults = {"max_steps": 3, "accelerator": "cpu", "enable_checkpointing": False, "callbacks": [witness]}
+    trainer = Trainer(**{**defaults, **quiet, **flags})
+    trainer.fit(model, datamodule=Data(model.image_shape))
+    return trainer, model, witness
+
+
+def moved(family, model):
+    """The networks that have learnt something."""
+    torch.manual_seed(0)
+    before = FAMILIES[family]().state_dict()
+    return {
+        name.partition(".")[0]
+        for name, parameter in model.named_parameters()
+        if not torch.equal(before[name], parameter.to(before[name]))
+    }
+
+
+def batches_for(model, steps):
+    """Training batches that so many steps take."""
+    return steps * getattr(model, "n_critic", 1)
+
+
+# -- what each flag must do -----------------------------------------------------------------------------------------
+
+
+def ddp(family):
+    """One process of DDP computes, to the bit, what a process without does, and has nothing to warn of."""
+    told, weights = [], []
+    for flags in ({}, {"strategy": "ddp", "devices": 1}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer, model, _ = fit(family, precision="bf16-mixed", **flags)
+        told.append({str(warning.message) for warning in caught})
+        weights.append(model.state_dict())
+        assert trainer.global_step == 3
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert told[1] <= told[0]
+
+
+def overfit(family, batches):
+    """The first two batches again and again."""
+    _, model, witness = fit(family, overfit_batches=batches)
+    number = 2 if family == "KDE" else batches_for(model, 3)  # one pass is all that KDE makes
+    assert witness.seen == ([[0, 1], [2, 3]] * 3)[:number]
+    assert witness.validated
+
+
+def limit(family, training, validation):
+    """Two batches and one."""
+    limits = {"limit_train_batches": training, "limit_val_batches": validation}
+    trainer, model, witness = fit(family, max_epochs=1, max_steps=-1, **limits)
+    assert (len(witness.seen), witness.validated) == (2, 1)
+    assert trainer.global_step == 2 / batches_for(model, 1)
+
+
+def fast_dev_run(family):
+    """One batch of each kind, which updates all there is."""
+    trainer, model, witness = fit(family, fast_dev_run=True)
+    assert (trainer.global_step, len(witness.seen), witness.validated) == (1, 1, 1)
+    assert moved(family, model) == {name.partition(".")[0] for name, _ in model.named_parameters()}
+
+
+def barebones(family):
+    """Nothing but training and validation."""
+    trainer, *_ = fit(family, barebones=True)
+    assert trainer.global_step == 3
+
+
+FLAGS = {
+    "ddp": ddp,
+    "overfit_batches": partial(overfit, batches=2),
+    "overfit_batches-share": partial(overfit, batches=0.5),
+    "limit_batches": partial(limit, training=2, validation=1),
+    "limit_batches-share": partial(limit, training=0.5, validation=0.5),
+    "fast_dev_run": fast_dev_run,
+    "barebones": barebones,
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_model_takes_every_flag_or_says_what_to_do_instead(family, flag, fresh_process):
+    if flag == "ddp":  # which leaves a process group behind
+        fresh_process(ddp, family)
+    else:
+        FLAGS[flag](family)
