@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from lightning_gen.data.images import IMAGE_EXTENSIONS, write_image
+from lightning_gen.data.images import image_endings, write_image
 
 NAMED = 3  # files that are skipped for one reason, beyond which they are counted
 
@@ -41,7 +41,7 @@ class Results:
         self.grid = place.parent / f"{place.name}_grid.png"
         files = [Path(root) / name for root, _, names in os.walk(folder) for name in names if not name.startswith(".")]
         self.earlier = [file for file in files if own and re.fullmatch(own, file.relative_to(folder).as_posix())]
-        pictures = {file for file in files if file.suffix.lower() in IMAGE_EXTENSIONS}
+        pictures = {file for file in files if file.suffix.lower() in image_endings()}
         hint = "Name another output, or take --overwrite true, which replaces what this command wrote there."
         if overwrite:
             return

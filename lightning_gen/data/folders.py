@@ -7,14 +7,18 @@ epoch and its place in the epoch, and on nothing else.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as geometry
@@ -22,18 +26,50 @@ from torchvision.transforms.v2 import functional as geometry
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
 from lightning_gen.data.images import (
     ImageError,
+    Search,
     background_color,
     check_channels,
-    find_images,
+    count_endings,
+    faults_of,
     read_image,
     resize_image,
+    search_images,
     to_float,
 )
 
 _Reader = Callable[[Path], Tensor]
+_NAMED = 3  # files of each kind that a message names
 
 
-class UnpairedImageFolder(ImageDataModule):
+class _FolderData(ImageDataModule):
+    """What data modules of folders share: the folder, and that all processes see the same in it."""
+
+    def __init__(self, root: str | Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not str(root).strip():
+            raise ValueError("root is empty. Name the folder of the data set; the current one is '.'.")
+        self.root = Path(root).expanduser()
+        self.files: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        """Compare what the processes have found.
+
+        Raises:
+            RuntimeError: If they differ, as when the folder changes, or is not the same on all machines.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        places = repr(self.files).replace(str(self.root), "")  # which may be another on each machine
+        own, all_ = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest(), [""] * dist.get_world_size()
+        dist.all_gather_object(all_, own)
+        if len(set(all_)) > 1:
+            raise RuntimeError(
+                f"{type(self).__name__}: the processes have found different pictures in {self.root}. It must hold the "
+                "same files on all machines, and stay as it is while a run starts."
+            )
+
+
+class UnpairedImageFolder(_FolderData):
     """Two domains without correspondence, in the layout of CycleGAN (Zhu et al. 2017, arXiv:1703.10593).
 
     `root` holds the folders `trainA`, `trainB`, `testA` and `testB`, searched recursively, and may hold `valA` and
@@ -56,6 +92,8 @@ class UnpairedImageFolder(ImageDataModule):
         flip: Whether training pictures are mirrored left to right, half of them, A and B independently.
         channels: 3 for RGB, 1 for gray; files of the other kind are converted.
         background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
+            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
         paired_evaluation: Whether evaluation pictures of A and B with the same name (up to its ending) show the same
             scene, so that translations can be compared with the truth.
         batch_size: Examples per process and training step (the paper: 1).
@@ -66,7 +104,8 @@ class UnpairedImageFolder(ImageDataModule):
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range, or `paired_evaluation` is asked for and the names differ.
-        ImageError: While loading, if a file cannot be read or is smaller than the crop.
+        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read or is smaller
+            than the crop.
     """
 
     def __init__(
@@ -78,23 +117,26 @@ class UnpairedImageFolder(ImageDataModule):
         flip: bool = True,
         channels: int = 3,
         background: str = "white",
+        skip_broken: bool = False,
         paired_evaluation: bool = False,
         batch_size: int = 1,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
-        self.root = Path(root).expanduser()
+        loading = {"eval_batch_size": eval_batch_size, "num_workers": num_workers, "seed": seed}
+        super().__init__(root, batch_size=batch_size, **loading)
         self.transform = _ResizeCropFlip.checked(resize, crop, flip)
         self.channels = channels
         self.read = _reader(channels, background)
         self.paired_evaluation = paired_evaluation
-        self.files = _find_splits(
+        found = _find_splits(
             self.root,
             sides=("A", "B"),
             layout="UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB).",
+            skip_broken=skip_broken,
         )
+        self.files = {split: [search.images for search in searches] for split, searches in found.items()}
         if paired_evaluation:
             for split in ("val", "test"):
                 self.files[split] = _pair_by_name(self.root, self.files[split])
@@ -121,7 +163,7 @@ class UnpairedImageFolder(ImageDataModule):
         return _UnpairedImages(self.files[split], self.read, transform, seed=None, paired=self.paired_evaluation)
 
 
-class PairedImageFolder(ImageDataModule):
+class PairedImageFolder(_FolderData):
     """Pairs side by side in one file, A left and B right: the layout of pix2pix (Isola et al. 2017, arXiv:1611.07004).
 
     `root` holds the folders `train`, `val` and `test`, searched recursively; of `val` and `test` one is enough and then
@@ -140,6 +182,8 @@ class PairedImageFolder(ImageDataModule):
         swap: Whether A is the right half and B the left one (the files' direction BtoA in pix2pix).
         channels: 3 for RGB, 1 for gray; files of the other kind are converted.
         background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
+            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
         batch_size: Examples per process and training step (the paper: 1 to 10 by data set).
         eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; None chooses by the number of cores.
@@ -148,7 +192,8 @@ class PairedImageFolder(ImageDataModule):
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range.
-        ImageError: While loading, if a file cannot be read, has an odd width, or has halves smaller than the crop.
+        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read, has an odd
+            width, or has halves smaller than the crop.
     """
 
     def __init__(
@@ -161,20 +206,21 @@ class PairedImageFolder(ImageDataModule):
         swap: bool = False,
         channels: int = 3,
         background: str = "white",
+        skip_broken: bool = False,
         batch_size: int = 1,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
-        self.root = Path(root).expanduser()
+        loading = {"eval_batch_size": eval_batch_size, "num_workers": num_workers, "seed": seed}
+        super().__init__(root, batch_size=batch_size, **loading)
         self.transform = _ResizeCropFlip.checked(resize, crop, flip)
         self.swap = swap
         self.channels = channels
         self.read = _reader(channels, background)
         layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
-        found = _find_splits(self.root, sides=("",), layout=layout)
-        self.files = {split: files for split, (files,) in found.items()}
+        found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=skip_broken)
+        self.files = {split: search.images for split, (search,) in found.items()}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -194,7 +240,7 @@ class PairedImageFolder(ImageDataModule):
         return _PairedImages(self.files["test"], self.read, self.transform.for_evaluation(), None, self.swap)
 
 
-class ImageFolder(ImageDataModule):
+class ImageFolder(_FolderData):
     """A collection of pictures, with class labels if wanted.
 
     `root` holds the folders `train`, and `val` or `test` or both (one then serves for both). Where there is `train`
@@ -210,9 +256,11 @@ class ImageFolder(ImageDataModule):
         image_size: Size of the pictures given: (height, width), or an int for a square.
         crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
         flip: Whether training pictures are mirrored left to right, half of them.
-        labels: Whether the folders are classes, numbered in the order of their names.
+        labels: Whether the folders are classes, numbered in the order of their names, in which digits count as numbers.
         channels: 3 for RGB, 1 for gray; files of the other kind are converted.
         background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
+            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
         val_fraction: Share of the pictures split off for validation, where no folder settles it.
         test_fraction: Share of the pictures split off for testing, where no folder settles it.
         batch_size: Examples per process and training step.
@@ -224,7 +272,7 @@ class ImageFolder(ImageDataModule):
         FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range, there are too few pictures to split, or classes are asked for and a
             picture has none.
-        ImageError: While loading, if a file cannot be read.
+        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read.
     """
 
     def __init__(
@@ -237,6 +285,7 @@ class ImageFolder(ImageDataModule):
         labels: bool = False,
         channels: int = 3,
         background: str = "white",
+        skip_broken: bool = False,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         batch_size: int = 64,
@@ -244,7 +293,8 @@ class ImageFolder(ImageDataModule):
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        loading = {"eval_batch_size": eval_batch_size, "num_workers": num_workers, "seed": seed}
+        super().__init__(root, batch_size=batch_size, **loading)
         if crop not in ("center", "random"):
             raise ValueError(f"crop must be 'center' or 'random', got {crop!r}.")
         if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
@@ -252,7 +302,6 @@ class ImageFolder(ImageDataModule):
                 "val_fraction and test_fraction must be above 0 and together below 1, "
                 f"got {val_fraction} and {test_fraction}."
             )
-        self.root = Path(root).expanduser()
         self.image_size = _size("image_size", image_size)
         self.random_crop = crop == "random"
         self.labels = labels
@@ -260,17 +309,18 @@ class ImageFolder(ImageDataModule):
         self.channels = channels
         self.read = _reader(channels, background)
 
-        self.files: dict[str, list[Path]]
         folder = self.root / "train" if (self.root / "train").is_dir() else self.root
         self._class_place = len(folder.parts) - len(self.root.parts)  # of the class folder in a path below root
         split_by_folder = any((self.root / split).is_dir() for split in ("val", "test"))
         if split_by_folder:
             layout = "ImageFolder expects train beside val or test, or none of the three."
-            found = _find_splits(self.root, sides=("",), layout=layout)
-            self.files = {split: files for split, (files,) in found.items()}
+            found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=skip_broken)
+            self.files = {split: search.images for split, (search,) in found.items()}
+            search = found["train"][0]
         else:
-            self.files = _split_by_hash(folder, val_fraction, test_fraction)
-        self.class_names = self._find_classes(split_by_folder) if labels else None
+            (search,) = _looked_at(self.root, [search_images(folder).checked()], skip_broken)
+            self.files = _split_by_hash(search, val_fraction, test_fraction)
+        self.class_names = self._find_classes(search, split_by_folder) if labels else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -302,15 +352,23 @@ class ImageFolder(ImageDataModule):
             labels = [numbers[self._class_of(path)] for path in files]
         return _Images(files, labels, self.read, self.image_size, random_crop, flip, self.seed)
 
-    def _find_classes(self, split_by_folder: bool) -> list[str]:
+    def _find_classes(self, search: Search, split_by_folder: bool) -> list[str]:
         names = {split: {self._class_of(path) for path in files} for split, files in self.files.items()}
         unknown = (names["val"] | names["test"]) - names["train"]
+        found = sorted(names["train"] | unknown, key=natural_order)
         if split_by_folder and unknown:
             raise ValueError(
                 f"{self.root}: no training pictures are of class {', '.join(sorted(unknown))}. Train has the classes "
-                f"{', '.join(sorted(names['train']))}. Name the class folders of val and test alike."
+                f"{', '.join(sorted(names['train'], key=natural_order))}. Name the class folders of val and test alike."
             )
-        return sorted(names["train"] | unknown)
+        if empty := [folder for folder in search.folders if folder.name not in found]:
+            there = {f: count_endings(path for path in search.others if path.is_relative_to(f)) for f in empty}
+            holding = ", ".join(f"{f.name} (it holds {there[f] or 'nothing'})" for f in sorted(empty))
+            raise ValueError(
+                f"{search.folder}: no picture that can be read is of class {holding}. Convert the pictures, or move "
+                "the folder away if it is no class."
+            )
+        return found
 
     def _class_of(self, path: Path) -> str:
         parts = path.relative_to(self.root).parts
@@ -464,36 +522,77 @@ def _reader(channels: int, background: str) -> _Reader:
     return partial(read_image, channels=channels, background=background)
 
 
-def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str) -> dict[str, list[list[Path]]]:
-    """The pictures of train, val and test, for each side; of val and test, one may stand in for the other.
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """A key to sort names by, in which digits count as numbers: "3" comes before "12"."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str, skip_broken: bool) -> dict[str, list[Search]]:
+    """What is in train, val and test, for each side; of val and test, one may stand in for the other.
 
     Raises:
         FileNotFoundError: Naming the folder at fault, the layout expected, and what there is.
+        ImageError: As `_looked_at`.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is not a folder. {layout}")
-    found: dict[str, list[list[Path]]] = {}
+    found: dict[str, list[Search]] = {}
     for split in ("train", "val", "test"):
         folders = [root / f"{split}{side}" for side in sides]
         required = split == "train" or (split == "test" and "val" not in found)
         if required or any(folder.is_dir() for folder in folders):
             try:
-                found[split] = [find_images(folder) for folder in folders]
+                found[split] = [search_images(folder).checked() for folder in folders]
             except FileNotFoundError as error:
                 names = sorted(path.name for path in root.iterdir())
                 there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
                 raise FileNotFoundError(f"{error} {layout} {root} holds: {there or 'nothing'}.") from None
+    usable = iter(_looked_at(root, [search for searches in found.values() for search in searches], skip_broken))
+    found = {split: [next(usable) for _ in searches] for split, searches in found.items()}
     return {"val": found.get("test", []), "test": found.get("val", [])} | found
 
 
-def _split_by_hash(folder: Path, val_fraction: float, test_fraction: float) -> dict[str, list[Path]]:
+def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool) -> list[Search]:
+    """Searches without the files that cannot be read, with a word for what is left out.
+
+    Raises:
+        FileNotFoundError: If nothing remains of one.
+        ImageError: If there are such files and they are not to be skipped.
+    """
+    images = [path for search in searches for path in search.images]
+    if others := [path for search in searches for path in search.others]:
+        rank_zero_info(f"{root}: {len(images)} pictures; left out by their endings: {count_endings(others)}.")
+    faults = faults_of(images)
+    if faults:
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for path, fault in faults.items():
+            kinds[fault].append(path.relative_to(root).as_posix())
+        found = "; ".join(f"{fault}: {_some(names)}" for fault, names in kinds.items())
+        words = f"{root}: {len(faults)} of {len(images)} picture files cannot be read. {found}."
+        if not skip_broken:
+            raise ImageError(f"{words} Mend or remove them, or leave them out with skip_broken: true.")
+        rank_zero_warn(f"{words} They are left out.")
+    return [replace(s, images=[path for path in s.images if path not in faults]).checked() for s in searches]
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and the first of them."""
+    return f"{len(names)} ({', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''})"
+
+
+def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) -> dict[str, list[Path]]:
     """Split all pictures under a folder by the hash of their place below it; val and test get one at least."""
-    files = find_images(folder)
+    files, folder = search.images, search.folder
     num_val = max(1, round(val_fraction * len(files)))
     num_test = max(1, round(test_fraction * len(files)))
     if num_val + num_test >= len(files):
         raise ValueError(f"{folder} holds {len(files)} picture(s): too few to split into train, val and test.")
-    by_hash = sorted(files, key=lambda path: hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
+
+    def place(path: Path) -> bytes:  # names of files are bytes, which need not be UTF-8
+        return hashlib.sha256(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape")).digest()
+
+    by_hash = sorted(files, key=place)
     return {
         "val": sorted(by_hash[:num_val]),
         "test": sorted(by_hash[num_val : num_val + num_test]),

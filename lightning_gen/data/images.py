@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +22,16 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.files import write_atomically
+from lightning_gen.limits import limit_of
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings, in lower case, by which `find_images` knows a picture and `write_image` its format."""
+MEGAPIXELS = "LIGHTNING_GEN_MAX_MEGAPIXELS"
+"""The environment variable that says how many millions of pixels a picture may have; by default 89, as in Pillow."""
 
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".ppm": "PPM",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-}
+# The formats of Pillow that are read and, but for its floats, written: raster pictures that need no other program.
+_FORMATS = (
+    "JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA", "PCX", "QOI"
+)  # fmt: skip
+_LOSSY = ("JPEG", "WEBP", "AVIF")
 # What each format can hold beside 8-bit gray and RGB.
 _WITH_ALPHA = ("PNG", "TIFF", "WEBP")
 _DEEP_GRAY = {torch.uint16: ("TIFF", "PPM"), torch.float32: ("TIFF",)}
@@ -160,10 +160,89 @@ def background_color(name: str) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """All picture files under a folder, known by their endings (`IMAGE_EXTENSIONS`, in either case).
+@cache
+def image_endings() -> dict[str, str]:
+    """The endings of file names, in lower case, by which a picture is known, and Pillow's names of their formats."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return {ending: name for ending, name in known if name in _FORMATS and name in Image.OPEN}
 
-    Sub-folders and links are followed; hidden files and folders (`.name`) are not looked at.
+
+@dataclass(frozen=True)
+class Search:
+    """What lies under a folder.
+
+    Attributes:
+        folder: Where was looked.
+        images: Picture files, known by their endings, sorted by their place below the folder.
+        others: All other files.
+        folders: The folders right below it.
+    """
+
+    folder: Path
+    images: list[Path]
+    others: list[Path]
+    folders: list[Path]
+
+    def checked(self) -> Search:
+        """Itself, if there are pictures.
+
+        Raises:
+            FileNotFoundError: If there are none; the message says which other files there are.
+        """
+        if not self.images:
+            there = f", only {count_endings(self.others)}" if self.others else ""
+            readable = "jpg, png, webp, tif and others that Pillow reads"
+            raise FileNotFoundError(f"{self.folder} holds no pictures ({readable}){there}.")
+        return self
+
+
+def search_images(folder: str | Path) -> Search:
+    """All that lies under a folder; no file is looked into.
+
+    Links are followed, but each folder is searched once: under its own place where it has one below `folder`, else
+    under that of the first link to it. Links to what they lie in, and hidden files and folders (`.name`), are passed
+    over.
+
+    Args:
+        folder: Where to look; all paths begin with it as it is given.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        OSError: If a folder cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
+    endings = tuple(image_endings())
+    images: list[Path] = []
+    others: list[Path] = []
+    below: list[Path] = []
+    searched: set[tuple[int, int]] = set()
+    waiting, linked = [folder], list[Path]()
+    while waiting or linked:
+        here = waiting.pop() if waiting else linked.pop(0)
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in searched:
+            continue
+        searched.add((status.st_dev, status.st_ino))
+        with os.scandir(here) as entries:
+            found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        for entry in found:
+            path = Path(entry.path)
+            if not entry.is_dir():
+                (images if entry.name.lower().endswith(endings) else others).append(path)
+                continue
+            below += [path] if here == folder else []
+            if not entry.is_symlink():
+                waiting.append(path)
+            elif not here.resolve().is_relative_to(path.resolve()):
+                linked.append(path)
+    return Search(folder, sorted(images, key=Path.as_posix), others, below)
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """The picture files under a folder, as `search_images` finds them.
 
     Args:
         folder: Where to look.
@@ -174,27 +253,54 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: If the folder does not exist or holds no pictures.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
+    return search_images(folder).checked().images
 
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would pass over a folder that it may not read
 
-    paths = []
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        here = Path(place)
-        # A link to a folder that contains it would never end.
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not ((here / name).is_symlink() and here.resolve().is_relative_to((here / name).resolve()))
-        ]
-        paths += [here / name for name in files if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no pictures ({' '.join(ending[1:] for ending in IMAGE_EXTENSIONS)}).")
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+def count_endings(paths: Iterable[Path]) -> str:
+    """How many files have which ending, the most frequent first: "12 .txt, 3 .heic, 1 without an ending"."""
+    counts = Counter(path.suffix.lower() or "without an ending" for path in paths)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {ending}" for ending, number in ordered)
+
+
+def faults_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """What is wrong with picture files as far as their status and their first bytes tell, by path.
+
+    Args:
+        paths: Files that should be pictures. Of each, no more is read than its first bytes.
+
+    Returns:
+        For those that cannot be read, in the order of `paths`: "empty", "a link to nothing", "not a file" ...
+    """
+    # Threads, because on a disk elsewhere each file is a wait.
+    parts = [paths[start : start + 500] for start in range(0, len(paths), 500)]
+    with ThreadPoolExecutor(16) as threads:
+        found = [fault for part in threads.map(lambda part: [_fault(path) for path in part], parts) for fault in part]
+    return {path: fault for path, fault in zip(paths, found, strict=True) if fault}
+
+
+def _fault(path: Path) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "not a file"  # to open a named pipe would be to wait for the other end
+        if not status.st_size:
+            return "empty"
+        with path.open("rb", buffering=0) as file:
+            start = file.read(16).ljust(16, b"\0")
+    except OSError as error:
+        return "a link to nothing" if path.is_symlink() and not path.exists() else str(error.strerror).lower()
+    tests = {name: Image.OPEN[name][1] for name in _readable()}
+    # Of formats without a test, such as TGA, the beginning tells nothing.
+    if tests.get(image_endings().get(path.suffix.lower(), ""), bool) is None:
+        return ""
+    return "" if any(test and test(start) is True for test in tests.values()) else "no picture by its first bytes"
+
+
+@cache
+def _readable() -> list[str]:
+    """Pillow's names of the formats that are read."""
+    return sorted(set(image_endings().values()), key=_FORMATS.index)
 
 
 def read_image(path: str | Path, channels: int = 3, background: str = "white") -> Tensor:
@@ -224,19 +330,29 @@ def open_image(path: str | Path) -> Picture:
     * TIFF of 16 bits or PGM of more than 8, in gray: exact, 65535 is white. Integers of 32 bits are taken for 16-bit
       values, and must lie in that range.
     * TIFF of 32-bit floats, in gray: as it is; must be finite and within `[0, 1]`.
+    * JPEG 2000 and AVIF of more than 8 bits in colour: the 8 bits that Pillow gives.
     * Everything else of more than 8 bits per channel is refused rather than silently degraded.
 
     Args:
         path: The file.
 
     Raises:
-        ImageError: If the file cannot be read in full, or its values have no faithful meaning here.
+        ImageError: If the file cannot be read in full, its values have no faithful meaning here, or it has more pixels
+            than `$LIGHTNING_GEN_MAX_MEGAPIXELS` millions.
     """
     path = Path(path)
+    limit = limit_of(MEGAPIXELS, 89) * 1e6
+    if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = int(limit)  # of Pillow, which refuses twice as many
+    too_large = f"than the {limit / 1e6:g} million that are read. If you trust the file, set {MEGAPIXELS} to more."
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a named pipe would be to wait for the other end
+            raise ImageError(f"{path} is not a file.")
         # An open file, not a path: given a path, Pillow maps raw TIFF into memory with height and width confused where
         # the picture lies on its side.
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=_readable()) as image:
+            if image.width * image.height > limit:
+                raise ImageError(f"{path} has {image.width} x {image.height} pixels, more {too_large}")
             bits = _bits(image)
             image.load()
             pixels, alpha = _pixels(image, path, bits)
@@ -244,6 +360,8 @@ def open_image(path: str | Path) -> Picture:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (ImageError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} has more pixels {too_large}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, RuntimeError ...
         raise ImageError(f"{path} cannot be read as a picture: {error} (cut short, or not a picture?)") from error
     return Picture(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
@@ -252,8 +370,8 @@ def open_image(path: str | Path) -> Picture:
 def write_image(path: str | Path, image: Tensor, *, like: Picture | None = None) -> None:
     """Write a picture in the format of its file ending, whole or not at all.
 
-    The file appears under its name only when it is complete; folders are made as needed. JPEG and WebP are written with
-    quality 95, all other formats without loss.
+    The file appears under its name only when it is complete; folders are made as needed. JPEG, WebP and AVIF are
+    written with quality 95, GIF in 256 colours, all other formats without loss.
 
     Args:
         path: The file; replaced if it exists.
@@ -263,13 +381,16 @@ def write_image(path: str | Path, image: Tensor, *, like: Picture | None = None)
             WebP and 8-bit TIFF, resized where the sizes differ. Else, and with None, the file has 8 bits.
 
     Raises:
-        ImageError: If the ending is not one of `IMAGE_EXTENSIONS`, or the picture is not finite.
+        ImageError: If the ending is not one of `image_endings`, or the picture is not finite.
         ValueError: If the tensor is not `[1 or 3, H, W]`.
     """
     path = Path(path)
-    format_name = _FORMATS.get(path.suffix.lower())
+    writable = {ending: name for ending, name in image_endings().items() if name in Image.SAVE and ending != ".pfm"}
+    format_name = writable.get(path.suffix.lower())
     if format_name is None:
-        raise ImageError(f"{path}: no format goes by that ending. Use one of {' '.join(IMAGE_EXTENSIONS)}.")
+        raise ImageError(
+            f"{path}: no format goes by that ending. Use .png, .jpg, .webp, .tif or another that Pillow writes."
+        )
     if image.ndim != 3 or len(image) not in (1, 3):
         raise ValueError(f"An image to write must be [1 or 3, height, width], got {list(image.shape)}.")
     image = image.detach().float().cpu()
@@ -401,7 +522,10 @@ def _encode(image: Tensor, alpha: Tensor | None, depth: torch.dtype, format_name
     else:
         array = to_uint8(image).permute(1, 2, 0).squeeze(-1).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format_name, **({"quality": 95} if format_name in ("JPEG", "WEBP") else {}))
+    file = Image.fromarray(array)
+    if format_name == "QOI" and len(image) == 1:  # which has colour only
+        file = file.convert("RGB")
+    file.save(buffer, format_name, **({"quality": 95} if format_name in _LOSSY else {}))
     return buffer.getvalue()
 
 

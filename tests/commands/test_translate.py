@@ -199,7 +199,7 @@ def link(folder):
         ({"input": lambda folder: folder / "rgb.png", "output": lambda folder: folder}, "is the input's own"),
         ({"output": lambda folder: folder / "rgb.png"}, "rgb.png is a file. Name a folder"),
         ({"input": lambda folder: folder / "none"}, "none does not exist"),
-        ({"input": lambda folder: folder / "a" / "empty"}, "empty holds no pictures (jpg jpeg png"),
+        ({"input": lambda folder: folder / "a" / "empty"}, "empty holds no pictures (jpg, png"),
         ({"input": lambda folder: folder / "notes.txt"}, "notes.txt cannot be read as a picture"),
         ({"checkpoint": lambda folder: save(NoTranslation((3, 8, 8)), folder.parent / "b.ckpt")}, "does not translate"),
         ({"checkpoint": lambda folder: folder / "notes.txt"}, "not a checkpoint"),

@@ -1,4 +1,6 @@
 import itertools
+import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from lightning_gen.data.base import Draw
+from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
 from lightning_gen.data.images import ImageError, read_image, resize_image, to_float, to_uint8
 
@@ -423,6 +426,123 @@ def test_labels_under_split_folders(tmp_path):
     save(tmp_path / "train/loose.png", map_picture(4, 4, 0))
     with pytest.raises(ValueError, match=r"train/loose.png is in no class folder"):
         ImageFolder(tmp_path, labels=True)
+
+
+def test_every_class_folder_is_a_class_whatever_the_endings(tmp_path):
+    """And none is dropped because its pictures cannot be read: another would get its number."""
+    for name, ending, format_name in (("cat", "jpg", "JPEG"), ("dog", "jfif", "JPEG"), ("owl", "png", "PNG")):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(map_picture(4, 4, i)).save(tmp_path / name / f"{i}.{ending}", format_name)
+    module = ImageFolder(tmp_path, image_size=4, labels=True)
+    assert module.class_names == ["cat", "dog", "owl"]
+    assert sum(map(len, module.files.values())) == 9
+    for path in (tmp_path / "dog").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    (tmp_path / "eel").mkdir()
+    with pytest.raises(ValueError, match=r"is of class dog \(it holds 3 .heic\), eel \(it holds nothing\)\. Convert"):
+        ImageFolder(tmp_path, image_size=4, labels=True)
+    assert len(ImageFolder(tmp_path, image_size=4).files["train"]) == 4
+
+
+def test_classes_are_numbered_in_the_order_of_numbers(tmp_path):
+    for name in ("3", "12", "1", "a10", "a9", "02"):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", map_picture(4, 4, i))
+    module = ImageFolder(tmp_path, image_size=4, labels=True)
+    assert module.class_names == ["1", "02", "3", "12", "a9", "a10"]
+    for dataset in (module.train_set(), module.test_set()):
+        for path, item in zip(dataset.files, items(dataset), strict=True):
+            assert module.class_names[item["label"]] == path.parent.name
+
+
+# What folders hold besides readable pictures
+
+
+@pytest.fixture
+def untidy(collection) -> Path:
+    """The collection with two empty files, a link to nothing, a page of the web, a named pipe, and other files."""
+    for name in ("cat/empty0.png", "cat/empty1.png"):
+        (collection / name).touch()
+    (collection / "dog/gone.png").symlink_to(collection / "nowhere")
+    (collection / "dog/page.jpg").write_text("<!DOCTYPE html>")
+    os.mkfifo(collection / "dog/pipe.png")
+    for name in ("a.txt", "cat/b.txt", "dog/c.heic"):
+        (collection / name).touch()
+    return collection
+
+
+def test_broken_files_are_told_all_at_once_before_anything_is_trained(untidy):
+    with pytest.raises(ImageError) as refused:
+        ImageFolder(untidy, image_size=4)
+    assert str(refused.value) == (
+        f"{untidy}: 5 of 45 picture files cannot be read. empty: 2 (cat/empty0.png, cat/empty1.png); "
+        "a link to nothing: 1 (dog/gone.png); no picture by its first bytes: 1 (dog/page.jpg); "
+        "not a file: 1 (dog/pipe.png). Mend or remove them, or leave them out with skip_broken: true."
+    )
+
+
+def test_broken_files_are_left_out_on_demand_and_other_endings_counted(untidy, caplog):
+    caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
+    with pytest.warns(UserWarning, match=r"5 of 45 picture files cannot be read.* They are left out\."):
+        module = ImageFolder(untidy, image_size=4, labels=True, skip_broken=True)
+    assert "45 pictures; left out by their endings: 2 .txt, 1 .heic." in caplog.text
+    for name in ("a.txt", "cat/b.txt", "cat/empty0.png", "cat/empty1.png", "dog/gone.png", "dog/page.jpg"):
+        (untidy / name).unlink()
+    (untidy / "dog/pipe.png").unlink()
+    assert module.files == ImageFolder(untidy, image_size=4).files
+    for data in (module.train_set(), module.val_set(), module.test_set()):
+        assert len(items(data)) == len(data)
+
+
+@pytest.mark.parametrize("kind", [UnpairedImageFolder, PairedImageFolder])
+def test_all_folders_of_a_data_set_are_looked_at(kind, request):
+    root = request.getfixturevalue("unpaired" if kind is UnpairedImageFolder else "paired")
+    parts = sorted(path.name for path in root.iterdir())
+    for part in parts:
+        (root / part / "z.png").touch()
+    with pytest.raises(ImageError, match=rf"{len(parts)} of \d+ picture files .* empty: {len(parts)} \(train"):
+        kind(root, **OPTIONS)
+    with pytest.warns(UserWarning, match="They are left out"):
+        module = kind(root, **OPTIONS, skip_broken=True)
+    assert "z.png" not in str(module.files)
+    (root / parts[-1]).rename(root / "old")
+    (root / parts[-1]).mkdir()
+    (root / parts[-1] / "z.png").touch()
+    with (
+        pytest.warns(UserWarning, match="They are left out"),
+        pytest.raises(FileNotFoundError, match=f"{parts[-1]} holds no pictures"),
+    ):
+        kind(root, **OPTIONS, skip_broken=True)
+
+
+def test_names_that_are_not_utf_8(collection):
+    name = os.fsdecode(b"caf\xe9")
+    for kind in ("cat", "dog"):
+        save(collection / name / f"{name}{kind}.png", map_picture(4, 4, 0))
+    module = ImageFolder(collection, image_size=4, labels=True)
+    assert module.class_names == [name, "cat", "dog"]
+    assert sum(map(len, module.files.values())) == 42
+    assert len(fingerprint(module.train_set())) == 64
+
+
+@pytest.mark.parametrize("kind", [ImageFolder, UnpairedImageFolder, PairedImageFolder])
+def test_an_empty_root_is_not_the_current_folder(kind):
+    for root in ("", " "):
+        with pytest.raises(ValueError, match=r"root is empty. Name the folder of the data set"):
+            kind(root)
+
+
+def _set_up(rank, root, missing):
+    module = ImageFolder(root, image_size=4)
+    module.files["val"] = module.files["val"][rank * missing :]
+    module.setup("fit")
+
+
+def test_processes_must_have_found_the_same(collection, on_ranks):
+    assert on_ranks(_set_up, collection, 0) == [None, None]
+    for error in on_ranks(_set_up, collection, 1):
+        assert "ImageFolder: the processes have found different pictures in" in str(error)
 
 
 @pytest.mark.parametrize(
