@@ -30,7 +30,7 @@ from lightning_gen.checkpoints import (
     read_checkpoint,
 )
 from lightning_gen.data.images import from_uint8
-from lightning_gen.resuming import as_if_not_ended
+from lightning_gen.loops import go_on_exactly
 
 PICTURES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels")
@@ -181,13 +181,10 @@ class GenerativeModule(pl.LightningModule):
             self.noise_seed = torch.initial_seed() % 2**63
 
     def on_train_start(self) -> None:
-        """Let a run that goes on between two epochs begin one, and this run's schedules hold from the first step.
+        """Let this run's schedules hold from the first step.
 
         A checkpoint brings the last learning rates of the run before, whose end, for one, may have been another.
         """
-        loop = self.trainer.fit_loop.epoch_loop
-        if not loop.batch_progress.current.ready:
-            loop.restarting = False
         for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
             if isinstance(schedule, LambdaLR):
                 rates = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
@@ -197,15 +194,22 @@ class GenerativeModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the random state from (seed, rank, batches so far)."""
         self.batches_before = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        if self.noise_seed is not None:
-            entropy = (self.noise_seed, self.global_rank, self.batches_before)
-            state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-            seed = int(state[0] >> np.uint64(1))
-            torch.default_generator.manual_seed(
-                seed
-            )  # torch.manual_seed looks for every kind of device, which takes long
-            if self.device.type != "cpu":
-                torch.get_device_module(self.device).manual_seed(seed)
+        self._set_noise(self.batches_before)
+
+    def on_validation_start(self) -> None:
+        """Set the random state likewise, so that a validation is the same where a run goes on with it."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._set_noise(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1, 1)
+
+    def _set_noise(self, *place: int) -> None:
+        if self.noise_seed is None:
+            return
+        entropy = (self.noise_seed, self.global_rank, *place)
+        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+        seed = int(state[0] >> np.uint64(1))
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device, which takes long
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -338,8 +342,8 @@ class GenerativeModule(pl.LightningModule):
             raise CheckpointError(f"The checkpoint was written by {written_by} and cannot go on as {name}.")
         self._check_weights(checkpoint["state_dict"])
         self.noise_seed = checkpoint.get("noise_seed")
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
-            as_if_not_ended(checkpoint["loops"]["fit_loop"], self._trainer.accumulate_grad_batches)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            go_on_exactly(self._trainer)
 
     def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

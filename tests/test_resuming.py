@@ -182,10 +182,6 @@ def test_any_checkpoint_goes_on_as_if_nothing_had_been(tmp_path, kind, every):
         settings = {"max_steps": 20, "val_check_interval": every}
         found, seen = fit(kind, tmp_path / name, checkpoint=tmp_path / f"{name}.ckpt", **settings)
         assert seen.pictures == whole.pictures[int(name.partition("_")[2]) :], name
-        # Lightning counts epochs and validations otherwise after a stop at the end of a batch.
-        for part in ("epoch_progress", "epoch_loop.val_loop.batch_progress"):
-            for checkpoint in (expected, found):
-                checkpoint["loops"]["fit_loop"].pop(part, None)
         assert not differences(expected, found), name
 
 

@@ -136,7 +136,8 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and examples of it given out so far over all ranks."""
-        return {"epoch": self.sampler.epoch, "examples": self.examples_given}  # type: ignore[attr-defined]
+        epoch, examples = self.resume or (self.sampler.epoch, self.examples_given)  # type: ignore[attr-defined]
+        return {"epoch": epoch, "examples": examples}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken."""

@@ -152,6 +152,7 @@ class Classifier(GenerativeModule):
 
     def on_validation_start(self) -> None:
         """Let all ranks judge alike: each has moved its own running statistics."""
+        super().on_validation_start()
         if dist.is_available() and dist.is_initialized():
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
