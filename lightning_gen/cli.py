@@ -9,7 +9,7 @@ import importlib
 import os
 import re
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +36,7 @@ Use a checkpoint (which is all they need):
   lightning-gen COMMAND --help    all options of a command
   lightning-gen --version
   --debug                         full traceback where something fails
+  --trust PACKAGE                 let a checkpoint, and the configuration beside it, name classes of this package
   --config NAME                   a file, or the name of a shipped configuration: {configs}
 """
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments, packages = _without_trust(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         from lightning_gen.commands.configs import shipped_configs
 
@@ -69,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A class of the user's own is found by its import path, also from the folder they stand in.
     sys.path.append(str(os.getcwd()))  # noqa: PTH109
     try:
+        if packages:
+            from lightning_gen.trust import trust
+
+            trust(packages)
         sys.exit(_run(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -107,9 +113,21 @@ def _run(arguments: list[str]) -> int:
     return 2
 
 
+def _without_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments without `--trust PACKAGE`, and the packages that are trusted, of which there may be several."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--trust", action="append", default=[])
+    given, others = parser.parse_known_args(arguments)
+    return others, [name for names in given.trust for name in names.split(",")]
+
+
 def _plain_words(error: BaseException) -> str:
     """The message of an error, without what jsonargparse and a loader's worker process wrap around it."""
     text, name = str(error).strip(), type(error).__name__
+    if refused := re.search(r"Importing '([\w.]+)' is not allowed", f"{error} {error.__cause__}"):
+        from lightning_gen.trust import words_of_refusal
+
+        return words_of_refusal(refused[1], file="The configuration of the run")
     if isinstance(error, ArgumentError) or _UNION in text:
         return _words_of_parser(error)
     if "Original Traceback" in text:

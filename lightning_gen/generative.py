@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,16 +20,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_gen.checkpoints import (
-    CLASS_KEY,
-    CheckpointError,
-    accepts,
-    build,
-    hyperparameters_of,
-    import_path,
-    read_checkpoint,
-)
+from lightning_gen.checkpoints import CheckpointError, read_checkpoint
 from lightning_gen.data.images import from_uint8
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path
 from lightning_gen.loops import go_on_exactly
 
 PICTURES = ("image", "images", "pixel_values", "img")
@@ -367,12 +360,15 @@ class GenerativeModule(pl.LightningModule):
         hparams_file: None = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        trust: Sequence[str] = (),
         **overrides: Any,
     ) -> Model:
         """The model that a checkpoint holds, with the weights for use (averaged ones where the run kept them).
 
-        Safe on files of unknown origin: they are read with `weights_only=True`, and every class named in them is
-        checked against the model's annotations before anything is called.
+        Safe on files of unknown origin: they are read with `weights_only=True`; nothing is imported but what
+        `lightning_gen.trust` lets through; every class and value is checked against the model's annotations before
+        anything is called; and a model of this package's own classes is built without weights first, compared with the
+        file, and then takes the file's.
 
         Args:
             checkpoint_path: The file.
@@ -380,6 +376,9 @@ class GenerativeModule(pl.LightningModule):
             hparams_file: Not used; the checkpoint holds its hyper-parameters.
             strict: Whether unknown or missing weights are an error; None means yes.
             weights_only: Not used; always True.
+            trust: Packages whose classes and functions the file may name, beside lightning_gen, torch.nn and
+                torch.optim, as ("mypackage",). What has been imported of the package that this class is defined in
+                needs no mention.
             **overrides: Constructor arguments that replace the saved ones, such as a factory that has no import path.
 
         Raises:
@@ -388,22 +387,29 @@ class GenerativeModule(pl.LightningModule):
         if hparams_file is not None:
             raise ValueError("hparams_file is not used: the checkpoint holds its hyper-parameters. Leave it out.")
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        saved = dict(checkpoint.get("hyper_parameters", {}))
-        class_path = saved.pop(CLASS_KEY, None)
-        if class_path is None:
+        if not isinstance(checkpoint.get("hyper_parameters", {}).get(CLASS_KEY), str):
             raise CheckpointError(
                 f"{checkpoint_path} does not say which model it holds; lightning-gen did not write it."
             )
+        weights = checkpoint["state_dict"]
         try:
-            model = build(class_path, saved, cls, overrides)
+            recipe = Recipe(checkpoint["hyper_parameters"], cls, overrides, trust)
+            outline = recipe.is_of_this_package and strict is not False
+            model = recipe.build_outline(len(weights)) if outline else recipe.build()
+            if outline and _has_tied_weights(model):
+                outline, model = False, recipe.build()
+            if strict is not None:
+                model.strict_loading = strict
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(_own(weights, model.state_dict()), strict=model.strict_loading, assign=outline)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint_path}: {error}") from error
-        if strict is not None:
-            model.strict_loading = strict
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
-        device = next(iter(checkpoint["state_dict"].values())).device
-        return model.to(device)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{checkpoint_path} is damaged: what it holds of this {cls.__name__} cannot be used "
+                f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})."
+            ) from error
+        return model.to(next((weight.device for weight in weights.values()), "cpu"))
 
 
 def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
@@ -461,6 +467,21 @@ def batch_pictures(batch: Any) -> dict[str, Tensor]:
     else:
         found = {"pictures": batch[0] if isinstance(batch, list | tuple) and batch else batch}
     return {key: value for key, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
+
+
+def _own(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a file in the types of a model's, each in memory that is nobody else's."""
+    result, places = {}, set()
+    for name, weight in weights.items():
+        storage = weight.untyped_storage()
+        shared = storage.nbytes() > weight.numel() * weight.itemsize or storage.data_ptr() in places
+        places.add(storage.data_ptr())
+        result[name] = weight.to(like[name].dtype if name in like else weight.dtype, copy=shared)
+    return result
+
+
+def _has_tied_weights(model: nn.Module) -> bool:
+    return len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
 
 
 @contextmanager

@@ -121,11 +121,11 @@ def test_a_class_with_a_name_is_loaded_from_the_file_alone(tmp_path):
     model = make()
     _, best = fit(tmp_path, model, steps=3)
     for path in (best.last_model_path, best.best_model_path):
-        loaded = CycleGAN.load_from_checkpoint(path)
+        loaded = CycleGAN.load_from_checkpoint(path, trust=(__name__,))
         assert isinstance(loaded.generator_AtoB, MyGenerator)
-    again = CycleGAN.load_from_checkpoint(best.last_model_path, generator=MyGenerator)
+    again = CycleGAN.load_from_checkpoint(best.last_model_path, trust=(__name__,), generator=MyGenerator)
     images = torch.rand(1, 1, 21, 13)
-    for other in (CycleGAN.load_from_checkpoint(best.last_model_path), again):
+    for other in (CycleGAN.load_from_checkpoint(best.last_model_path, trust=(__name__,)), again):
         assert equal(other.state_dict(), model.state_dict())
         # The rounding of a convolution goes by the layout in memory, which training has changed.
         torch.testing.assert_close(other.translate(images, "BtoA"), model.translate(images, "BtoA"))
@@ -139,7 +139,10 @@ def test_a_class_without_a_name_is_given_again(tmp_path):
     _, best = fit(tmp_path, model, steps=3)
     with pytest.raises(ValueError, match=r"load_from_checkpoint\(path, generator=\.\.\.\)"):
         CycleGAN.load_from_checkpoint(best.last_model_path)
-    assert equal(CycleGAN.load_from_checkpoint(best.last_model_path, generator=Local).state_dict(), model.state_dict())
+    assert equal(
+        CycleGAN.load_from_checkpoint(best.last_model_path, trust=(__name__,), generator=Local).state_dict(),
+        model.state_dict(),
+    )
 
 
 def test_it_is_a_module_like_any_other(tmp_path):
@@ -196,7 +199,7 @@ def test_networks_of_ones_own_play_the_game_from_plain_python(tmp_path):
     assert all(not torch.equal(parameter, start[name]) for name, parameter in model.named_parameters())
     assert {"train/GradientPenalty", "train/discriminator", "val/discriminator"} <= {*trainer.callback_metrics}
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = GAN.load_from_checkpoint(tmp_path / "a.ckpt")
+    loaded = GAN.load_from_checkpoint(tmp_path / "a.ckpt", trust=(__name__,))
     assert type(loaded) is WGANGP
     assert loaded.penalties == [GradientPenalty(10.0)]
     images = [m.sample(5, generator=torch.Generator().manual_seed(0)) for m in (model, loaded)]

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
-from lightning_gen.checkpoints import import_path, read_checkpoint
+from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.commands.neighbours import neighbour_grid
 from lightning_gen.commands.sample import load_model
 from lightning_gen.commands.sampling import checked_settings
@@ -31,12 +31,14 @@ from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.images import ImageError, check_channels, find_images, read_image, to_float, to_uint8
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import Samples, images_and_labels
+from lightning_gen.hyperparameters import import_path
 from lightning_gen.metrics import evaluation as metrics
 from lightning_gen.metrics.evaluation import Evaluation, Figure, Reference, as_read, draw
 from lightning_gen.metrics.features import FeatureExtractor
 from lightning_gen.metrics.inception import InceptionFeatures
 from lightning_gen.metrics.manifold import memorisation_ratio
 from lightning_gen.metrics.statistics import ReferenceStatistics
+from lightning_gen.trust import restrict_configurations
 
 SPLITS = ("train", "val", "test")
 EVALUATIONS = "evaluations.json"
@@ -233,6 +235,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
             if any(_what_counts(other) != _what_counts(found[0]) for other in found):
                 raise ValueError(f"These checkpoints are of runs that differ in their {name}: name one, with --{name}.")
             if found[0]:
+                restrict_configurations(arguments)
                 options[name] = json.dumps(found[0])
     return [*(f"--{name}={value}" for name, value in options.items()), *others]
 

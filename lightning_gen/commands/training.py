@@ -8,8 +8,10 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,14 @@ from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoint, run_folder, run_folder_of_checkpoint
 from lightning_gen.callbacks.toy import PointCloud
-from lightning_gen.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.data.toy import PointDistribution
 from lightning_gen.generative import GenerativeModule, Samples, Translates
 from lightning_gen.metrics.evaluation import suffix_of
 from lightning_gen.metrics.features import classifier_file
+from lightning_gen.trust import restrict_configurations
 
 # Settings that Lightning refuses beside `barebones`, which many a configuration has.
 REFUSED_BY_BAREBONES = (
@@ -207,6 +210,8 @@ class CommandLine(LightningCLI):
             given.ckpt_path = None
             config.ckpt_path = str(find_checkpoint(config.ckpt_path)) if config.ckpt_path else None
             checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
+            if checkpoint and self.subcommand == "fit":
+                check_going_on(checkpoint, config.ckpt_path)
             config.weights_only = True
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
         if config.trainer.barebones:
@@ -356,6 +361,12 @@ def _logged_in(wandb: Any) -> bool:
 def run_trainer(arguments: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`."""
     quiet_lightning()
+    with _naming_damage():
+        _run_command_line(arguments)
+    return 0
+
+
+def _run_command_line(arguments: list[str]) -> None:
     CommandLine(
         GenerativeModule,
         pl.LightningDataModule,
@@ -370,7 +381,24 @@ def run_trainer(arguments: list[str]) -> int:
         parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},
         args=with_configs(arguments),
     )
-    return 0
+
+
+@contextmanager
+def _naming_damage() -> Iterator[None]:
+    """What goes wrong within Lightning's restoring of a run is the checkpoint's fault."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        restoring = any(
+            code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames
+        )
+        if isinstance(error, CheckpointError) or not restoring:
+            raise
+        raise CheckpointError(
+            "The checkpoint is damaged: what it holds of the run cannot be restored "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})."
+        ) from error
 
 
 def with_configs(arguments: list[str]) -> list[str]:
@@ -391,6 +419,7 @@ def with_configs(arguments: list[str]) -> list[str]:
         checkpoint = find_checkpoint(name)
         folder = run_folder_of_checkpoint(checkpoint)
         if folder and (folder / CONFIG).is_file():
+            restrict_configurations(arguments)
             found[1:1] = ["--config", str(folder / CONFIG)]
         elif not all(any(_is_one_of(argument, name) for argument in arguments) for name in ("--model", "--data")):
             raise ValueError(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.masked import MaskedConv2d
 
 
@@ -67,6 +68,7 @@ def diagonal_sweep(height: int, width: int) -> Sweep:
     return Sweep(tuple(lengths), tuple(starts), tuple(reads), 2, 1)
 
 
+@with_values()
 def diagonal_order(height: int, width: int) -> Tensor:
     """Flat indices of the pixels, diagonal by diagonal from the top left, each from its top: int64 `[H * W]`.
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.layers.constants import with_values
+
 MaskType = Literal["A", "B"]
 
 Matrix = tuple[Tensor, Tensor | None]
@@ -83,11 +85,12 @@ class MaskedConv2d(nn.Conv2d):
         self.num_past = top * width + left + 1
         mask = None
         if mask_type == "A" or image_channels > 1 or right:
-            sees = torch.arange(in_channels) % image_channels
-            own = (torch.arange(out_channels) % (out_channels // out_parts) % image_channels)[:, None]
-            mask = torch.ones(self.weight.shape, dtype=torch.bool)
-            mask[:, :, top, left] = own > sees if mask_type == "A" else own >= sees
-            mask[:, :, top, left + 1 :] = False
+            with with_values():
+                sees = torch.arange(in_channels) % image_channels
+                own = (torch.arange(out_channels) % (out_channels // out_parts) % image_channels)[:, None]
+                mask = torch.ones(self.weight.shape, dtype=torch.bool)
+                mask[:, :, top, left] = own > sees if mask_type == "A" else own >= sees
+                mask[:, :, top, left + 1 :] = False
         self.register_buffer("mask", mask, persistent=False)  # a function of the arguments, as they are not stored
 
     def extra_repr(self) -> str:

@@ -50,7 +50,9 @@ class SpectralNorm(nn.Module):
     def _start(self, weight: Tensor, input_shape: Sequence[int]) -> None:
         with _without_autocast(weight):
             start = torch.randn(*input_shape, dtype=_wide(weight).dtype, device=weight.device)
-            v = _first_singular_vector(lambda v: self.map(v, _wide(weight.detach())), start)
+            v = start
+            if not weight.is_meta:
+                v = _first_singular_vector(lambda v: self.map(v, _wide(weight.detach())), start)
             u = self.map(v, _wide(weight))
             (u,) = _normalized([u], [torch.randn_like(u)])
         self.register_buffer("u", u.to(weight.dtype))
@@ -391,4 +393,4 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:
-    return torch.autocast(tensor.device.type, enabled=False)
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.penalties import Penalty
 
@@ -261,7 +262,7 @@ class AdamSettings:
         total = module.planned_steps() if self.decay_start < 1 else 0
         for name, (factory, parameters) in players.items():
             make = factory or partial(torch.optim.Adam, lr=self.learning_rate, betas=self.betas, fused=True)
-            optimizer = make(parameters)
+            optimizer = made_by(make, Optimizer, parameters)
             optimizers.append(optimizer)
             # The name is what LearningRateMonitor shows.
             schedules.append({"scheduler": linear_decay(optimizer, total, self.decay_start), "name": f"lr/{name}"})

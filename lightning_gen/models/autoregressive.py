@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import evaluating
+from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.orders import raster_order
 from lightning_gen.losses.categorical import images_to_levels
 from lightning_gen.losses.pixels import PixelLikelihood
@@ -378,7 +379,7 @@ class AutoregressiveModule(LikelihoodModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its rate, which falls by a factor at each step."""
-        optimizer = (self.optimizer or self.default_optimizer)(self.network.parameters())
+        optimizer = made_by(self.optimizer or self.default_optimizer, Optimizer, self.network.parameters())
         if self.lr_decay == 1:
             return optimizer
         # A function, not an object: its numbers must not come back from a checkpoint.

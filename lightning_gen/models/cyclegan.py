@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.generative import Direction
+from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.metrics.translation import TranslationMetrics
@@ -95,10 +96,10 @@ class CycleGAN(TranslationModule):
         self.save_hyperparameters()
         if min(lambda_A, lambda_B, lambda_identity) < 0:
             raise ValueError("lambda_A, lambda_B and lambda_identity must be 0 or more.")
-        self.generator_AtoB = generator(self.image_shape)
-        self.generator_BtoA = generator(self.image_shape)
-        self.discriminator_A = discriminator(self.image_shape)
-        self.discriminator_B = discriminator(self.image_shape)
+        self.generator_AtoB = made_by(generator, nn.Module, self.image_shape)
+        self.generator_BtoA = made_by(generator, nn.Module, self.image_shape)
+        self.discriminator_A = made_by(discriminator, nn.Module, self.image_shape)
+        self.discriminator_B = made_by(discriminator, nn.Module, self.image_shape)
         self.loss = loss or LeastSquares()
         self.penalties = list(penalties or [])
         self.lambda_A, self.lambda_B, self.lambda_identity = lambda_A, lambda_B, lambda_identity

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_gen.callbacks.spectral_norm import power_iteration_callbacks
 from lightning_gen.generative import evaluating
+from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.spectral_norm import spectral_norms
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.constraints import Constraint, WeightClipping
@@ -119,8 +120,8 @@ class GAN(AdversarialModule):
         if latent_distribution not in ("normal", "uniform"):
             raise ValueError(f"latent_distribution must be 'normal' or 'uniform', got {latent_distribution!r}.")
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        self.generator = generator(self.image_shape, latent_size, **classes)
-        self.discriminator = discriminator(self.image_shape, **classes)
+        self.generator = made_by(generator, nn.Module, self.image_shape, latent_size, **classes)
+        self.discriminator = made_by(discriminator, nn.Module, self.image_shape, **classes)
         self.loss = loss or NonSaturating()
         self.penalties = list(penalties or [])
         self.constraint, self.instance_noise = constraint, instance_noise

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.orders import (
     generalized_hilbert_order,
     hilbert_order,
@@ -124,6 +125,7 @@ class LMConv(AutoregressiveModule):
         return Order(order, {"order": self.network.masks_of(order)})
 
 
+@with_values()
 def orders_of(orders: Curve | list[list[int]], num_orders: int, height: int, width: int) -> list[Tensor]:
     """The orders that a curve's name and a number, or lists of pixels, stand for.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.models.adversarial import (
@@ -82,8 +84,8 @@ class Pix2Pix(TranslationModule):
             raise ValueError(f"lambda_L1 must be 0 or more, got {lambda_L1}.")
         channels, height, width = self.image_shape
         stacked = (2 * channels, height, width)
-        self.generator_AtoB = generator(self.image_shape)
-        self.discriminator = discriminator(stacked) if discriminator else PatchDiscriminator(stacked, norm="batch")
+        self.generator_AtoB = made_by(generator, nn.Module, self.image_shape)
+        self.discriminator = made_by(discriminator or partial(PatchDiscriminator, norm="batch"), nn.Module, stacked)
         self.loss = loss or NonSaturating()
         self.penalties = list(penalties or [])
         self.lambda_L1 = lambda_L1

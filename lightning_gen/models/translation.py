@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.generative import Direction, as_floats, evaluating
+from lightning_gen.layers.constants import with_values
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.networks.cyclegan import pad_to_multiple
@@ -43,8 +44,9 @@ class TranslationModule(AdversarialModule):
         self.directions = directions
         self.noise_at_test = noise_at_test
         self.batch_statistics_at_test = batch_statistics_at_test
-        self.val_metrics = TranslationMetrics(directions, "val/")
-        self.test_metrics = TranslationMetrics(directions, "test/")
+        with with_values():
+            self.val_metrics = TranslationMetrics(directions, "val/")
+            self.test_metrics = TranslationMetrics(directions, "test/")
 
     def generator_for(self, direction: Direction) -> nn.Module:
         """The generator of a direction.

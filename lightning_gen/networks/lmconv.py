@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gen.layers.activation import concat_elu
+from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.local_masked import KindsOfMasks, LocallyMaskedConv2d, kinds_of_masks, local_taps
 from lightning_gen.layers.masked import Matrix, at_pixel
 from lightning_gen.layers.orders import as_order, local_masks, s_curve_order, symmetries
@@ -134,7 +135,8 @@ class LMConvNetwork(nn.Module):
         channels, height, width = image_shape
         self.image_shape = (channels, height, width)
         self.kernel_size, self.dilation = kernel_size, dilation
-        self.set_orders(symmetries(s_curve_order, height, width) if orders is None else orders)
+        with with_values():
+            self.set_orders(symmetries(s_curve_order, height, width) if orders is None else orders)
 
         def stages(*counts: int, shortcut: bool) -> nn.ModuleList:
             layers: list[nn.Module] = []

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
+from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import DownRightShiftedConv2d, DownShiftedConv2d, shift_right
 from lightning_gen.layers.weight_norm import WeightNormConv2d, data_dependent_init
@@ -407,6 +408,7 @@ class GatedResidual(nn.Module):
         return self.conv2.b.detach()[None] if self.classes is None else self.conv2.b + self.classes(labels)
 
 
+@with_values()
 def coordinates(height: int, width: int) -> Tensor:
     """Of each pixel its row and column as a share of the height and width, the middle at 0: `[2, H, W]`."""
     rows, columns = torch.arange(height) / height - 0.5, torch.arange(width) / width - 0.5

@@ -20,6 +20,12 @@ def _exit_code(*arguments):
         return stop.code or 0
 
 
+@pytest.fixture(autouse=True)
+def _trusted(monkeypatch):
+    """Models that tests define are the user's own."""
+    monkeypatch.setenv("LIGHTNING_GEN_TRUST", "tests")
+
+
 @pytest.fixture
 def command(fresh_process, capfd):
     """Run a command as a user does, in a process of its own: its exit code, standard output and standard error."""

@@ -567,7 +567,7 @@ def test_classes_from_a_file_in_the_current_folder(tiny, command):
     assert checkpoint["state_dict"]["generator_AtoB.color"].abs().min() > 0
     Path("in").mkdir()
     Image.new("RGB", (5, 7), "gray").save("in/a.png")
-    assert command("translate", "--checkpoint", LAST, "--input", "in", "--output", "out").code == 0
+    assert command("translate", "--checkpoint", LAST, "--input", "in", "--output", "out", "--trust", "own").code == 0
     with Image.open("out/a.png") as image:
         expected = 128 / 127.5 - 1 + 3 * checkpoint["state_dict"]["generator_AtoB.color"].flatten()
         found = torch.tensor(image.getpixel((0, 0))) / 127.5 - 1
@@ -575,7 +575,7 @@ def test_classes_from_a_file_in_the_current_folder(tiny, command):
     # Elsewhere the class is not to be found, and the message says which.
     Path("own.py").unlink()
     shutil.rmtree("__pycache__", ignore_errors=True)
-    ended = command("translate", "--checkpoint", LAST, "--input", "in", "--output", "out")
+    ended = command("translate", "--checkpoint", LAST, "--input", "in", "--output", "out", "--trust", "own")
     assert_one_message(ended, "own.Tint", "names nothing that can be imported here")
 
 

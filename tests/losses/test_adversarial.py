@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gen.checkpoints import CheckpointError, build, hyperparameters_of
+from lightning_gen.checkpoints import CheckpointError
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import (
     AdversarialLoss,
     Hinge,
@@ -117,7 +118,7 @@ def test_terms_are_elementwise_and_batches_of_any_size_and_shape_are_averaged_ap
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_a_checkpoint_names_each(loss):
     saved = hyperparameters_of({"loss": loss})["loss"]
-    assert build(saved["class_path"], saved["init_args"], AdversarialLoss) == loss
+    assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, AdversarialLoss).build() == loss
     with pytest.raises(CheckpointError):
-        build(saved["class_path"], saved["init_args"], nn.Module)
+        Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, nn.Module).build()
     assert isinstance(loss, SeparableLoss)

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 import torch
 
-from lightning_gen.checkpoints import build, hyperparameters_of
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import FDivergence, Minimax, NonSaturating, SeparableLoss
 from lightning_gen.losses.divergences import DivergenceName
 
@@ -220,4 +220,4 @@ def test_names_are_checked_and_a_checkpoint_keeps_them():
     for name in NAMES:
         loss = FDivergence(name, "alternative")
         saved = hyperparameters_of({"loss": loss})["loss"]
-        assert build(saved["class_path"], saved["init_args"], SeparableLoss) == loss
+        assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, SeparableLoss).build() == loss

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gen.checkpoints import build, hyperparameters_of
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import DRAGAN, R1, R2, Drift, GradientPenalty, Penalty
 
 GRADIENT_PENALTIES = [GradientPenalty(), GradientPenalty(one_sided=True), R1(), R2(), DRAGAN()]
@@ -240,4 +240,4 @@ def test_weights_scale_intervals_do_not_and_both_are_checked(penalty, pictures):
 def test_a_checkpoint_names_each(penalty):
     changed = dataclasses.replace(penalty, weight=2.5, interval=4)
     saved = hyperparameters_of({"penalty": changed})["penalty"]
-    assert build(saved["class_path"], saved["init_args"], Penalty) == changed
+    assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, Penalty).build() == changed

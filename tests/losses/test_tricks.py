@@ -3,7 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_gen.checkpoints import CheckpointError, build, hyperparameters_of
+from lightning_gen.checkpoints import CheckpointError
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import (
     FDivergence,
     Hinge,
@@ -104,10 +105,10 @@ def test_shares_are_checked():
 def test_a_checkpoint_and_a_config_build_nested_losses():
     loss = LabelFlipping(LabelSmoothing(FDivergence("pearson"), 0.2), 0.1)
     saved = hyperparameters_of({"loss": loss})["loss"]
-    assert build(saved["class_path"], saved["init_args"], SeparableLoss) == loss
+    assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, SeparableLoss).build() == loss
     saved["init_args"]["loss"]["class_path"] = "lightning_gen.losses.GradientPenalty"
     with pytest.raises(CheckpointError, match="SeparableLoss"):
-        build(saved["class_path"], saved["init_args"], SeparableLoss)
+        Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, SeparableLoss).build()
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=SeparableLoss)
