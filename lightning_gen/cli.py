@@ -91,12 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in ("fit", "validate", "test", "predict"):
+        from lightning_gen.commands.configs import limit_aliases
         from lightning_gen.commands.training import run_trainer
 
+        limit_aliases()
         return run_trainer(arguments)
     if command in _FUNCTIONS:
         from jsonargparse import auto_cli
 
+        from lightning_gen.commands.configs import limit_aliases
+
+        limit_aliases()
         module, _, name = _FUNCTIONS[command].rpartition(".")
         commands = importlib.import_module(f"lightning_gen.commands.{module}")
         function: Any = getattr(commands, name)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 
 INFLATED_GB = "LIGHTNING_GEN_MAX_INFLATED_GB"
+CONFIG_VALUES = "LIGHTNING_GEN_MAX_CONFIG_VALUES"
 
 
 class LimitError(ValueError):
@@ -68,3 +70,48 @@ def load_tensors(path: Path, map_location: Any = "cpu") -> Any:
     """
     check_inflation(path)
     return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def check_aliases(text: str) -> None:
+    """Refuse YAML that is far larger than its text because parts of it stand for others (`&name` and `*name`).
+
+    Raises:
+        LimitError: If it has, written out, more than `$LIGHTNING_GEN_MAX_CONFIG_VALUES` values, by default 100,000.
+            What is part of itself has infinitely many.
+        yaml.YAMLError: If it is no YAML.
+    """
+    if "&" not in text or "*" not in text:
+        return
+    limit = limit_of(CONFIG_VALUES, 100_000)
+    sizes: dict[str | None, float] = {}
+    names: list[str | None] = []
+    totals = [0.0]  # of the values read so far in each collection that is not at its end
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            totals[-1] += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.ScalarEvent):
+            totals[-1] += 1
+            sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            totals.append(1)
+            names.append(event.anchor)
+            sizes[event.anchor] = float("inf")  # until it ends
+        elif isinstance(event, yaml.CollectionEndEvent):
+            sizes[names.pop()] = size = totals.pop()
+            totals[-1] += size
+        if totals[-1] > limit:
+            raise LimitError(
+                f"A configuration has more than {limit:,.0f} values when its aliases (*name) are written out, or one "
+                f"of them is part of itself. If you trust it, set the environment variable {CONFIG_VALUES} to more."
+            )
+
+
+def load_yaml(text: str) -> Any:
+    """`yaml.safe_load`, after `check_aliases`.
+
+    Raises:
+        LimitError: As `check_aliases`.
+        yaml.YAMLError: If it is no YAML.
+    """
+    check_aliases(text)
+    return yaml.safe_load(text)

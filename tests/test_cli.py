@@ -96,6 +96,21 @@ def test_an_unknown_command(command):
     assert error == "lightning-gen: error: unknown command 'tarin'; lightning-gen --help lists them.\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "--config", "{}"],
+        ["fit", "--config", "cyclegan", "--trainer.callbacks", "{}"],
+    ],
+)
+def test_a_configuration_that_is_huge_by_its_aliases_is_refused(command, tmp_path, arguments):
+    lines = ["a0: &a0 [ha, ha, ha, ha]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    code, error = command(*(argument.format(tmp_path / "x.yaml") for argument in arguments))
+    assert code in (1, 2)
+    assert "more than 100,000 values when its aliases (*name) are written out" in error
+
+
 # -- errors in plain words ------------------------------------------------------------------------------------------
 
 

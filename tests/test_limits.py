@@ -4,9 +4,10 @@ import zipfile
 
 import pytest
 import torch
+import yaml
 
 from lightning_gen.checkpoints import CheckpointError, read_checkpoint
-from lightning_gen.limits import LimitError, check_inflation, limit_of, load_tensors
+from lightning_gen.limits import LimitError, check_inflation, limit_of, load_tensors, load_yaml
 
 WEIGHTS = {"state_dict": {"w": torch.zeros(250_000)}}  # 1 MB
 
@@ -70,3 +71,31 @@ def test_limits_that_are_no_numbers_are_named(monkeypatch, text):
         limit_of("LIGHTNING_GEN_MAX_X", 1)
     monkeypatch.setenv("LIGHTNING_GEN_MAX_X", "")
     assert limit_of("LIGHTNING_GEN_MAX_X", 1) == 1
+
+
+def laughs(levels, width=10):
+    """Each level is ten times the one before it."""
+    lines = [f"a0: &a0 [{', '.join(['ha'] * width)}]"]
+    return "\n".join(lines + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)])
+
+
+@pytest.mark.parametrize("text", [laughs(9), laughs(5), "a: &a {b: *a}", "a: &a [1, *a]", "a: &a\n  <<: *a\n"])
+def test_yaml_that_is_large_by_its_aliases_alone_is_refused(text):
+    with pytest.raises(LimitError, match=r"more than 100,000 values when .* LIGHTNING_GEN_MAX_CONFIG_VALUES"):
+        load_yaml(text)
+
+
+def test_the_limit_of_yaml_can_be_raised(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_GEN_MAX_CONFIG_VALUES", "130000")
+    assert len(load_yaml(laughs(5))["a4"]) == 10
+    monkeypatch.setenv("LIGHTNING_GEN_MAX_CONFIG_VALUES", "120000")
+    with pytest.raises(LimitError, match="more than 120,000"):
+        load_yaml(laughs(5))
+
+
+def test_usual_aliases_are_read():
+    text = "base: &base {x: 1, y: [2, 3]}\nsame: *base\nmore: {<<: *base, x: 4}\nwords: a & b * c\n"
+    base = {"x": 1, "y": [2, 3]}
+    assert load_yaml(text) == {"base": base, "same": base, "more": base | {"x": 4}, "words": "a & b * c"}
+    with pytest.raises(yaml.YAMLError, match="undefined alias"):
+        load_yaml("a: &b 1\nc: *d\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def config_folder() -> Path:
@@ -37,3 +38,22 @@ def find_config(name: str) -> str:
         f"There is no configuration {name!r}: neither a file of that name nor one that is shipped. "
         f"Shipped are: {', '.join(shipped_configs())}."
     )
+
+
+def limit_aliases() -> None:
+    """Let the command line refuse YAML as `lightning_gen.limits.check_aliases` does, in this process from now on."""
+    import yaml  # type: ignore[import-untyped]
+    from jsonargparse import get_loader, set_loader
+
+    from lightning_gen.limits import check_aliases
+
+    load = get_loader("yaml")
+    if getattr(load, "checked", False):
+        return
+
+    def load_checked(text: str) -> Any:
+        check_aliases(text)
+        return load(text)
+
+    load_checked.checked = True  # type: ignore[attr-defined]
+    set_loader("yaml", load_checked, (yaml.YAMLError,))

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -32,6 +31,7 @@ from lightning_gen.data.images import ImageError, check_channels, find_images, r
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import Samples, images_and_labels
 from lightning_gen.hyperparameters import import_path
+from lightning_gen.limits import load_yaml
 from lightning_gen.metrics import evaluation as metrics
 from lightning_gen.metrics.evaluation import Evaluation, Figure, Reference, as_read, draw
 from lightning_gen.metrics.features import FeatureExtractor
@@ -223,7 +223,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         names = [name for text in given.checkpoint for name in (json.loads(text) if text.startswith('["') else [text])]
         options["checkpoint"] = json.dumps(names)
         folders = dict.fromkeys(run_folder_of_checkpoint(path) for path in find_checkpoints(names))
-        configs = [yaml.safe_load((f / CONFIG).read_text()) for f in folders if f and (f / CONFIG).is_file()]
+        configs = [load_yaml((f / CONFIG).read_text()) for f in folders if f and (f / CONFIG).is_file()]
         # Saved statistics serve also where the data is not.
         needs_data = (given.reference or "train") in SPLITS or given.floor or given.neighbours
         for name, found in {
