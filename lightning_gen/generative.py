@@ -159,6 +159,7 @@ class GenerativeModule(pl.LightningModule):
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
         self.noise_seed: int | None = None
         self.batches_before = 0  # training batches before the present one, over all epochs
+        self.class_names: list[str] | None = None  # by number, where the model has classes and the data names them
         # The lowest values in the first batches of each loader, by name.
         self._lowest: dict[tuple[Any, int], list[dict[str, float]]] = {}
         self._has_spoken = False
@@ -224,7 +225,7 @@ class GenerativeModule(pl.LightningModule):
         return images, labels
 
     def setup(self, stage: str) -> None:
-        """Compare the number of classes with that of the data, and begin to look at pictures anew.
+        """Compare the number of classes with that of the data, take their names, and begin to look at pictures anew.
 
         Raises:
             ValueError: If they differ, or the data has no labels.
@@ -235,6 +236,9 @@ class GenerativeModule(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         own, known = getattr(self, "num_classes", None), getattr(data, "num_classes", -1)
         if own is None or known in (own, -1):
+            names = getattr(data, "class_names", None)
+            if own is not None and isinstance(names, list | tuple) and len(names) == own:
+                self.class_names = [str(name) for name in names]
             return
         options = [
             option for option in ("labels", "labelled") if known is None and getattr(data, option, None) is False
@@ -315,28 +319,46 @@ class GenerativeModule(pl.LightningModule):
         self._hparams_initial = copy.deepcopy(self._hparams)  # what Lightning shows to loggers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not save: the class, and the seed of the noise."""
+        """Add what Lightning does not save: the class, the seed of the noise, and the names of classes."""
         try:
             class_path = import_path(type(self))
         except TypeError:  # a class made inside a function: it can be resumed, not rebuilt from its name
             class_path = type(self).__qualname__
         checkpoint["hyper_parameters"] = {**hyperparameters_of(self.hparams), CLASS_KEY: class_path}
         checkpoint["noise_seed"] = self.noise_seed
+        if self.class_names:
+            checkpoint["class_names"] = self.class_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the seed of the noise back, and refuse the weights of another model with a word instead of a list.
+        """Take seed and names back, and refuse the weights of another model with a word instead of a list.
 
         Raises:
-            CheckpointError: If the checkpoint was written by another class, or its weights have other shapes.
+            CheckpointError: If the checkpoint was written by another class, its weights have other shapes, or the data
+                has other names for the classes than it has.
         """
         written_by = checkpoint.get("hyper_parameters", {}).get(CLASS_KEY)
         name = type(self).__name__
         if written_by is not None and written_by.rpartition(".")[2] not in {c.__name__ for c in type(self).__mro__}:
             raise CheckpointError(f"The checkpoint was written by {written_by} and cannot go on as {name}.")
         self._check_weights(checkpoint["state_dict"])
+        self._take_class_names(checkpoint.get("class_names"))
         self.noise_seed = checkpoint.get("noise_seed")
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             go_on_exactly(self._trainer)
+
+    def _take_class_names(self, saved: Any) -> None:
+        if saved is None:  # the data has no names, or the checkpoint is older than they are
+            return
+        number = getattr(self, "num_classes", None)
+        if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved) or len(saved) != number:
+            raise CheckpointError(f"class_names in the checkpoint must be the names of {number} classes.")
+        for i, (before, now) in enumerate(zip(saved, self.class_names or saved, strict=True)):
+            if before != now:
+                raise CheckpointError(
+                    f"In the checkpoint class {i} is called {before!r}, but in the data it is {now!r}. Classes are "
+                    "numbered in the order of their names: give the data the same class folders."
+                )
+        self.class_names = saved
 
     def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

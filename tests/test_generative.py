@@ -447,6 +447,46 @@ def test_what_is_brought_to_the_range_on_the_device_is_let_through():
     assert model.images_seen == 10
 
 
+class Named(pl.LightningDataModule):
+    num_classes = 2
+
+    def __init__(self, class_names):
+        super().__init__()
+        self.class_names = class_names
+
+    def train_dataloader(self):
+        return DataLoader([(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]))] * 2, None)
+
+
+def test_names_of_classes_are_in_the_checkpoint_and_stay_with_their_numbers(tmp_path):
+    path, old = tmp_path / "a.ckpt", tmp_path / "old.ckpt"
+    t = trainer(max_steps=1)
+    t.fit(GAN((1, 2, 2), num_classes=2), datamodule=Named(["cat", "dog"]))
+    t.save_checkpoint(path)
+    assert GAN.load_from_checkpoint(path).class_names == ["cat", "dog"]
+    again = trainer(max_steps=2)
+    again.fit(GAN((1, 2, 2), num_classes=2), datamodule=Named(("cat", "dog")), ckpt_path=path)
+    assert again.global_step == 2
+    with pytest.raises(CheckpointError, match=r"class 0 is called 'cat', but in the data it is 'bat'\."):
+        trainer(max_steps=2).fit(GAN((1, 2, 2), num_classes=2), datamodule=Named(["bat", "cat"]), ckpt_path=path)
+    content = torch.load(path, weights_only=True)
+    for wrong in ("cat,dog", ["cat"], ["cat", 7]):
+        torch.save(content | {"class_names": wrong}, old)
+        with pytest.raises(CheckpointError, match="class_names in the checkpoint must be the names of 2 classes"):
+            GAN.load_from_checkpoint(old)
+    del content["class_names"]  # as in checkpoints that are older than names
+    torch.save(content, old)
+    assert GAN.load_from_checkpoint(old).class_names is None
+    trainer(max_steps=2).fit(GAN((1, 2, 2), num_classes=2), datamodule=Named(["bat", "cat"]), ckpt_path=old)
+
+
+def test_models_without_classes_know_no_names(tmp_path):
+    t = trainer(max_steps=1)
+    t.fit(GAN((1, 2, 2)), datamodule=Named(["cat", "dog"]))
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    assert "class_names" not in torch.load(tmp_path / "a.ckpt", weights_only=True)
+
+
 def test_evaluation_mode_is_put_back_as_it_was_also_after_an_error():
     network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.ReLU())).train()
     network[1][0].eval()

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.callbacks.pictures import picture_grid
 from lightning_gen.commands.results import Results, Skipped
-from lightning_gen.commands.sample import classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.commands.sample import Labels, classes_in_turn, device_of, labels_of, load_model
 from lightning_gen.data.images import (
     ImageError,
     background_color,
@@ -35,7 +35,7 @@ def complete(
     output: Path,
     mask: str = "bottom",
     samples: int = 5,
-    labels: int | list[int] | None = None,
+    labels: Labels | None = None,
     seed: int = 0,
     temperature: float = 1.0,
     resize: bool = False,
@@ -64,8 +64,8 @@ def complete(
             center, of half the height and half the width. Or a picture file of the size of the model's pictures: what
             is black in it, or darker than half, is hidden, and what is white is known.
         samples: Completions of each picture, which are drawn at once.
-        labels: A class, or several as [0,1,2], which the completions of a picture have in turn. By default all classes
-            take turns.
+        labels: A class by its number or name, or several as [0,1,2] or [cat,dog], which the completions of a picture
+            have in turn. By default all classes take turns.
         seed: Of the noise, 0 or more.
         temperature: 1 draws from the model, 0 takes the likeliest level of each pixel.
         resize: Whether a picture of another size is cut, at the center, to the model's aspect ratio and then resized.

@@ -29,7 +29,7 @@ def interpolate(
     steps: int = 9,
     method: Literal["slerp", "lerp"] = "slerp",
     seed: int = 0,
-    label: int | None = None,
+    label: int | str | None = None,
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
@@ -46,7 +46,7 @@ def interpolate(
         method: slerp turns the latent at constant angular speed, while its length changes evenly, which suits Gaussian
             latents; lerp goes straight.
         seed: Of the latents, 0 or more.
-        label: The class of all pictures. By default the pairs have all classes in turn.
+        label: The class of all pictures, by number or name. By default the pairs have all classes in turn.
         overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
             removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
@@ -81,7 +81,7 @@ def arithmetic(
     b: str,
     c: str,
     seed: int = 0,
-    label: int | None = None,
+    label: int | str | None = None,
     noise: float = 0.25,
     candidates: int = 512,
     domain: str = "day",
@@ -106,7 +106,7 @@ def arithmetic(
         b: Concept that is subtracted.
         c: Concept that is added.
         seed: Of the latents, 0 or more.
-        label: The class of all pictures; needed where the model has classes.
+        label: The class of all pictures, by number or name; needed where the model has classes.
         noise: Each coordinate of the eight pictures around the result differs from it by at most this.
         candidates: Pictures among which a named concept is looked for.
         domain: The domain of Scenes that the model has learnt, for named concepts.

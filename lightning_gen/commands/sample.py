@@ -19,6 +19,9 @@ from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule, HasLatents, Samples
 from lightning_gen.latents import generator_for, numbered_latents
 
+Labels = int | list[int | str] | str
+"""A class or several, by number or by name."""
+
 MAX_GRID = 400  # pictures in the overview
 
 
@@ -26,7 +29,7 @@ def sample(
     checkpoint: Path,
     output: Path,
     num_samples: int = 64,
-    labels: int | list[int] | None = None,
+    labels: Labels | None = None,
     seed: int = 0,
     batch_size: int = 64,
     sampling: dict[str, Any] | None = None,
@@ -49,7 +52,8 @@ def sample(
             needed.
         output: Folder for the results; made if needed.
         num_samples: How many pictures.
-        labels: A class, or several as [0,1,2], which take turns. By default all classes take turns.
+        labels: A class by its number or name, or several as [0,1,2] or [cat,dog], which take turns. By default all
+            classes take turns.
         seed: Of the noise, 0 or more.
         batch_size: Pictures drawn at once.
         sampling: Settings of the model's own `sample`. Each is an option: --temperature 0.5, where it takes one.
@@ -123,24 +127,39 @@ def device_of(accelerator: str) -> torch.device:
     return Fabric(accelerator=accelerator, devices=1).device
 
 
-def classes_in_turn(model: Samples, labels: int | list[int] | None) -> list[int] | None:
+def classes_in_turn(model: Samples, labels: Labels | None) -> list[int] | None:
     """The classes that pictures have in turn: those given, or all of the model's; None for a model without classes.
 
+    Args:
+        model: Where it knows `class_names`, as of the checkpoints of runs on data that has them, they can be given.
+        labels: Numbers or names. Where all names are themselves numbers, a number is a name: classes called 1 to 10 are
+            asked for as 1 to 10.
+
     Raises:
-        ValueError: If the model has no classes and labels are given, or one is out of range.
+        ValueError: If the model has no classes and labels are given, or one is unknown or out of range.
     """
-    given = [labels] if isinstance(labels, int) else labels
+    given = [labels] if isinstance(labels, int | str) else labels
     if model.num_classes is None:
         if given is not None:
             raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
         return None
-    wrong = [label for label in given or [] if not 0 <= label < model.num_classes]
-    if wrong or given == []:
+    if given is None:
+        return list(range(model.num_classes))
+    names: list[str] = getattr(model, "class_names", None) or []
+    known: dict[int | str, int] = {name: number for number, name in enumerate(names)}
+    # A command line has numbers where names look like some.
+    known |= {int(name): number for number, name in enumerate(names) if name.isdecimal()}
+    if not names or not all(name.isdecimal() for name in names):
+        known |= {number: number for number in range(model.num_classes)}
+    wrong = [str(label) for label in given if label not in known]
+    if wrong or not given:
+        allowed = f"lie in 0 .. {model.num_classes - 1}"
+        if names:
+            allowed += f", or be one of {', '.join(names[:20])}{', ...' if names[20:] else ''},"
         raise ValueError(
-            f"Labels must lie in 0 .. {model.num_classes - 1} for this {type(model).__name__}, got "
-            f"{', '.join(map(str, wrong)) or 'none at all'}."
+            f"Labels must {allowed} for this {type(model).__name__}, got {', '.join(wrong) or 'none at all'}."
         )
-    return list(range(model.num_classes)) if given is None else given
+    return [known[label] for label in given]
 
 
 def labels_of(numbers: Sequence[int], classes: Sequence[int] | None) -> Tensor | None:

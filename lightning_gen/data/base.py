@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -279,6 +279,9 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self._sets: dict[str, Dataset[Any]] = {}
+
+    class_names: Sequence[str] | None = None
+    """The names of the classes, by number, where they have names."""
 
     @property
     @abstractmethod

@@ -332,6 +332,7 @@ class FashionMNIST(TorchvisionDataModule):
     """
 
     native_shape = (1, 28, 28)
+    class_names = tuple(datasets.FashionMNIST.classes)
     source = datasets.FashionMNIST
     layout = "FashionMNIST/raw/*-ubyte"
 
@@ -344,6 +345,7 @@ class CIFAR10(TorchvisionDataModule):
 
     native_shape = (3, 32, 32)
     binarizations = ()
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     source = datasets.CIFAR10
     layout = "cifar-10-batches-py"
 

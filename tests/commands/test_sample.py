@@ -173,7 +173,31 @@ def test_the_averaged_weights_are_used(draw, tmp_path, command):
     assert contents(tmp_path / "b") == contents(draw(model, "a", "--num_samples", 4))
 
 
+def test_classes_by_name(draw):
+    model = small(num_classes=3)
+    model.class_names = ["cat", "dog", "12"]
+    latents = numbered_latents(model, range(4), seed=0)
+    for argument, labels in (("dog", [1] * 4), ("[12,cat]", [2, 0, 2, 0]), ("[dog,0]", [1, 0, 1, 0])):
+        folder = draw(model, argument, "--num_samples", 4, "--labels", argument)
+        expected = to_uint8(model.generate(latents, torch.tensor(labels)))
+        assert all(torch.equal(read_image(folder / f"{i:06d}.png"), expected[i]) for i in range(4))
+
+
 def test_classes_and_labels():
+    model = small(num_classes=3)
+    assert classes_in_turn(model, 2) == [2]
+    with pytest.raises(ValueError, match=r"Labels must lie in 0 \.\. 2 for this GAN, got cat"):
+        classes_in_turn(model, "cat")
+    model.class_names = ["cat", "dog", "7"]
+    assert classes_in_turn(model, ["7", 2, "cat"]) == [2, 2, 0]
+    with pytest.raises(ValueError, match=r"lie in 0 \.\. 2, or be one of cat, dog, 7, for this GAN, got 3, owl"):
+        classes_in_turn(model, [7, 3, "owl"])
+    model.class_names = ["1", "02", "10"]  # numbers of the user's own
+    assert classes_in_turn(model, [1, 2, 10]) == [0, 1, 2]
+    assert classes_in_turn(model, "02") == [1]
+    with pytest.raises(ValueError, match="got 0"):
+        classes_in_turn(model, 0)
+    assert classes_in_turn(model, None) == [0, 1, 2]
     assert classes_in_turn(small(), None) is None
     assert labels_of(range(3), None) is None
     assert torch.equal(labels_of(range(5, 9), [4, 6, 8]), torch.tensor([8, 4, 6, 8]))
