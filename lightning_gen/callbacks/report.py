@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -343,11 +343,11 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
         )
     history = read_history(folder / HISTORY)
     environment = _read_json(folder / ENVIRONMENT)
-    status = status or environment.get("status") or ""
-    model, data = str(environment.get("model") or folder.resolve().name), environment.get("data")
+    status = status or _text(environment.get("status"))
+    model, data = _text(environment.get("model")) or folder.resolve().name, _text(environment.get("data"))
     slots = {
         "title": escape(f"{model} on {data}" if data else model),
-        "heading": escape(model) + (f" <small>on {escape(str(data))}</small>" if data else ""),
+        "heading": escape(model) + (f" <small>on {escape(data)}</small>" if data else ""),
         "where": escape("/".join(folder.resolve().parts[-3:]).lstrip("/")),
         "refresh": f'<meta http-equiv="refresh" content="{REFRESH}">\n' if status == "running" else "",
         "status": _status_html(folder, status, history, environment),
@@ -361,7 +361,8 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
     }
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     page = folder / PAGE
-    write_atomically(page, re.sub(r"\{\{ (\w+) \}\}", lambda slot: slots[slot[1]], template))
+    text = re.sub(r"\{\{ (\w+) \}\}", lambda slot: slots[slot[1]], template)
+    write_atomically(page, text.encode(errors="replace"))  # the names of files may hold what is no character
     return page
 
 
@@ -370,7 +371,8 @@ def _panels(folder: Path) -> list[dict[str, Any]]:
     panels = []
     for path in sorted({picture.parent for picture in (folder / IMAGES).rglob("step_*.png")}):
         name = path.relative_to(folder / IMAGES).as_posix()
-        panels.append({"name": name, "folder": quote(f"{IMAGES}/{name}"), "steps": list(pictures_in(path))})
+        address = quote(os.fsencode(f"{IMAGES}/{name}"))
+        panels.append({"name": name, "folder": address, "steps": list(pictures_in(path))})
     return sorted((panel for panel in panels if panel["steps"]), key=lambda panel: panel["name"].startswith("test"))
 
 
@@ -458,7 +460,7 @@ def _status_html(folder: Path, status: str, history: Sequence[Line], environment
         if images is not None:
             parts.append(f"<span>{_thousands(images)} images seen</span>")
     written = [path.stat().st_mtime for name in (HISTORY, RESULTS, ENVIRONMENT) if (path := folder / name).is_file()]
-    if written:
+    with suppress(ValueError, OverflowError, OSError):  # no moment at all, or one that no calendar has
         moment = datetime.fromtimestamp(max(written)).astimezone()
         parts.append(f'<span>last news <time datetime="{moment.isoformat()}">{moment:%Y-%m-%d %H:%M}</time></span>')
     return f'<div class="status">{"".join(parts)}</div>{bar}'
@@ -481,7 +483,7 @@ def _results_html(results: Mapping[str, Any]) -> str:
         else:
             plain[name] = {"": text}
     tables = "".join(_table_html(rows) for rows in (directed, plain) if rows)
-    tested = [str(results["checkpoint"])] if results.get("checkpoint") else []
+    tested = [name] if (name := _text(results.get("checkpoint"))) else []
     tested += [f"step {_thousands(step)}"] if (step := number(results.get("step"))) is not None else []
     return f"""<section>
 <div class="heading"><h2>Test</h2><p>{escape(", ".join(tested))}</p></div>
@@ -538,10 +540,11 @@ def _pictures_html(panels: Sequence[Mapping[str, Any]]) -> str:
 def _details_html(folder: Path, environment: Mapping[str, Any]) -> str:
     parts = []
     if (folder / CONFIG).is_file():
-        config = escape((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
-        parts.append(f'<details class="card" id="config"><summary>Settings</summary><pre>{config}</pre></details>')
+        with suppress(OSError):
+            config = escape((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
+            parts.append(f'<details class="card" id="config"><summary>Settings</summary><pre>{config}</pre></details>')
     facts = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(str(value))}</td></tr>"
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_text(value))}</td></tr>"
         for name, value in environment.items()
         if value is not None
     )
@@ -549,6 +552,14 @@ def _details_html(folder: Path, environment: Mapping[str, Any]) -> str:
         table = f'<div class="scroll"><table class="facts">{facts}</table></div>'
         parts.append(f'<details class="card" id="environment"><summary>Environment</summary>{table}</details>')
     return "\n".join(parts)
+
+
+def _text(value: Any) -> str:
+    """Whatever stands in a file, in words; empty where nothing does."""
+    try:
+        return "" if value is None else str(value)
+    except RecursionError:
+        return "..."
 
 
 def _thousands(value: float) -> str:

@@ -85,9 +85,11 @@ def keeps_files(trainer: pl.Trainer) -> bool:
 
 
 def pictures_in(panel: Path) -> dict[int, Path]:
-    """The pictures of a panel's folder by step, in order."""
-    found = ((path.stem.removeprefix("step_"), path) for path in panel.glob("step_*.png"))
-    return dict(sorted((int(step), path) for step, path in found if step.isdigit()))
+    """The pictures of a panel's folder by step, in order; files of other names than `log_picture` gives are none."""
+    found = (
+        (re.fullmatch(r"step_([0-9]{8}|[1-9][0-9]{8,15})\.png", path.name), path) for path in panel.glob("step_*.png")
+    )
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _folder_of_logger(trainer: pl.Trainer) -> Path:

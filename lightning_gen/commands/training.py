@@ -234,8 +234,6 @@ class CommandLine(LightningCLI):
             "save_dir": str(config.trainer.default_root_dir or "runs"),
             "name": config.model.class_path.rpartition(".")[2].lower(),
             "version": None,
-            "keep_until": None,
-            "flush_logs_every_n_steps": 100,
         }
         return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=Namespace(**arguments))
 
@@ -288,7 +286,7 @@ def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
         step: The last one that counts; what the logger has recorded after it is dropped.
     """
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
-    last_step = {"RunLogger": {"keep_until": step}, "TensorBoardLogger": {"purge_step": step + 1}}
+    last_step = {"RunLogger": {}, "TensorBoardLogger": {"purge_step": step + 1}}
     name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
     if name in last_step and logger.init_args.get("version") is None:
         place = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
@@ -451,8 +449,6 @@ def quiet_lightning() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*is smaller than the logging interval.*",
         ".*predict returned None.*",
-        # RunLogger keeps them.
-        ".*Previous log files in this directory will be deleted.*",
         "LightningCLI's args parameter is intended.*",
         ".*not supported by the model summary.*",
         ".*self.log\\(\\)` but `Trainer\\(barebones=True\\).*",

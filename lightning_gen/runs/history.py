@@ -46,8 +46,8 @@ def number(value: Any) -> float | None:
 def read_history(path: Path) -> list[Line]:
     """The lines of a record, none if it cannot be read.
 
-    A line is a flat object with a "step". What else stands there is left out: a line that a kill or a full disk cut short,
-    or damage.
+    A line is a flat object with a "step". What else stands there is left out: a line cut short by a kill or a full
+    disk, or damage.
     """
     lines = []
     try:

@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import re
 import time
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import lightning.pytorch as pl
 import pytest
@@ -23,6 +24,7 @@ from lightning_gen.callbacks import report
 from lightning_gen.callbacks.report import MAX_POINTS, Report, write_report
 from lightning_gen.callbacks.run_folder import run_folder
 from lightning_gen.files import write_atomically
+from lightning_gen.generative import GenerativeModule
 
 
 class Toy(pl.LightningModule):
@@ -58,6 +60,41 @@ class Toy(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Model(GenerativeModule):
+    """The same as a model of ours, which goes on exactly."""
+
+    training_step, validation_step = Toy.training_step, Toy.validation_step
+    configure_optimizers = Toy.configure_optimizers
+    updates, fail_at = 1, None
+
+    def __init__(self):
+        super().__init__((1, 1, 1))
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+
+# What a kill, a full disk, a failing one or a person may leave in a file of records.
+DAMAGE = [
+    '{"step": 6, "tr',
+    '{"step": 6, "train/loss": [[1], {"a": null}], "train/x": {"b": 2}, "model": [1], "status": 7, "max_steps": []}',
+    '{"step": true, "seconds": {}, "metrics": [1, 2], "checkpoint": {"a": 1}, "model": {}, "data": 1e999}',
+    '{"step": 6, "train/loss": 1'
+    + "0" * 4000
+    + ', "max_steps": 1'
+    + "0" * 400
+    + ', "images_seen": 1'
+    + "0" * 400
+    + "}",
+    '{"step": 1' + "0" * 400 + ', "seconds": 1e308, "max_steps": NaN, "images_seen": "many"}',
+    '{"step": 1' + "0" * 5000 + "}",
+    '{"step": 6, "seconds": -1e308, "images_seen": NaN, "\\ud800": "\\udfff", "": 1, "max_steps": -Infinity}',
+    '{"step": 6, "a": ' + "[" * 900 + "]" * 900 + ', "metrics": {"a": ' + "[" * 900 + "]" * 900 + "}}",
+    "[" * 90_000,
+    "\x00" * 40,
+    "null",
+]
 
 
 def batches(num=20):
@@ -206,6 +243,68 @@ def test_fit_called_again_goes_on(tmp_path, run):
     lines = history(run)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end"])
+def test_a_validation_at_the_step_of_a_checkpoint_is_recorded_once(tmp_path, run, hook):
+    """Before it or after it the checkpoint was written, and what is not in it had been recorded when the run died."""
+
+    class Saves(pl.callbacks.Checkpoint):
+        def save(self, trainer):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(run / "checkpoints" / "half.ckpt")
+
+    setattr(Saves, hook, lambda self, trainer, *_: self.save(trainer))
+    settings = {"max_steps": 8, "val_check_interval": 3, "enable_checkpointing": True}
+    trainer(tmp_path, Report(), Saves(), **settings).fit(Model(), batches(), batches(1))
+    expected = history(run)
+    assert [line["step"] for line in expected] == [2, 3, 4, 6, 6, 8]
+    again = trainer(tmp_path, Report(), logger=CSVLogger(tmp_path, "run", 0), **settings)
+    again.fit(Model(), batches(), batches(1), ckpt_path=run / "checkpoints" / "half.ckpt")
+    assert metrics(history(run)) == metrics(expected)
+
+
+def test_what_came_after_the_last_line_before_a_checkpoint_is_in_the_next_line_after_going_on(tmp_path, run):
+    class Saves(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(run / "checkpoints" / "half.ckpt")
+
+    trainer(tmp_path, Report(), Saves()).fit(Toy(), batches())
+    expected = history(run)
+    assert "train/sometimes" in expected[1], "logged in the third step, recorded with the fourth"
+    again = trainer(tmp_path, Report(), logger=CSVLogger(tmp_path, "run", 0))
+    again.fit(Toy(), batches(), ckpt_path=run / "checkpoints" / "half.ckpt")
+    assert metrics(history(run)) == metrics(expected)
+
+
+def test_each_line_is_written_at_once_and_on_the_disk_before_a_checkpoint(tmp_path, run, monkeypatch):
+    order = []
+    monkeypatch.setattr(report, "sync_history", lambda path: order.append((path.name, len(history(path.parent)))))
+
+    class Saves(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / "some.ckpt")
+            order.append("saved")
+
+    trainer(tmp_path, Report(), Saves(), max_steps=2, log_every_n_steps=1).fit(Toy(), batches())
+    assert order == [("history.jsonl", 1), "saved", ("history.jsonl", 2), "saved"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_record_is_gone_on_with(tmp_path, run, damage):
+    fitted = trainer(tmp_path, Report(), max_steps=4)
+    fitted.fit(Toy(), batches())
+    fitted.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    with (run / "history.jsonl").open("a") as file:
+        file.write(damage)
+    for name in ("environment.json", "results.json"):
+        (run / name).write_text(damage)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The report could not")
+        again = trainer(tmp_path, Report(0), logger=CSVLogger(tmp_path, "run", 0))
+        again.fit(Toy(), batches(), ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert [line["step"] for line in history(run)] == [2, 4, 6]
 
 
 # -- how a run ends
@@ -380,6 +479,53 @@ def test_page_escapes_what_it_shows(folder):
     assert "<title>&lt;i&gt;GAN on A&amp;B</title>" in page
     assert "a &amp; &lt;b&gt;" in page
     assert page_data(folder)["charts"][-1]["title"] == "</script><b>"
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
+def test_page_of_damaged_files_shows_what_can_be_read(folder, damage):
+    good = (folder / "history.jsonl").read_text()
+    for name in ("environment.json", "results.json"):
+        (folder / name).write_text(damage)
+    (folder / "history.jsonl").write_text(f"{damage}\n{good}{damage}")
+    write_report(folder)
+    curves = {line["name"]: line for chart in page_data(folder)["charts"] for line in chart["lines"]}
+    assert curves["BtoA"]["x"] == list(range(1, 50))
+
+
+def test_pictures_of_odd_names_are_shown_or_left_out(folder):
+    images, names = folder / "images", {panel["name"] for panel in panels_of(folder)}
+    for name in (
+        "step_².png",
+        "step_5.png",
+        "step_0000000x.png",
+        f"step_{'9' * 200}.png",
+        "step_-0000001.png",
+        "step_.png",
+    ):
+        (images / "AtoB" / name).write_bytes(b"")
+        (images / "odd only").mkdir(exist_ok=True)
+        (images / "odd only" / name).write_bytes(b"")
+    strange = [
+        images / os.fsdecode(b"\xff\xfe"),
+        images / '"><script>',
+        images / "a\nb",
+        images / "%2e%2e",
+        images / "AtoB" / "x",
+    ]
+    for panel in strange:
+        panel.mkdir()
+        Image.new("RGB", (4, 4)).save(panel / "step_00000003.png")
+    shown = panels_of(folder)
+    assert {panel["name"] for panel in shown} == names | {path.relative_to(images).as_posix() for path in strange}
+    assert next(panel["steps"] for panel in shown if panel["name"] == "AtoB") == [0, 10, 20]
+    for panel in shown:
+        assert (folder / os.fsdecode(unquote_to_bytes(panel["folder"]))).is_dir()
+    assert "<script>" not in (folder / "index.html").read_text().replace("<script>\n", "")
+
+
+def panels_of(folder):
+    write_report(folder)
+    return page_data(folder)["panels"]
 
 
 def test_page_is_a_function_of_the_folder(folder):

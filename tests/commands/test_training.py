@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import re
@@ -53,8 +52,8 @@ def with_warnings(*arguments):
 
 
 def table(run=RUN):
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 def contents(folder):
@@ -136,13 +135,13 @@ def test_a_checkpoint_is_enough_to_go_on_in_its_run(tiny, command, fresh_process
     fresh_process(fit_until_killed, "fit", "--config", config)
     before = (RUN / "config.yaml").read_text()
     assert read_checkpoint(LAST)["global_step"] == 2
-    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3"]
+    assert [row["step"] for row in table() if "train/cycle_A" in row] == [1, 2, 3]
 
     ended = command("fit", "--ckpt_path", LAST)
     assert ended.code == 0, ended.err
     # The x-axis counts generator updates, and the run of two pieces has recorded what the whole one has.
-    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3", "4", "5"]
-    assert [row["step"] for row in table() if row["val/psnr_AtoB"]] == ["2", "4"]
+    assert [row["step"] for row in table() if "train/cycle_A" in row] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in table() if "val/psnr_AtoB" in row] == [2, 4]
     assert table() == table(Path("through/cyclegan/version_0"))
     assert read_checkpoint(LAST)["global_step"] == 5
     assert [path.name for path in Path("runs/cyclegan").iterdir()] == ["version_0"]
@@ -156,7 +155,7 @@ def test_a_checkpoint_is_enough_to_go_on_in_its_run(tiny, command, fresh_process
         assert ended.code == 0, ended.err
     assert json.loads((RUN / "results.json").read_text())["step"] == 5
     assert [path.name for path in Path("runs/cyclegan").iterdir()] == ["version_0"]
-    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3", "4", "5"]
+    assert [row["step"] for row in table() if "train/cycle_A" in row] == [1, 2, 3, 4, 5]
     assert not Path("lightning_logs").exists()
 
 
@@ -189,7 +188,7 @@ def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
     assert command("fit", "--config", config, "--trainer.max_steps", 2).code == 0
     assert command("fit", "--ckpt_path", LAST, "--trainer.max_steps", 3, "--model.lambda_A", 7).code == 0
     assert read_checkpoint(LAST)["hyper_parameters"]["lambda_A"] == 7
-    assert [row["step"] for row in table() if row["train/cycle_A"]] == ["1", "2", "3"]
+    assert [row["step"] for row in table() if "train/cycle_A" in row] == [1, 2, 3]
 
 
 def test_new_runs_get_new_folders(tiny, command):
@@ -496,15 +495,16 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(tiny, command, name):
 
 def fit_on_a_full_disk(*arguments):
     """The disk is full when the second checkpoint is to be written."""
-    sync, calls = os.fsync, []
+    save, files = torch.save, []
 
-    def full(file):
-        calls.append(file)
-        if len(calls) > 1:
+    def full(content, file):
+        files.append(file)
+        if len(files) > 1:
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        sync(file)
+        save(content, file)
 
-    os.fsync = full
+    torch.save = full
     return exit_code(*arguments)
 
 
@@ -611,7 +611,6 @@ def test_the_warnings_of_a_run_are_worth_reading(tiny, fresh_process):
 
 def test_predict_runs_from_a_checkpoint(tiny, command):
     assert command("fit", "--config", tiny.write()).code == 0
-    assert "_instantiator" not in Path(LAST).parent.parent.joinpath("hparams.yaml").read_text()
     ended = command("predict", "--ckpt_path", LAST)
     assert ended.code == 0, ended
     assert f"Predictions for 2 pictures written into {RUN / 'predictions'}" in ended.out
