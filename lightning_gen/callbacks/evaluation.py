@@ -222,6 +222,7 @@ class GenerativeMetrics(pl.Callback):
                     name=type(getattr(trainer, "datamodule", None) or pl_module).__name__,
                     split=self.reference,
                     max_features=self.settings["max_features"],
+                    moments=self._protocol(self.figures, self.num_samples["val/"]).needs_moments,
                 )
             else:
                 self.compared_with = reference_of_file(self.reference, extractor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,17 +22,18 @@ import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.commands.neighbours import neighbour_grid
+from lightning_gen.commands.picture_files import Sizing, folder_loaders
 from lightning_gen.commands.sample import load_model
 from lightning_gen.commands.sampling import checked_settings
-from lightning_gen.data.base import Draw, DrawDataset, examples_of, in_order
+from lightning_gen.data.base import examples_of, in_order
 from lightning_gen.data.fingerprint import fingerprint
-from lightning_gen.data.images import ImageError, check_channels, find_images, read_image, to_float, to_uint8
+from lightning_gen.data.images import Kernel, to_uint8
 from lightning_gen.files import write_atomically
-from lightning_gen.generative import Samples, images_and_labels
+from lightning_gen.generative import Samples
 from lightning_gen.hyperparameters import import_path
 from lightning_gen.limits import load_yaml
 from lightning_gen.metrics import evaluation as metrics
-from lightning_gen.metrics.evaluation import Evaluation, Figure, Reference, as_read, draw
+from lightning_gen.metrics.evaluation import Evaluation, Figure, Pictures, Reference, as_read, draw, pictures_in
 from lightning_gen.metrics.features import FeatureExtractor
 from lightning_gen.metrics.inception import InceptionFeatures
 from lightning_gen.metrics.manifold import memorisation_ratio
@@ -55,6 +55,7 @@ def evaluate(
     data: pl.LightningDataModule | None = None,
     reference: str = "train",
     extractor: FeatureExtractor | None = None,
+    resize: Kernel | None = None,
     figures: Figure | list[Figure] | None = None,
     num_samples: int | None = None,
     seeds: int | list[int] = 0,
@@ -84,12 +85,17 @@ def evaluate(
     Args:
         checkpoint: One, a file or RUN/last or RUN/best; or several, one after the other; or the folder of a run, for
             all of its checkpoints; or a 'PATTERN' of files or runs.
-        images: In place of checkpoints, a folder of pictures of one size, whoever made them. They are read in gray or
-            colour as the data has them; where there is no data, in colour unless the extractor takes gray.
+        images: In place of checkpoints, a folder of pictures, whoever made them. They are read in gray or colour as the
+            data has them; where there is no data, in colour unless the extractor takes gray.
         data: The data module that has the real pictures, such as MNIST.
         reference: The pictures to compare with. Of the data: train (as published figures do), val or test. Or a folder
             of pictures. Or saved statistics, .pt or .npz.
         extractor: Reads the pictures. By default that of the run, else the published Inception.
+        resize: Brings the pictures of folders to one size by this kernel, with antialiasing: bicubic or bilinear. That
+            is the size of the model's pictures or of the data's, or else the one that the extractor takes, or that of
+            the first picture of the reference; sides are stretched where the aspect ratio is another. The names of the
+            figures say so, as fid-scenes128-bicubic32x32. By default all pictures must have one size, unless the
+            extractor resizes by itself, as Inception does.
         figures: Some of fid, is, kid, prdc, authpct, fid_infinity, as [fid,kid]. By default those of the first five
             that extractor and reference allow.
         num_samples: Pictures to measure. By default 50000 of a checkpoint, and all of a folder.
@@ -137,18 +143,26 @@ def evaluate(
         )
     extractor = (extractor or InceptionFeatures()).to(fabric.device)
 
-    channels = channels or extractor.image_shape[0] or 3
-    real = real_pictures(data, reference, channels)
+    # What does not fit comes out before pictures are read in earnest, which takes long.
+    real = loader_of(data, reference) if data and reference in SPLITS else None
     shape = None if real is None else shape_of(real)
+    channels = channels or (shape or extractor.image_shape)[0] or 3
+    there = _as_folder(reference)
+    wanted = samples[0].image_shape[1:] if samples else shape[1:] if shape else None
+    whose = "the model's pictures" if samples else f"those of the reference {reference}"
+    loaders, sizing = folder_loaders([there, images], channels, extractor, resize, wanted, whose)
+    if there:
+        real, shape = loaders[there], (channels, *sizing.size) if sizing.size else None
     if images is None:
         num_samples = NUM_SAMPLES if num_samples is None else num_samples
     else:
-        folder = Read(images, folder_loader(images, shape[0] if shape else channels))
-        num_samples = len(folder) if num_samples is None else num_samples
-        if num_samples > len(folder):
-            raise ValueError(f"{images} has {len(folder)} pictures, fewer than the {num_samples} of num_samples.")
-        samples = [folder]
+        read = Read(images, loaders[images])
+        num_samples = len(read) if num_samples is None else num_samples
+        if num_samples > len(read):
+            raise ValueError(f"{images} has {len(read)} pictures, fewer than the {num_samples} of num_samples.")
+        samples = [read]
     extractor.check_shape(shape or samples[0].image_shape)
+    _check_shape(samples[0], shape, reference, extractor)
     if neighbours and samples[0].image_shape[0] not in (1, 3):
         raise ValueError(f"neighbours draws pictures of 1 or 3 channels; these have {samples[0].image_shape[0]}.")
     compared = metrics.reference_of_file(reference, extractor) if real is None else None
@@ -160,17 +174,21 @@ def evaluate(
         sampling=settings,
     )  # fmt: skip
     if compared is None:
-        compared = statistics_of(real, data if reference in SPLITS else None, reference, extractor, max_features)
-    bench = Bench(extractor, compared, kind, protocol, data)
+        moments = protocol.needs_moments or save_statistics is not None
+        name = type(data).__name__ if reference in SPLITS else "folder"
+        compared = statistics_of(real, name, reference, extractor, max_features, moments)
+    bench = Bench(extractor, compared, kind, protocol, data, sizing)
     if save_statistics:
         write = bench.statistics.to_npz if save_statistics.suffix == ".npz" else bench.statistics.save
         write(save_statistics)
 
     conditions = {
-        "protocol": {key: value for key, value in protocol.record.items() if key != "seed"} | {"precision": precision},
+        "protocol": {key: value for key, value in protocol.record.items() if key != "seed"}
+        | {"precision": precision}
+        | ({"resize": sizing.words} if sizing.words else {}),
         "seeds": seeds if checkpoint else None,
         "extractor": extractor.record,
-        "reference": {key: value for key, value in compared.record.items() if key != "extractor"},
+        "reference": {key: value for key, value in compared.record.items() if key not in ("extractor", "moments")},
     }
     while samples:
         one = samples.pop(0)  # a model goes when it is measured
@@ -179,11 +197,7 @@ def evaluate(
         if known and (not floor or "floor" in known[0]) and (not neighbours or "memorisation_ratio" in known[0]):
             print(f"{one.path}: measured before, see {file}")
             continue
-        if shape and one.image_shape != shape:
-            raise ValueError(
-                f"The pictures of {one.path} have the shape {one.image_shape}, but those of the reference {reference} "
-                f"have {shape}. Name other data, or bring both to one size in the same way beforehand."
-            )
+        _check_shape(one, shape, reference, extractor)
         entry: dict[str, Any] = known[0] if known else {}
         entry["samples"] = one.record
         if floor:
@@ -262,20 +276,29 @@ def _what_counts(setting: Mapping[str, Any] | None) -> Any:
 # -- real pictures --------------------------------------------------------------------------------------------------
 
 
-def real_pictures(data: pl.LightningDataModule | None, reference: str, channels: int) -> Any:
-    """A loader over the pictures of a reference, those of a folder with so many channels; None where it is a file.
+def _as_folder(reference: str) -> Path | None:
+    """The folder of pictures that a reference is; None where it is a split of the data, or a file.
 
     Raises:
         FileNotFoundError: If it is nothing at all.
     """
-    if reference in SPLITS:
-        assert data is not None
-        return loader_of(data, reference)
-    if Path(reference).is_dir():
-        return folder_loader(Path(reference), channels)
-    if not Path(reference).is_file():
+    if reference in SPLITS or Path(reference).is_file():
+        return None
+    if not Path(reference).is_dir():
         raise FileNotFoundError(f"The reference {reference} is none of {', '.join(SPLITS)}, nor a folder, nor a file.")
-    return None
+    return Path(reference)
+
+
+def _check_shape(
+    samples: Drawn | Read, shape: tuple[int, int, int] | None, reference: str, extractor: FeatureExtractor
+) -> None:
+    """Raise a `ValueError` if pictures have another shape than those of the reference, and nothing mends it."""
+    if shape and not extractor.resizes and samples.image_shape != shape:
+        raise ValueError(
+            f"The pictures of {samples.path} have the shape {samples.image_shape}, but those of the reference "
+            f"{reference} have {shape}. Name other data, or write the samples into a folder and give --images and "
+            "--resize."
+        )
 
 
 def loader_of(data: pl.LightningDataModule, split: str) -> Any:
@@ -286,42 +309,12 @@ def loader_of(data: pl.LightningDataModule, split: str) -> Any:
 
 
 def statistics_of(
-    loader: Any, data: pl.LightningDataModule | None, split: str, extractor: FeatureExtractor, max_features: int
+    loader: Any, name: str, split: str, extractor: FeatureExtractor, max_features: int, moments: bool
 ) -> Reference:
-    """Of a split of the data, or of a folder."""
-    name = type(data).__name__ if data else "folder"
-    return metrics.reference_of_loader(extractor, loader, name=name, split=split, max_features=max_features)
-
-
-@dataclass(frozen=True, eq=False)
-class PictureFiles(DrawDataset):
-    """Pictures of a folder, as they are, all of one size."""
-
-    files: list[Path]
-    channels: int
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        pixels = read_image(self.files[draw.index], self.channels)
-        if pixels.shape[1:] != self.size:
-            found, wanted = (" x ".join(map(str, size)) for size in (pixels.shape[1:], self.size))
-            raise ImageError(
-                f"{self.files[draw.index]} is {found} pixels, but {self.files[0]} is {wanted}. Bring all pictures to "
-                "one size beforehand, those of the reference in the same way."
-            )
-        return {"image": to_float(pixels)}
-
-
-def folder_loader(folder: Path, channels: int) -> DataLoader[Any]:
-    """Over all pictures of a folder."""
-    check_channels(channels)
-    files = find_images(folder)
-    height, width = read_image(files[0], channels).shape[1:]
-    workers = min(8, max(0, (os.cpu_count() or 1) - 2))
-    return DataLoader(PictureFiles(files, channels, (height, width)), batch_size=64, num_workers=workers)
+    """Of a split of the data of a name, or of a folder."""
+    return metrics.reference_of_loader(
+        extractor, loader, name=name, split=split, max_features=max_features, moments=moments
+    )
 
 
 def shape_of(loader: Any) -> tuple[int, int, int]:
@@ -331,23 +324,19 @@ def shape_of(loader: Any) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _pictures_at(loader: Any, places: Sequence[int]) -> Tensor:
+def _pictures_at(loader: Any, places: Sequence[int]) -> Pictures:
     examples = examples_of(loader)
-    return _images(loader.collate_fn([examples[place] for place in places]))
-
-
-def _images(batch: Any) -> Tensor:
-    return images_and_labels(batch, "An evaluation")[0]
+    return pictures_in(loader.collate_fn([examples[place] for place in places]))
 
 
 def _count(loader: Any) -> int:
     return len(examples_of(loader))  # type: ignore[arg-type]
 
 
-def batches_of(loader: Any, protocol: metrics.Protocol) -> Iterator[tuple[int, Tensor]]:
-    """(number, pictures `[N, C, H, W]` in `[-1, 1]`) of as many as are wanted."""
+def batches_of(loader: Any, protocol: metrics.Protocol) -> Iterator[tuple[int, Pictures]]:
+    """(number, pictures in `[-1, 1]`) of as many as are wanted."""
     chosen = evenly_spaced(loader, protocol.num_samples, protocol.max_features)
-    return ((number, _images(batch)) for number, batch in in_order(chosen, protocol.batch_size))
+    return ((number, pictures_in(batch)) for number, batch in in_order(chosen, protocol.batch_size))
 
 
 def evenly_spaced(loader: Any, number: int, first: int) -> DataLoader[Any]:
@@ -458,12 +447,12 @@ class Read:
         """What they are, in a line."""
         return f"{self.path}: {len(self)} pictures"
 
-    def batches(self, protocol: metrics.Protocol) -> Iterator[tuple[int, Tensor]]:
-        """(number, pictures `[N, C, H, W]` in `[-1, 1]`)."""
+    def batches(self, protocol: metrics.Protocol) -> Iterator[tuple[int, Pictures]]:
+        """(number, pictures in `[-1, 1]`)."""
         return batches_of(self.loader, protocol)
 
-    def pictures(self, protocol: metrics.Protocol, places: Sequence[int]) -> Tensor:
-        """Some of those in the batches: `[N, C, H, W]`."""
+    def pictures(self, protocol: metrics.Protocol, places: Sequence[int]) -> Pictures:
+        """Some of those in the batches."""
         return _pictures_at(evenly_spaced(self.loader, protocol.num_samples, protocol.max_features), places)
 
 
@@ -479,6 +468,7 @@ class Bench:
     kind: str
     protocol: metrics.Protocol
     data: pl.LightningDataModule | None
+    sizing: Sizing
 
     @property
     def statistics(self) -> ReferenceStatistics:
@@ -514,16 +504,23 @@ class Bench:
         features = torch.cat([*kept])[: self.protocol.max_features]
         loader = loader_of(self._data(), "train")
         train, val = (
-            statistics_of(loader_of(self._data(), split), self.data, split, self.extractor, self.protocol.max_features)
+            statistics_of(
+                loader_of(self._data(), split),
+                type(self.data).__name__,
+                split,
+                self.extractor,
+                self.protocol.max_features,
+                moments=False,
+            )
             for split in ("train", "val")
         )
         assert train.statistics is not None
         assert val.statistics is not None
         grid = neighbour_grid(
             features,
-            lambda places: to_uint8(samples.pictures(self.protocol, places)),
+            lambda places: [to_uint8(image) for image in samples.pictures(self.protocol, places)],
             train.statistics,
-            lambda places: to_uint8(_pictures_at(loader, places)),
+            lambda places: [to_uint8(image) for image in _pictures_at(loader, places)],
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
@@ -535,7 +532,7 @@ class Bench:
         }
 
     def _read(
-        self, batches: Iterator[tuple[int, Tensor]], protocol: metrics.Protocol, keep: bool = False
+        self, batches: Iterator[tuple[int, Pictures]], protocol: metrics.Protocol, keep: bool = False
     ) -> Evaluation:
         evaluation = Evaluation(self.extractor, protocol, self.reference.mean)
         evaluation.one_by_one |= keep
@@ -550,7 +547,7 @@ class Bench:
 
     def _described(self, measured: Sequence[Mapping[str, float]], protocol: metrics.Protocol) -> dict[str, Any]:
         """Figures by name as they are written: with the numbers of pictures, and the mean over several seeds."""
-        suffix = metrics.suffix_of(self.extractor)
+        suffix = metrics.suffix_of(self.extractor) + (f"-{self.sizing.words}" if self.sizing.words else "")
         described: dict[str, Any] = {}
         for name in measured[0]:
             values = torch.tensor([figures[name] for figures in measured], dtype=torch.float64)

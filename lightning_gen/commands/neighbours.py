@@ -15,8 +15,8 @@ from lightning_gen.metrics.statistics import ReferenceStatistics
 PAIRS = 16  # closest ones, and as many evenly spaced ones
 ROWS = 8
 
-Pictures = Callable[[Sequence[int]], Tensor]
-"""Gives the pictures of these numbers, uint8 `[N, 1 or 3, H, W]`."""
+Pictures = Callable[[Sequence[int]], Sequence[Tensor]]
+"""Gives the pictures of these numbers, each uint8 `[1 or 3, H, W]`."""
 
 
 def neighbour_grid(features: Tensor, samples: Pictures, train: ReferenceStatistics, training: Pictures) -> Image.Image:

@@ -172,6 +172,11 @@ class InOrder(Dataset[Any]):
         return [self.dataset[draw] for draw in draws]
 
 
+def collate_sizes(examples: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
+    """A batch of pictures that may differ in size: a list of them, `[C, H, W]` each, under "image"."""
+    return {"image": [example["image"] for example in examples]}
+
+
 def examples_of(data: DataLoader[Any] | Dataset[Any]) -> Dataset[Any]:
     """What a loader goes through, indexed by place, from 0; its sampler tells which of them and not in which order.
 

@@ -8,11 +8,13 @@ import stat
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,11 +34,14 @@ _FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA", "PCX", "QOI"
 )  # fmt: skip
 _LOSSY = ("JPEG", "WEBP", "AVIF")
+Kernel = Literal["bicubic", "bilinear"]
+
 # What each format can hold beside 8-bit gray and RGB.
 _WITH_ALPHA = ("PNG", "TIFF", "WEBP")
 _DEEP_GRAY = {torch.uint16: ("TIFF", "PPM"), torch.float32: ("TIFF",)}
 
 # Tags of TIFF.
+_WIDTH, _HEIGHT = 256, 257
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262  # 0: white is stored as 0
 
@@ -72,12 +77,13 @@ def to_float(pixels: Tensor) -> Tensor:
     return from_uint8(pixels) if pixels.dtype == torch.uint8 else pixels.mul(2).sub(1)
 
 
-def resize_image(pixels: Tensor, size: Sequence[int]) -> Tensor:
-    """Bicubic resize with antialiasing; the overshoot of the cubic is clipped.
+def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic") -> Tensor:
+    """Resize with antialiasing; the overshoot of the cubic is clipped.
 
     Args:
         pixels: `[..., H, W]`, uint8 or float32 in `[0, 1]`. (On a CPU, uint8 is about ten times as fast.)
         size: (height, width) wanted.
+        kernel: Of the interpolation.
 
     Returns:
         `[..., height, width]` of the same type and range.
@@ -85,7 +91,7 @@ def resize_image(pixels: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     resized: Tensor = geometry.resize(
-        pixels, list(size), interpolation=geometry.InterpolationMode.BICUBIC, antialias=True
+        pixels, list(size), interpolation=geometry.InterpolationMode(kernel), antialias=True
     )
     return resized if resized.dtype == torch.uint8 else resized.clamp(0, 1)
 
@@ -303,6 +309,24 @@ def _readable() -> list[str]:
     return sorted(set(image_endings().values()), key=_FORMATS.index)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a picture as `read_image` gives it, from the header of its file alone.
+
+    A PNG whose EXIF orientation follows its pixels is taken as upright.
+
+    Raises:
+        ImageError: If it is no picture.
+    """
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # whose size Pillow gives upright, in some versions
+            width, height = (image.tag_v2[tag] for tag in (_WIDTH, _HEIGHT))  # type: ignore[attr-defined]
+        orientation = 1
+        if image.format != "PNG" or "exif" in image.info:  # for which Pillow would read a PNG to its end
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
 def read_image(path: str | Path, channels: int = 3, background: str = "white") -> Tensor:
     """Read a picture file: `open_image`, then `Picture.flatten`.
 
@@ -341,6 +365,22 @@ def open_image(path: str | Path) -> Picture:
             than `$LIGHTNING_GEN_MAX_MEGAPIXELS` millions.
     """
     path = Path(path)
+    with _opened(path) as image:
+        bits = _bits(image)
+        image.load()
+        pixels, alpha = _pixels(image, path, bits)
+        # After `load`, because Pillow turns TIFF files by itself and removes the mark.
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return Picture(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """A picture file whose header has been read, and whose size is within the limit.
+
+    Raises:
+        ImageError: If it is not; or what Pillow raises within it.
+    """
     limit = limit_of(MEGAPIXELS, 89) * 1e6
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = int(limit)  # of Pillow, which refuses twice as many
@@ -353,18 +393,13 @@ def open_image(path: str | Path) -> Picture:
         with path.open("rb") as file, Image.open(file, formats=_readable()) as image:
             if image.width * image.height > limit:
                 raise ImageError(f"{path} has {image.width} x {image.height} pixels, more {too_large}")
-            bits = _bits(image)
-            image.load()
-            pixels, alpha = _pixels(image, path, bits)
-            # After `load`, because Pillow turns TIFF files by itself and removes the mark.
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            yield image
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} has more pixels {too_large}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, RuntimeError ...
         raise ImageError(f"{path} cannot be read as a picture: {error} (cut short, or not a picture?)") from error
-    return Picture(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
 
 
 def write_image(path: str | Path, image: Tensor, *, like: Picture | None = None) -> None:

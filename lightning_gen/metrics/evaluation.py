@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -25,7 +25,7 @@ from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.images import to_uint8
 from lightning_gen.generative import Samples, images_and_labels
 from lightning_gen.latents import generator_for
-from lightning_gen.metrics.features import FeatureExtractor
+from lightning_gen.metrics.features import FeatureExtractor, Features
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
 from lightning_gen.metrics.manifold import authenticity, precision_recall
 from lightning_gen.metrics.processes import from_rank_zero, gathered, rank, together, total, world_size
@@ -100,6 +100,11 @@ class Protocol:
                 raise ValueError(f"{figure} needs at least {needed} real pictures, but {split} has {reference.count}.")
 
     @property
+    def needs_moments(self) -> bool:
+        """Whether a figure needs mean and covariance of the real pictures' features."""
+        return bool({"fid", "fid_infinity"} & set(self.figures))
+
+    @property
     def num_batches(self) -> int:
         """Of the samples."""
         return math.ceil(self.num_samples / self.batch_size)
@@ -167,12 +172,26 @@ def draw(model: Samples, number: int, size: int, protocol: Protocol) -> Tensor:
     return model.sample(size, labels=labels, generator=generator_for(protocol.seed, number), **protocol.sampling)
 
 
-def as_read(images: Tensor, extractor: FeatureExtractor) -> Tensor:
-    """Float pictures `[N, C, H, W]` in `[-1, 1]` as the extractor takes them: of 8 bits, or points as they are.
+Pictures: TypeAlias = Tensor | list[Tensor]
+"""A batch `[N, C, H, W]`; or N pictures `[C, H, W]` of different sizes, for an extractor that `resizes`."""
+
+
+def pictures_in(batch: Any) -> Pictures:
+    """Those of a batch, in `[-1, 1]`."""
+    if isinstance(batch, Mapping) and isinstance(batch.get("image"), list):  # of `collate_sizes`
+        pictures: list[Tensor] = batch["image"]
+        return pictures
+    return images_and_labels(batch, "An evaluation")[0]
+
+
+def as_read(images: Pictures, extractor: FeatureExtractor) -> Pictures:
+    """Float pictures in `[-1, 1]` as the extractor takes them: of 8 bits, or points as they are.
 
     Raises:
         ValueError: If one is not finite; the message says which.
     """
+    if isinstance(images, list):
+        return [as_read(image[None], extractor)[0] for image in images]
     broken = (~images.isfinite()).flatten(1).any(1)
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
@@ -183,6 +202,20 @@ def as_read(images: Tensor, extractor: FeatureExtractor) -> Tensor:
     return to_uint8(images) if extractor.quantized else images.float()
 
 
+def features_of(images: Pictures, extractor: FeatureExtractor) -> Features:
+    """What an extractor sees in pictures as it takes them, on any device; those of one size go through it together."""
+    if isinstance(images, Tensor):
+        return extractor(images.to(extractor.device))
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        by_size.setdefault(tuple(image.shape), []).append(place)
+    groups = list(by_size.values())
+    seen = [extractor(torch.stack([images[place] for place in group]).to(extractor.device)) for group in groups]
+    order = torch.tensor([place for group in groups for place in group]).argsort().to(extractor.device)
+    logits = [part.logits for part in seen if part.logits is not None]
+    return Features(torch.cat([part.features for part in seen])[order], torch.cat(logits)[order] if logits else None)
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What samples are compared with.
@@ -190,13 +223,13 @@ class Reference:
     Attributes:
         record: What the pictures are and how they were read.
         count: Of pictures; 0 where that is not known.
-        mean: Of their features `[D]`, float64, on the CPU.
+        mean: Of their features `[D]`, float64, on the CPU; None where no figure needs moments.
         statistics: On rank 0; None elsewhere.
     """
 
     record: dict[str, Any]
     count: int
-    mean: Tensor
+    mean: Tensor | None
     statistics: ReferenceStatistics | None
 
     @classmethod
@@ -204,14 +237,15 @@ class Reference:
         """From what rank 0 has, on all ranks; all must call it."""
         known = None
         if statistics is not None:
-            known = statistics.record, statistics.count, statistics.gaussian.mean
+            mean = statistics.gaussian.mean if statistics.gaussian else None
+            known = statistics.record, statistics.count, mean
         known = from_rank_zero(known)
         assert known is not None
         return cls(*known, statistics)
 
 
 def reference_of_loader(
-    extractor: FeatureExtractor, loader: Any, *, name: str, split: str, max_features: int
+    extractor: FeatureExtractor, loader: Any, *, name: str, split: str, max_features: int, moments: bool = True
 ) -> Reference:
     """Statistics of the pictures behind a loader, from the cache or computed by all ranks together.
 
@@ -221,10 +255,11 @@ def reference_of_loader(
         name: Of the data.
         split: "train", "val", "test" or another word for these pictures.
         max_features: Pictures, evenly spaced, of which the features are kept.
+        moments: Whether mean and covariance of the features are needed.
     """
 
-    def pictures_of(batch: Any) -> Tensor:
-        return as_read(images_and_labels(batch, "An evaluation")[0], extractor)
+    def pictures_of(batch: Any) -> Pictures:
+        return as_read(pictures_in(batch), extractor)
 
     with together():
         num_images = len(examples_of(loader))  # type: ignore[arg-type]
@@ -240,11 +275,12 @@ def reference_of_loader(
 
     def compute() -> ReferenceStatistics | None:
         batches = in_order(loader, READ_AT_ONCE, num_replicas=world_size(), rank=rank())
-        read = ((number, pictures_of(batch).to(extractor.device)) for number, batch in batches)
+        read = ((number, pictures_of(batch)) for number, batch in batches)
         with isolate_rng():  # a dataset of the user's own may draw from the global random state
-            return reference_statistics(extractor, read, READ_AT_ONCE, num_images, max_features, record)
+            return reference_statistics(extractor, read, READ_AT_ONCE, num_images, max_features, wanted, moments)
 
-    return Reference.of(cached(record, compute))
+    wanted = record if moments else {**record, "moments": "none"}
+    return Reference.of(cached(wanted, compute, more=record))
 
 
 def reference_of_file(path: str | Path, extractor: FeatureExtractor) -> Reference:
@@ -272,21 +308,22 @@ class Evaluation:
     def __init__(self, extractor: FeatureExtractor, protocol: Protocol, shift: Tensor | None = None) -> None:
         self.extractor = extractor
         self.protocol = protocol
-        self.moments = Moments(extractor.num_features, shift)
+        self.moments = Moments(extractor.num_features, shift) if "fid" in protocol.figures else None
         self.one_by_one = bool(set(protocol.figures) - {"fid"})
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.places: list[Tensor] = []
 
-    def add(self, number: int, images: Tensor) -> None:
+    def add(self, number: int, images: Pictures) -> None:
         """Read a batch.
 
         Args:
             number: Of the batch, over all ranks.
-            images: `[N, C, H, W]` as the extractor takes them, on any device.
+            images: As the extractor takes them, on any device.
         """
-        features, logits = self.extractor(images.to(self.extractor.device))
-        self.moments.update(features)
+        features, logits = features_of(images, self.extractor)
+        if self.moments is not None:
+            self.moments.update(features)
         if self.one_by_one:
             first = number * self.protocol.batch_size
             self.places.append(torch.arange(first, first + len(images)))
@@ -297,7 +334,9 @@ class Evaluation:
     def figures(self, reference: ReferenceStatistics | None) -> dict[str, float]:
         """The figures by name, on all ranks; all ranks must call it, and rank 0 with the reference."""
         protocol = self.protocol
-        moments = Moments.unpack(total(self.moments.pack()), self.moments.shift)
+        moments = None
+        if self.moments is not None:
+            moments = Moments.unpack(total(self.moments.pack()), self.moments.shift)
         features = logits = None
         if self.one_by_one:
             features = gathered(self.features, self.places, self.extractor.num_features)
@@ -312,17 +351,21 @@ class Evaluation:
 
 
 def _figures(
-    protocol: Protocol, moments: Moments, features: Tensor | None, logits: Tensor | None, real: ReferenceStatistics
+    protocol: Protocol,
+    moments: Moments | None,
+    features: Tensor | None,
+    logits: Tensor | None,
+    real: ReferenceStatistics,
 ) -> dict[str, float]:
     figures: dict[str, float] = {}
     wanted = protocol.figures
-    if "fid" in wanted:
-        figures["fid"] = frechet_distance(real.gaussian, moments.gaussian())
+    if moments is not None:
+        figures["fid"] = frechet_distance(real.moments(), moments.gaussian())
     if features is None:
         return figures
     if "fid_infinity" in wanted:
         figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(
-            real.gaussian, in_canonical_order(features)
+            real.moments(), in_canonical_order(features)
         )[:2]
     if "is" in wanted and logits is not None:
         figures["is"], figures["is_std"] = inception_score(in_canonical_order(logits), protocol.splits)
@@ -342,42 +385,46 @@ def _figures(
 
 def reference_statistics(
     extractor: FeatureExtractor,
-    batches: Iterable[tuple[int, Tensor]],
+    batches: Iterable[tuple[int, Pictures]],
     batch_size: int,
     num_images: int,
     max_features: int,
     record: Mapping[str, Any],
+    with_moments: bool = True,
 ) -> ReferenceStatistics | None:
     """Statistics of real pictures: collective, whole on rank 0 and None elsewhere.
 
     Args:
         extractor: On the device where it shall work.
-        batches: Of this rank: (number over all ranks, pictures `[N, C, H, W]` as the extractor takes them).
+        batches: Of this rank: (number over all ranks, pictures as the extractor takes them).
         batch_size: Of all batches but the last.
         num_images: Pictures over all ranks.
         max_features: Pictures, evenly spaced, of which the features are kept.
         record: What the pictures are and how they were read.
+        with_moments: Whether to compute mean and covariance.
     """
     kept = torch.arange(min(num_images, max_features)) * num_images // min(num_images, max_features)
-    read = ((number, extractor(images).features) for number, images in batches)
+    read = ((number, features_of(images, extractor).features) for number, images in batches)
     with together():
         first = next(read, None)
     # Rank 0 has the first batch of all.
     shift = from_rank_zero(None if first is None else first[1].double().mean(0).cpu())
     if shift is None:
         raise ValueError("There are no real pictures to compare with.")
-    moments = Moments(extractor.num_features, shift)
+    moments = Moments(extractor.num_features, shift) if with_moments else None
     rows: list[Tensor] = []
     places: list[Tensor] = []
     with together():
         for number, features in itertools.chain([first] if first else [], read):
-            moments.update(features)
+            if moments is not None:
+                moments.update(features)
             start = number * batch_size
             here = kept[(kept >= start) & (kept < start + len(features))]
             places.append(here)
             rows.append(features[(here - start).to(features.device)].cpu())
-    packed = total(moments.pack())
+    packed = None if moments is None else total(moments.pack())
     kept_features = gathered(rows, places, extractor.num_features)
     if rank() != 0:
         return None
-    return ReferenceStatistics(dict(record), Moments.unpack(packed, shift).gaussian(), kept_features, kept)
+    gaussian = None if packed is None else Moments.unpack(packed, shift).gaussian()
+    return ReferenceStatistics(dict(record), gaussian, kept_features, kept)

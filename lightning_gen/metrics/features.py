@@ -63,9 +63,12 @@ class FeatureExtractor(nn.Module, ABC):
         details: What else belongs in the record.
 
     Attributes:
+        resizes: Whether it brings pictures of any size to one by itself, so that those of different sizes compare.
         standard: Whether it is the extractor of the published FID, whose figures carry no suffix.
         record: All that may move a figure.
     """
+
+    resizes = False
 
     def __init__(
         self,

@@ -61,6 +61,8 @@ class InceptionFeatures(FeatureExtractor):
         ValueError: If the file has the wrong hash, or holds no weights of this network.
     """
 
+    resizes = True
+
     def __init__(
         self,
         feature: Layer = 2048,

@@ -47,7 +47,8 @@ class ReferenceStatistics:
 
     Attributes:
         record: What the pictures are and how they were read, as plain data. "count" is the number of pictures.
-        gaussian: Of the features of all pictures.
+        gaussian: Of the features of all pictures; None where no figure was asked for that needs it, because for wide
+            features it takes longer than all else.
         features: `[M, D]`, float32, those of some of the pictures, evenly spaced; M is 0 where they are not known.
         indices: `[M]`, int64, which pictures these are.
 
@@ -56,16 +57,17 @@ class ReferenceStatistics:
     """
 
     record: dict[str, Any]
-    gaussian: Gaussian
+    gaussian: Gaussian | None
     features: Tensor
     indices: Tensor
 
     def __post_init__(self) -> None:
         shapes = list(self.features.shape), list(self.indices.shape)
-        if shapes[0][1:] != [len(self.gaussian.mean)] or shapes[1] != shapes[0][:1]:
+        wanted = "D" if self.gaussian is None else str(len(self.gaussian.mean))
+        if len(shapes[0]) != 2 or wanted not in ("D", str(shapes[0][1])) or shapes[1] != shapes[0][:1]:
             raise ValueError(
-                f"Statistics of {len(self.gaussian.mean)} features need features [M, {len(self.gaussian.mean)}] and "
-                f"indices [M], got the shapes {shapes[0]} and {shapes[1]}."
+                f"Statistics of {wanted} features need features [M, {wanted}] and indices [M], got the shapes "
+                f"{shapes[0]} and {shapes[1]}."
             )
         try:
             json.dumps(self.record)
@@ -90,7 +92,24 @@ class ReferenceStatistics:
     @property
     def count(self) -> int:
         """Number of pictures; 0 where it is not known."""
-        return int(self.record.get("count", self.gaussian.count))
+        return int(self.record.get("count", self.gaussian.count if self.gaussian else 0))
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.features.shape[1]
+
+    def moments(self) -> Gaussian:
+        """The Gaussian of all pictures.
+
+        Raises:
+            StatisticsError: If there is none.
+        """
+        if self.gaussian is None:
+            raise StatisticsError(
+                "These statistics hold features alone, but the Fréchet distance needs their mean and covariance."
+            )
+        return self.gaussian
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file, whole or not at all; folders are made as needed.
@@ -101,13 +120,13 @@ class ReferenceStatistics:
         Raises:
             OSError: If it cannot be written.
         """
+        moments: dict[str, Any] = {}
+        if self.gaussian is not None:
+            moments = {name: getattr(self.gaussian, name) for name in ("count", "mean", "covariance", "factor")}
         content = {
             "schema": SCHEMA,
             "record": json.dumps(self.record, sort_keys=True),
-            "count": self.gaussian.count,
-            "mean": self.gaussian.mean,
-            "covariance": self.gaussian.covariance,
-            "factor": self.gaussian.factor,
+            **moments,
             "features": self.features.detach().to("cpu", torch.float32),
             "indices": self.indices.detach().to("cpu", torch.int64),
         }
@@ -138,8 +157,10 @@ class ReferenceStatistics:
             raise StatisticsError(f"{path} is of version {schema}, but this program reads and writes version {SCHEMA}.")
         if not intact:
             raise StatisticsError(f"{path} is damaged: its content does not have the digest that was written with it.")
-        gaussian = Gaussian(content["count"], content["mean"], content["covariance"])
-        vars(gaussian)["factor"] = content["factor"]  # as if it had been computed
+        gaussian = None
+        if "mean" in content:
+            gaussian = Gaussian(content["count"], content["mean"], content["covariance"])
+            vars(gaussian)["factor"] = content["factor"]  # as if it had been computed
         return cls(json.loads(content["record"]), gaussian, content["features"], content["indices"])
 
     def to_npz(self, path: str | os.PathLike[str]) -> None:
@@ -149,7 +170,7 @@ class ReferenceStatistics:
             OSError: If it cannot be written.
         """
         buffer = io.BytesIO()
-        np.savez(buffer, mu=self.gaussian.mean.numpy(), sigma=self.gaussian.covariance.numpy())
+        np.savez(buffer, mu=self.moments().mean.numpy(), sigma=self.moments().covariance.numpy())
         write_atomically(path, buffer.getvalue())
 
     @classmethod
@@ -185,7 +206,7 @@ def load_statistics(path: str | os.PathLike[str], extractor: FeatureExtractor) -
     """
     foreign = Path(path).suffix.lower() == ".npz"
     statistics = ReferenceStatistics.from_npz(path) if foreign else ReferenceStatistics.load(path)
-    num_features = len(statistics.gaussian.mean)
+    num_features = statistics.num_features
     if num_features != extractor.num_features:
         raise StatisticsError(
             f"{path} has statistics of {num_features} features, but {extractor.name} gives {extractor.num_features}. "
@@ -204,6 +225,7 @@ def cached(
     record: Mapping[str, Any],
     compute: Callable[[], ReferenceStatistics | None],
     folder: str | os.PathLike[str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> ReferenceStatistics | None:
     """The statistics that belong to a record, from the cache or computed and put there.
 
@@ -216,6 +238,7 @@ def cached(
             and "extractor" with its "name". It counts on rank 0.
         compute: Called on all ranks or on none; gives statistics of this record on rank 0.
         folder: Of the cache; None means `cache_folder()`.
+        more: Record of statistics of the same pictures that hold more, which are taken where they are in the cache.
 
     Returns:
         On rank 0 the statistics; elsewhere None, for `processes.from_rank_zero` can send what is needed of them.
@@ -227,10 +250,11 @@ def cached(
     path = Path()
     with together():
         if rank() == 0:
-            name = f"{record['data']}-{record['split']}-{record['extractor']['name']}"
-            name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100]
-            path = Path(folder or cache_folder()) / "statistics" / f"{name}-{digest(record)[:16]}.pt"
-            found = _find(path, record)
+            for one in [record] if more is None else [more, record]:
+                name = f"{one['data']}-{one['split']}-{one['extractor']['name']}"
+                name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100]
+                path = Path(folder or cache_folder()) / "statistics" / f"{name}-{digest(one)[:16]}.pt"
+                found = found or _find(path, one)
     if from_rank_zero(found is not None):
         return found
     computed = compute()

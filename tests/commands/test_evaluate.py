@@ -605,11 +605,18 @@ def cyclegan():
     return CycleGAN((3, 8, 8), generator=generator, discriminator=discriminator)
 
 
+MIXED = "mixed/1.png is 8 x 9 (height x width), but those of the reference train are 8 x 8. --resize bicubic brings"
+LARGE = "large/0.png is 9 x 9 (height x width), but those of the reference train are 8 x 8. --resize bicubic brings"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"checkpoint": None}, "Give either --checkpoint or --images"),
         ({"images": Path("x")}, "Give either --checkpoint or --images"),
+        ({"resize": "bicubic"}, "resize is for pictures of folders, as --images or as --reference; there are none."),
+        ({"reference": "large"}, "large/0.png is 9 x 9 (height x width), but the model's pictures are 8 x 8."),
+        ({"reference": "text"}, "text/0.png cannot be read as a picture"),
         ({"checkpoint": "none.ckpt"}, "There is no checkpoint at none.ckpt."),
         ({"checkpoint": "short.ckpt"}, "short.ckpt is cut short or not a checkpoint"),
         (
@@ -638,9 +645,9 @@ def cyclegan():
         ({"checkpoint": ["a.ckpt", "a.ckpt"], "neighbours": Path("x.png")}, "neighbours is one picture"),
         ({"checkpoint": None, "images": Path("empty")}, "empty holds no pictures"),
         ({"checkpoint": None, "images": Path("nowhere")}, "nowhere does not exist."),
-        ({"checkpoint": None, "images": Path("mixed"), "num_samples": None}, "1.png is 8 x 9 pixels, but mixed/0.png"),
+        ({"checkpoint": None, "images": Path("mixed"), "num_samples": None}, MIXED),
         ({"checkpoint": None, "images": Path("folder")}, "folder has 20 pictures, fewer than the 90 of num_samples."),
-        ({"checkpoint": None, "images": Path("large"), "num_samples": None}, "large have the shape (1, 9, 9)"),
+        ({"checkpoint": None, "images": Path("large"), "num_samples": None}, LARGE),
     ],
 )
 def test_what_cannot_be_done_is_said(settings, message):
@@ -653,6 +660,8 @@ def test_what_cannot_be_done_is_said(settings, message):
     folder()
     folder("mixed", [(8, 8), (8, 9), *[(8, 8)] * 10])
     folder("large", [(9, 9)] * 20)
+    Path("text").mkdir()
+    Path("text/0.png").write_text("text")
     settings = {"checkpoint": "a.ckpt", "data": Digits(num_workers=0), "extractor": Quarters(), **SETTINGS, **settings}
     with pytest.raises((ValueError, OSError)) as error:
         evaluate(**settings)
