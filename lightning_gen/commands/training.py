@@ -339,15 +339,16 @@ def train_missing_classifiers(config: Namespace) -> None:
         wanted = extractor.init_args
         if wanted.get("weights") or not (wanted.get("data") and wanted.get("image_shape")):
             continue
-        if classifier_file(wanted.data, wanted.image_shape).is_file():
+        # The configuration may be a stranger's, so nothing in it becomes a class, or an option, of the new command.
+        if not hasattr(lightning_gen.data, wanted.data) or classifier_file(wanted.data, wanted.image_shape).is_file():
             continue
         print(f"There is no classifier for {wanted.data} yet: training one, which takes about a minute.", flush=True)
         command = [sys.executable, "-m", "lightning_gen", "fit", "--config", "classifier", "--data", wanted.data]
         own = config.data.init_args if config.data.class_path.endswith(f".{wanted.data}") else Namespace()
         for name in ("root", "download", "image_size", "pad", "num_workers"):
             if own.get(name) is not None:
-                command += [f"--data.{name}", str(own.get(name))]
-        subprocess.run([*command, "--trainer.default_root_dir", str(cache_folder() / "runs")], check=True)
+                command.append(f"--data.{name}={own.get(name)}")
+        subprocess.run([*command, f"--trainer.default_root_dir={cache_folder() / 'runs'}"], check=True)
 
 
 def _logged_in(wandb: Any) -> bool:

@@ -710,9 +710,13 @@ def test_a_classifier_that_is_missing_is_trained_first_on_the_data_at_hand(monke
     training.train_missing_classifiers(extractor_config(**wanted))
     (command,) = commands
     assert command[:7] == ["-m", "lightning_gen", "fit", "--config", "classifier", "--data", "MNIST"]
-    settings = dict(zip(command[7::2], command[8::2], strict=True))
+    settings = dict(argument.split("=") for argument in command[7:])
     assert settings.items() >= {"--data.root": "pictures", "--data.download": "False", "--data.pad": "2"}.items()
     assert "--data.batch_size" not in settings  # that is of the other model
+
+    # Of a stranger's configuration, nothing names a class or adds an option.
+    training.train_missing_classifiers(extractor_config(**wanted | {"data": "canary_module.Data"}))
+    assert len(commands) == 1
 
     training.train_missing_classifiers(extractor_config(**wanted, weights="mine.ckpt"))
     monkeypatch.setenv("WORLD_SIZE", "2")
