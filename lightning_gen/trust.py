@@ -37,11 +37,8 @@ _LIGHTNING = tuple(
         "pytorch.strategies", "fabric.plugins",
     )
 )  # fmt: skip
-# Commands do things. A scripted module has operators that write files.
-_NEVER = (
-    "lightning_gen.__main__", "lightning_gen.cli", "lightning_gen.commands",
-    "lightning_gen.metrics.features.ModuleFeatures",
-)  # fmt: skip
+_NEVER = ("lightning_gen.__main__", "lightning_gen.cli", "lightning_gen.commands")  # they do things
+_named: list[str] | None = None  # arguments of the command line, where a configuration may be a stranger's
 
 
 class UntrustedNameError(ValueError):
@@ -104,12 +101,27 @@ def restrict_configurations(named: Sequence[str]) -> None:
     Args:
         named: Arguments of the command line; a class that they name is let through.
     """
+    global _named
+    _named = list(named)
     own = {path for argument in named for path in _paths_in(argument)}
     allowed = {"lightning_gen", *_TORCH, *_LIGHTNING, *trusted(), *own} - {"jsonargparse"}
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*", *_NEVER],
         import_path_allowlist=sorted(path for path in allowed if not path.startswith("jsonargparse.")),
     )
+
+
+def check_program(path: str | os.PathLike[str]) -> None:
+    """Refuse a file of TorchScript, whose operators can write files, that a stranger's configuration may name.
+
+    Raises:
+        UntrustedNameError: If configurations are restricted, and no argument of the command line names the file.
+    """
+    if _named is not None and not any(os.fspath(path) in argument for argument in _named):
+        raise UntrustedNameError(
+            f"The configuration of the run names {path}, and was refused: TorchScript is a program. If you know where "
+            "the run is from, name its configuration, --config RUN/config.yaml, or the file itself."
+        )
 
 
 def words_of_refusal(path: str, defined: str | None = None, file: str = "The file") -> str:
@@ -125,7 +137,7 @@ def words_of_refusal(path: str, defined: str | None = None, file: str = "The fil
     if package in sys.stdlib_module_names:
         return refusal
     return (
-        f"{refusal} If you know where the file is from, let it in: --trust {package} on the command line, "
+        f"{refusal} If you know where it is from, let it in: --trust {package} on the command line, "
         f'trust=("{package}",) in Python, or {ENVIRONMENT}={package}.'
     )
 

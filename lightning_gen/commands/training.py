@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy
 import lightning_gen.callbacks
 import lightning_gen.data
 import lightning_gen.losses
-import lightning_gen.models  # noqa: F401  (so that short class names are known)
+import lightning_gen.models
 from lightning_gen.cache import cache_folder
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.evaluation import GenerativeMetrics

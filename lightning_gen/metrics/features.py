@@ -28,6 +28,7 @@ from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, read_
 from lightning_gen.data.images import from_uint8
 from lightning_gen.metrics.scene_attributes import SceneAttributeReader, train_reader
 from lightning_gen.networks.lenet import LeNet
+from lightning_gen.trust import check_program
 
 SCHEMA = 1  # goes up when a change here moves a feature by more than rounding
 
@@ -348,6 +349,7 @@ class ModuleFeatures(FeatureExtractor):
 def _load_script(path: Path) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"There is no TorchScript file at {path}.")
+    check_program(path)
     try:
         with _quiet_script():
             script: nn.Module = torch.jit.load(path, map_location="cpu")

@@ -304,9 +304,9 @@ CONFIGURATIONS = {
     "a logger": plant("trainer.logger", named(f"{CANARY}.Watcher")),
     "an optimizer": plant("model.init_args.generator_optimizer", named("runpy.run_path", path_name=f"{CANARY}.py")),
     "a command": plant("model.init_args.generator", named("lightning_gen.commands.report.report", run=".")),
-    "an extractor": plant(
+    "a program as an extractor": plant(
         "trainer.callbacks",
-        [named("GenerativeMetrics", extractor=named("lightning_gen.metrics.ModuleFeatures", module="dead.pt"))],
+        [named("GenerativeMetrics", extractor=named("lightning_gen.metrics.ModuleFeatures", module="scripted.pt"))],
     ),
 }
 
@@ -314,6 +314,7 @@ CONFIGURATIONS = {
 def test_a_configuration_that_nobody_named_names_nothing_foreign(run, command):
     last, file = run / "checkpoints" / "last.ckpt", run / "config.yaml"
     honest = yaml.safe_load(file.read_text())
+    torch.jit.save(torch.jit.script(nn.Flatten()), "scripted.pt")
     for what, change in CONFIGURATIONS.items():
         config = copy.deepcopy(honest)
         change(config)
@@ -331,7 +332,7 @@ def test_a_configuration_that_nobody_named_names_nothing_foreign(run, command):
 
 
 def test_what_the_user_names_is_as_free_as_ever(run, command):
-    Path("mine.py").write_text(
+    Path("ours.py").write_text(
         "from torch import nn\nfrom lightning_gen.networks import MLPGenerator\n"
         "def make(shape, latent_size) -> nn.Module: return MLPGenerator(shape, latent_size, widths=[4])\n"
         "def seven(*args) -> nn.Module: return 7\n"
@@ -339,10 +340,10 @@ def test_what_the_user_names_is_as_free_as_ever(run, command):
     last = run / "checkpoints" / "last.ckpt"
     go_on = ["--ckpt_path", last, "--trainer.max_steps", 2]
     # On the command line, beside a configuration that is the run's.
-    assert command("fit", *go_on, "--model.generator", "mine.make").code == 0
+    assert command("fit", *go_on, "--model.generator", "ours.make").code == 0
     # In a configuration of the user's own; what a factory makes must still be what its place asks for.
     config = yaml.safe_load((run / "config.yaml").read_text())
-    for factory, code in (("mine.make", 0), ("mine.seven", 1)):
+    for factory, code in (("ours.make", 0), ("ours.seven", 1)):
         config["model"]["init_args"]["generator"] = factory
         Path("own.yaml").write_text(yaml.safe_dump(config))
         ended = command("fit", "--config", "own.yaml")
