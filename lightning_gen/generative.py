@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,6 +25,7 @@ from lightning_gen.checkpoints import CheckpointError, read_checkpoint
 from lightning_gen.data.images import from_uint8
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path
 from lightning_gen.loops import go_on_exactly
+from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 
 PICTURES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels")
@@ -158,6 +160,8 @@ class GenerativeModule(pl.LightningModule):
             )
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
         self.noise_seed: int | None = None
+        self._going_on_from: dict[str, Any] | None = None  # the checkpoint, until its states have been restored
+        self._training_settings: dict[str, Any] | None = None
         self.batches_before = 0  # training batches before the present one, over all epochs
         self.class_names: list[str] | None = None  # by number, where the model has classes and the data names them
         # The lowest values in the first batches of each loader, by name.
@@ -168,11 +172,23 @@ class GenerativeModule(pl.LightningModule):
     # -- noise ------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Take the seed of `seed_everything`, unless a checkpoint brought one."""
+        """Take the seed of `seed_everything`, unless a checkpoint brought one, and let changed settings hold.
+
+        A checkpoint brings back the settings of its optimizers and schedules with their states.
+        """
         # Gradients of 1 x 1 convolutions have this or that stride in dimensions of size 1, where strides mean nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         if self.noise_seed is None:
             self.noise_seed = torch.initial_seed() % 2**63
+        optimizers = self.trainer.optimizers
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        self._training_settings = training_settings(optimizers, schedules)
+        checkpoint, self._going_on_from = self._going_on_from, None
+        if checkpoint is not None:
+            changes = keep_changes(checkpoint, optimizers, schedules)
+            changes = differences(checkpoint.get("hyper_parameters", {}), hyperparameters_of(self.hparams)) or changes
+            if changes:
+                rank_zero_info(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
 
     def on_train_start(self) -> None:
         """Let this run's schedules hold from the first step.
@@ -328,13 +344,15 @@ class GenerativeModule(pl.LightningModule):
         checkpoint["noise_seed"] = self.noise_seed
         if self.class_names:
             checkpoint["class_names"] = self.class_names
+        if self._training_settings is not None:
+            checkpoint[SETTINGS] = self._training_settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take seed and names back, and refuse the weights of another model with a word instead of a list.
 
         Raises:
-            CheckpointError: If the checkpoint was written by another class, its weights have other shapes, or the data
-                has other names for the classes than it has.
+            CheckpointError: If the checkpoint was written by another class, its weights have other shapes, the data has
+                other names for the classes than it has, or a run is to go on from weights alone.
         """
         written_by = checkpoint.get("hyper_parameters", {}).get(CLASS_KEY)
         name = type(self).__name__
@@ -343,8 +361,20 @@ class GenerativeModule(pl.LightningModule):
         self._check_weights(checkpoint["state_dict"])
         self._take_class_names(checkpoint.get("class_names"))
         self.noise_seed = checkpoint.get("noise_seed")
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            go_on_exactly(self._trainer)
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if not checkpoint.keys() >= {"optimizer_states", "lr_schedulers", "loops"}:
+            raise CheckpointError(
+                "The checkpoint holds weights and no state of training, so no run can go on from it. Take one that "
+                "was saved without save_weights_only."
+            )
+        go_on_exactly(trainer)
+        self._going_on_from = checkpoint
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in states:
+                states[callback.state_key]["patience"] = callback.patience
 
     def _take_class_names(self, saved: Any) -> None:
         if saved is None:  # the data has no names, or the checkpoint is older than they are

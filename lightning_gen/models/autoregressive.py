@@ -380,8 +380,6 @@ class AutoregressiveModule(LikelihoodModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and its rate, which falls by a factor at each step."""
         optimizer = made_by(self.optimizer or self.default_optimizer, Optimizer, self.network.parameters())
-        if self.lr_decay == 1:
-            return optimizer
         # A function, not an object: its numbers must not come back from a checkpoint.
         schedule = LambdaLR(optimizer, lambda step: self.lr_decay**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}

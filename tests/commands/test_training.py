@@ -186,8 +186,13 @@ def test_checkpoints_named_by_a_metric_stay_with_their_run(tiny, command):
 def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
     config = tiny.write()
     assert command("fit", "--config", config, "--trainer.max_steps", 2).code == 0
-    assert command("fit", "--ckpt_path", LAST, "--trainer.max_steps", 3, "--model.lambda_A", 7).code == 0
-    assert read_checkpoint(LAST)["hyper_parameters"]["lambda_A"] == 7
+    changed = ["--model.lambda_A", 7, "--model.learning_rate", 1e-5, "--model.decay_start", 1]
+    assert command("fit", "--ckpt_path", LAST, "--trainer.max_steps", 3, *changed).code == 0
+    # What is recorded is what was used.
+    checkpoint, config = read_checkpoint(LAST), yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]
+    assert [state["param_groups"][0]["lr"] for state in checkpoint["optimizer_states"]] == [1e-5, 1e-5]
+    for recorded in (checkpoint["hyper_parameters"], config):
+        assert (recorded["lambda_A"], recorded["learning_rate"]) == (7, 1e-5)
     assert [row["step"] for row in table() if "train/cycle_A" in row] == [1, 2, 3]
 
 
