@@ -64,7 +64,7 @@ def keep_changes(checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], sc
             changes.append(Change(name, old["class"], new["class"]))
             states[i] = optimizer.state_dict()
             continue
-        for saved, *chosen in zip(states[i]["param_groups"], old["groups"], new["groups"], strict=False):
+        for saved, *chosen in zip(states[i].get("param_groups", []), old["groups"], new["groups"], strict=False):
             base, base_now = (group.get("initial_lr", group.get("lr")) for group in chosen)
             if base != base_now:
                 changes.append(Change(f"{name}.lr", base, base_now))
@@ -151,8 +151,9 @@ def _guessed(states: Sequence[Any], schedule_states: Sequence[Any], now: Mapping
     """The settings behind a checkpoint of an earlier version, which did not keep them: those of its states."""
     optimizers = []
     for state, new in zip(states, now["optimizers"], strict=False):
-        groups = [{name: group[name] for name in group if name != "params"} for group in state["param_groups"]]
-        names = groups[0].keys() ^ new["groups"][0].keys()
+        saved = state.get("param_groups", [])  # a model without an optimizer has a placeholder
+        groups = [{name: group[name] for name in group if name != "params"} for group in saved]
+        names = groups[0].keys() ^ new["groups"][0].keys() if groups else set()
         optimizers.append({"class": new["class"] if names <= {"initial_lr"} else "another kind", "groups": groups})
     schedules = [
         {"class": new["class"], "state": new["state"] | {"base_lrs": old["base_lrs"]} if "base_lrs" in old else {}}
