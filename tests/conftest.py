@@ -17,6 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.ones(1, requires_grad=True).sum().backward()
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked `gpu` where there is none; `python -m benchmarks.accelerator` runs it where there is."""
+    if not torch.cuda.is_available() and (left_out := [item for item in items if item.get_closest_marker("gpu")]):
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """What is kept between runs lies in a folder of the tests."""

@@ -47,6 +47,21 @@ def test_large_pictures_keep_the_digits(layout, mean, deviation, exact_to):
         assert (found.double() - true).norm() / true.norm() < exact_to
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_on_a_gpu_it_is_the_same(layout):
+    torch.manual_seed(0)
+    features, gradient = torch.randn(2, 3, 8, 64, 64).unbind()
+    expected = features.double().requires_grad_()
+    F.instance_norm(expected).backward(gradient.double())
+    own = features.cuda().contiguous(memory_format=layout).requires_grad_()
+    result = InstanceNorm2d()(own)
+    result.backward(gradient.cuda().contiguous(memory_format=layout))
+    assert result.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(result.cpu().double(), F.instance_norm(features.double()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(own.grad.cpu().double(), expected.grad, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_gradient_of_a_gradient(layout):
     """Of a gradient penalty on a critic with instance norm."""

@@ -47,6 +47,15 @@ def test_any_size_and_number_of_channels(shape):
     assert images.abs().max() <= 1
 
 
+@pytest.mark.gpu
+def test_a_seed_draws_the_same_pictures_on_a_gpu():
+    """The noise is drawn on the CPU; products in TF32 have 10 bits."""
+    model = DCGAN((3, 16, 16), GENERATOR, DISCRIMINATOR)
+    on_cpu = model.sample(5, generator=torch.Generator().manual_seed(0))
+    on_gpu = model.cuda().sample(5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-2)
+
+
 def test_batch_norm_keeps_the_statistics_of_fakes_of_both_moves():
     """The generator normalises by the batch also while the discriminator learns, and its averages move with each."""
     model = DCGAN((1, 8, 8), GENERATOR, DISCRIMINATOR, n_critic=3)

@@ -305,6 +305,17 @@ def test_translating_leaves_everything_as_found(trained, noise_at_test):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
+@pytest.mark.gpu
+def test_translating_on_a_gpu_leaves_its_random_state_as_found(trained):
+    trained.cuda().train()
+    state = torch.cuda.get_rng_state()
+    first = trained.translate(images().cuda())
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    torch.cuda.manual_seed(5)
+    assert torch.equal(first, trained.translate(images().cuda()))
+    assert all(module.training for module in trained.modules())
+
+
 def test_an_exception_inside_leaves_everything_as_found(trained):
     normed = [m for m in trained.generator_AtoB.modules() if isinstance(m, nn.BatchNorm2d)]
     with pytest.raises(RuntimeError):

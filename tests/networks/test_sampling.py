@@ -226,7 +226,7 @@ def test_a_long_sampling_shows_how_far_it_is(monkeypatch, capsys):
     assert "/6" in told
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_recorded_graphs_draw_the_same():
     likelihood = Categorical(4)
     network = network_for(likelihood, 2, True).cuda()
