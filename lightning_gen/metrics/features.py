@@ -456,7 +456,8 @@ class SceneFeatures(FeatureExtractor):
     carry the file over. Its statements do not exclude one another, so they are no classes.
 
     Args:
-        image_size: Of the pictures: the side of a square, or (height, width).
+        image_size: Of the pictures: the side of a square, or (height, width). None takes that of the first pictures it
+            is shown or told of; until then there is no reader.
         num_scenes: Scenes that the reader learns from.
         epochs: How often it sees each.
         seed: Of its training.
@@ -471,7 +472,7 @@ class SceneFeatures(FeatureExtractor):
 
     def __init__(
         self,
-        image_size: int | tuple[int, int] = 32,
+        image_size: int | tuple[int, int] | None = None,
         *,
         num_scenes: int = 6000,
         epochs: int = 8,
@@ -479,6 +480,12 @@ class SceneFeatures(FeatureExtractor):
         domain: str = "day",
         weights: str | Path | None = None,
     ) -> None:
+        settings = {"num_scenes": num_scenes, "epochs": epochs, "seed": seed, "domain": domain, "weights": weights}
+        if image_size is None:
+            nothing = {"name": "scenes128", "preprocessing": "unknown", "num_features": 128}
+            super().__init__(nn.Identity(), image_shape=(3, None, None), **nothing)  # type: ignore[arg-type]
+            self.settings = settings
+            return
         size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         training = f"{num_scenes} scenes by {domain}, {epochs} epochs, seed {seed}"
         if weights is not None:
@@ -500,6 +507,15 @@ class SceneFeatures(FeatureExtractor):
             image_shape=(3, *size),
             details={"training": training},
         )
+        self.settings = settings
+
+    def check_shape(self, image_shape: Sequence[int]) -> None:
+        """Raise a `ValueError` unless it takes pictures of (channels, height, width); the first ones settle it."""
+        super().check_shape(image_shape)
+        if isinstance(self.network, nn.Identity):
+            device = self.device
+            SceneFeatures.__init__(self, (image_shape[1], image_shape[2]), **self.settings)  # type: ignore[arg-type]
+            self.to(device)
 
     def extract(self, images: Tensor) -> Features:
         """The last hidden layer."""

@@ -81,7 +81,7 @@ def shrunk_metrics(settings):
     """A few samples, and in place of weights that a user would have, the pixels themselves."""
     extractor = settings.get("extractor")
     if extractor == "SceneFeatures":
-        extractor = {"class_path": "SceneFeatures", "init_args": {"image_size": 16, "num_scenes": 64, "epochs": 1}}
+        extractor = {"class_path": "SceneFeatures", "init_args": {"num_scenes": 64, "epochs": 1}}
     elif extractor != "PointFeatures":
         extractor = {"class_path": "ModuleFeatures", "init_args": {"module": {"class_path": "torch.nn.Flatten"}}}
     return {"extractor": extractor, "num_samples": 12, "test_num_samples": 14, "batch_size": 8, "k": 1}

@@ -507,6 +507,23 @@ def test_scene_features_are_what_the_reader_judges_by(cache, trainings, reader):
         extractor(pictures(5, 1, 16, 24))
 
 
+def test_scene_features_take_the_size_of_the_first_pictures(cache, trainings):
+    expected = SceneFeatures((16, 24), num_scenes=128, epochs=1)
+    for tell in (
+        lambda extractor: extractor.check_shape((3, 16, 24)),
+        lambda extractor: extractor(pictures(2, 3, 16, 24)),
+    ):
+        extractor = SceneFeatures(num_scenes=128, epochs=1)
+        with pytest.raises(ValueError, match=r"scenes128 takes pictures \[3, height, width\]; these are \[1, 16, 24\]"):
+            extractor.check_shape((1, 16, 24))
+        tell(extractor)
+        assert extractor.record == expected.record
+        assert torch.equal(extractor(pictures(2, 3, 16, 24)).features, expected(pictures(2, 3, 16, 24)).features)
+        with pytest.raises(ValueError, match=r"takes pictures \[3, 16, 24\]; these are \[3, 32, 32\]"):
+            extractor.check_shape((3, 32, 32))
+    assert len(trainings) == 1
+
+
 def test_a_reader_is_trained_once(cache, trainings):
     first = SceneFeatures((16, 24), num_scenes=128, epochs=1)
     again = SceneFeatures((16, 24), num_scenes=128, epochs=1)
