@@ -129,6 +129,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: As `read_checkpoint`.
         """
+        if Path(path).name == ".temp.ckpt":  # weights alone, which Lightning's forked processes leave for the first one
+            weights: dict[str, Any] = load_tensors(Path(path), map_location or "cpu")
+            return weights
         return read_checkpoint(path, map_location or "cpu")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
