@@ -169,6 +169,22 @@ class GenerativeModule(pl.LightningModule):
         self._has_spoken = False
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
 
+    # -- precision --------------------------------------------------------------------------------------------------
+
+    @property  # type: ignore[misc]  # Lightning's, which has a setter that refuses
+    def dtype(self) -> torch.dtype:
+        """Of the weights, however they came to it: by a trainer's precision, a checkpoint or `to`."""
+        floats = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return next(floats, torch.float32)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """Floats as the networks take them: of the type of the weights.
+
+        All that comes into a model passes here, so that weights of any type can be trained and sampled from. Under
+        mixed precision weights are float32, and autocast does the rest.
+        """
+        return tensor.to(self.dtype)
+
     # -- noise ------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -238,14 +254,20 @@ class GenerativeModule(pl.LightningModule):
                 f"The data gives pictures of shape {tuple(images.shape[1:])}, but this {type(self).__name__} was made "
                 f"for image_shape {self.image_shape}."
             )
-        return images, labels
+        return self.own(images), labels
 
     def setup(self, stage: str) -> None:
         """Compare the number of classes with that of the data, take their names, and begin to look at pictures anew.
 
         Raises:
-            ValueError: If they differ, or the data has no labels.
+            ValueError: If they differ, or the data has no labels; or for training in a precision that is too coarse.
         """
+        if stage == "fit" and self.trainer.precision == "16-true":
+            raise ValueError(
+                "Training with precision 16-true was asked for. Optimizers divide by the root of mean squared "
+                "gradients, and in float16 the square of a gradient below 0.0002 is zero. Use 16-mixed, which keeps "
+                "weights in float32, or bf16-true, bf16-mixed or 32-true."
+            )
         # Of a hook that a data module could have in our place, but need not.
         warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`")
         self._lowest, self._has_spoken = {}, False

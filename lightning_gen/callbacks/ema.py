@@ -16,7 +16,9 @@ class EMA(pl.Callback):
 
     Validation, test, pictures and sampling use the average; training goes on with the raw weights. In checkpoints the
     average stands in `state_dict`, so that `load_from_checkpoint` gives it, and the raw weights in `raw_state_dict`,
-    so that a run goes on exactly. Buffers are not averaged but copied: the average uses the current ones.
+    so that a run goes on exactly. Buffers are not averaged but copied: the average uses the current ones. Of weights in
+    half precision the average is float32, for in halves it would stand still; in checkpoints it stands beside the
+    rounded one.
 
     How long the average remembers is given in one of two ways: by `decay`, counted in updates, or by `half_life_kimg`,
     counted in pictures (Progressive GAN, arXiv 1710.10196: 10 kimg), which means the same at every batch size.
@@ -64,7 +66,12 @@ class EMA(pl.Callback):
         self.images = 0  # up to the last update
         self.new_images = 0  # since then
         self.last_step = 0
-        self.swapped = False
+        self.raw: dict[str, Tensor] = {}  # the weights themselves, while the average is in their place
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the model has the average at the moment."""
+        return bool(self.raw)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the names, and that checkpoints will hold the average."""
@@ -84,14 +91,14 @@ class EMA(pl.Callback):
         parameters = self._parameters(pl_module)
         if self.average.keys() != parameters.keys():
             self.average = {}
-        self.average = {name: average.to(parameters[name]) for name, average in self.average.items()}
+        self.average = {name: average.to(_precise(parameters[name])) for name, average in self.average.items()}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start from the weights before the first batch, which a model may have set in its `on_train_start`."""
         if not self.average:
-            self.average = {name: p.detach().clone() for name, p in self._parameters(pl_module).items()}
+            self.average = {name: _precise(p.detach().clone()) for name, p in self._parameters(pl_module).items()}
             self.updates, self.last_step = 0, trainer.global_step
             self.images, self.new_images = 0, 0
 
@@ -106,7 +113,7 @@ class EMA(pl.Callback):
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
-        parameters: list[Tensor] = list(self._parameters(pl_module).values())
+        parameters: list[Tensor] = [_precise(p) for p in self._parameters(pl_module).values()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - self._share_kept())
         self.updates += 1
         self.images, self.new_images = self.images + self.new_images, 0
@@ -154,11 +161,11 @@ class EMA(pl.Callback):
     def _swap(self, pl_module: pl.LightningModule, averaged: bool) -> None:
         if averaged == self.swapped or not self.average:
             return
+        raw, self.raw = self.raw, {}
         for name, parameter in self._parameters(pl_module).items():
-            other = self.average[name].to(parameter)
-            self.average[name] = parameter.detach().clone()
-            parameter.copy_(other)
-        self.swapped = averaged
+            if averaged:
+                self.raw[name] = parameter.detach().clone()
+            parameter.copy_(self.average[name] if averaged else raw[name])
 
     def _parameters(self, pl_module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
         prefixes = tuple(f"{name}." for name in self.modules)
@@ -184,10 +191,11 @@ class EMA(pl.Callback):
         if not self.average:
             return
         weights = checkpoint["state_dict"]
-        present, stored = {name: weights[name] for name in self.average}, dict(self.average)
-        average, raw = (present, stored) if self.swapped else (stored, present)
+        average = {name: value.to(weights[name].dtype) for name, value in self.average.items()}
         checkpoint["state_dict"] = {**weights, **average}
-        checkpoint["raw_state_dict"] = raw
+        checkpoint["raw_state_dict"] = {name: self.raw.get(name, weights[name]) for name in self.average}
+        if any(value.dtype != average[name].dtype for name, value in self.average.items()):
+            checkpoint["precise_average"] = dict(self.average)
 
     @torch.no_grad()
     def on_load_checkpoint(
@@ -195,8 +203,9 @@ class EMA(pl.Callback):
     ) -> None:
         """Take the average back, and give the model its raw weights."""
         raw = checkpoint.get("raw_state_dict", {})
-        self.swapped = False
-        self.average = {name: checkpoint["state_dict"][name].clone() for name in raw}
+        average = checkpoint.get("precise_average", checkpoint["state_dict"])
+        self.raw = {}
+        self.average = {name: average[name].clone() for name in raw}
         for name, parameter in pl_module.named_parameters():
             if name in raw:
                 parameter.copy_(raw[name])
@@ -213,6 +222,10 @@ def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iter
     finally:
         for average in averages:
             average._swap(pl_module, False)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _batch_size(batch: Any) -> int:

@@ -36,22 +36,31 @@ def check_num_levels(num_levels: int) -> int:
     return num_levels
 
 
-def images_to_levels(images: Tensor, num_levels: int, *, validate: bool = True) -> Tensor:
+def rounding(dtype: torch.dtype) -> float:
+    """How far values in `[-1, 1]` may lie from a level that they were before they became floats of this type."""
+    return max(_TOLERANCE, torch.finfo(dtype).eps / 4) if dtype.is_floating_point else _TOLERANCE
+
+
+def images_to_levels(
+    images: Tensor, num_levels: int, *, validate: bool = True, tolerance: float = _TOLERANCE
+) -> Tensor:
     """The levels of pictures that hold nothing else.
 
     Args:
-        images: Float `[N, C, *space]` in `[-1, 1]`; each value within 1e-6 of a level. (So half precision will do for
-            levels that it holds exactly, such as the 17 of Digits, but not for 256.)
+        images: Float `[N, C, *space]` in `[-1, 1]`; each value within the tolerance of a level. (So half precision will
+            do for levels that it holds exactly, such as the 17 of Digits, but not for 256.)
         num_levels: L, of 2 to 65536.
         validate: Whether values are looked at, for which the host waits for the device. Without, they are rounded
             to the nearest level unseen, as in a function that is to compile.
+        tolerance: 1e-6, unless pictures are known to have been of levels before they were rounded; see `rounding`.
 
     Returns:
         int64 `[N, C, *space]` of 0 to L - 1.
 
     Raises:
         ValueError: If the type is no float, or a picture holds NaN, a value outside the range, or one between levels;
-            the message names the first such picture of the batch. Or by `check_num_levels`.
+            the message names the first such picture of the batch. If the tolerance reaches from level to level. Or by
+            `check_num_levels`.
     """
     if not images.is_floating_point():
         raise ValueError(
@@ -62,8 +71,13 @@ def images_to_levels(images: Tensor, num_levels: int, *, validate: bool = True) 
     places = full(images).add(1).mul(half)
     levels = places.round().clamp(0, num_levels - 1)
     if validate:
+        if tolerance * half >= 0.5:
+            raise ValueError(
+                f"Pictures of {num_levels} levels in {images.dtype} do not tell them apart. Give them in float32, as a "
+                "trainer of precision 32-true or bf16-mixed does."
+            )
         # Not "> tolerance", which NaN is not either.
-        fits = (places - levels).abs() <= _TOLERANCE * half
+        fits = (places - levels).abs() <= tolerance * half
         if not bool(fits.all()):
             raise ValueError(_misfit(images, fits, num_levels))
     return levels.long()

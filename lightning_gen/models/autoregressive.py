@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_gen.generative import evaluating
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.orders import raster_order
-from lightning_gen.losses.categorical import images_to_levels
+from lightning_gen.losses.categorical import images_to_levels, rounding
 from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.adversarial import NonFiniteLossError, OptimizerFactory
 from lightning_gen.models.likelihood import LikelihoodModule
@@ -86,11 +86,20 @@ class AutoregressiveModule(LikelihoodModule):
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 
+    def forward(self, images: Tensor, **context: Any) -> Tensor:
+        """The parameters of all pixels, `[N, P, H, W]`, in the mode that the network is in.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`.
+            **context: What the network is given besides, such as `labels` `[N]`.
+        """
+        return self.network(self.own(images), **context)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Minimise -log p(x), in nats a dimension."""
         images, context = self.images_and_context(batch)
         levels = images_to_levels(images, self.num_levels, validate=False)  # that was done before the transfer
-        log_prob = self.log_prob_of_levels(self.network(images, **self.training_context(context)), levels)
+        log_prob = self.log_prob_of_levels(self(images, **self.training_context(context)), levels)
         loss = -log_prob.mean() / images[0].numel()
         self.images_seen += len(images) * self.trainer.world_size
         self.log("train/nll", -log_prob.detach().mean(), prog_bar=True)
@@ -121,7 +130,7 @@ class AutoregressiveModule(LikelihoodModule):
             ValueError: If a picture has another shape, is NaN, or is off the levels; or labels or condition do not fit.
         """
         images = self.checked_images(images).to(self.device)
-        levels = images_to_levels(images, self.num_levels)
+        levels = self.levels_of(images)
         context = self.context(len(images), labels, condition)
         with evaluating(self.network):
             if self.num_classes is None or "labels" in context:
@@ -132,7 +141,7 @@ class AutoregressiveModule(LikelihoodModule):
 
     def _log_prob(self, images: Tensor, levels: Tensor, context: Context) -> Tensor:
         """Nats `[N]` of pictures and their levels, in the mode that the network is in."""
-        return self.log_prob_of_levels(self.network(images, **context), levels)
+        return self.log_prob_of_levels(self(images, **context), levels)
 
     def batch_log_prob(self, batch: Any) -> Tensor:
         """Nats of each picture of a batch, given its labels where the model has classes."""
@@ -224,7 +233,7 @@ class AutoregressiveModule(LikelihoodModule):
             labels = torch.arange(len(images)) % self.num_classes
         context = self.context(len(images), labels, condition)
         blank = images.masked_fill(hole.unsqueeze(1), -1.0)
-        images_to_levels(blank, self.num_levels)
+        self.levels_of(blank)
         result = torch.empty_like(images, device=self.device)
         if generator is None:
             generator = torch.Generator()
@@ -276,6 +285,14 @@ class AutoregressiveModule(LikelihoodModule):
         return torch.cat(parts)
 
     # -- what goes in -----------------------------------------------------------------------------------------------
+
+    def levels_of(self, images: Tensor) -> Tensor:
+        """The levels of pictures, which a trainer of half precision has rounded to it before the model sees them.
+
+        Raises:
+            ValueError: If a picture is NaN or off the levels, or its type too coarse to tell them apart.
+        """
+        return images_to_levels(images, self.num_levels, tolerance=rounding(images.dtype))
 
     def checked_images(self, images: Tensor) -> Tensor:
         """Pictures of the model's shape.
@@ -343,13 +360,13 @@ class AutoregressiveModule(LikelihoodModule):
                 f"This {name} needs a condition of shape {list(shape)}, got "
                 f"{'none' if condition is None else list(condition.shape)}."
             )
-        context["condition"] = condition.to(self.device)
+        context["condition"] = self.own(condition)
         return context
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at levels and labels too, on the host."""
         images, labels = self.images_and_labels(batch)
-        images_to_levels(images, self.num_levels)
+        self.levels_of(images)
         if labels is not None and self.num_classes is not None:
             self.context(len(images), labels, *([] if self.condition_channels is None else [batch["condition"]]))
         return super().on_before_batch_transfer(batch, dataloader_idx)

@@ -73,14 +73,15 @@ class Classifier(GenerativeModule):
         self.num_classes = num_classes
         self.learning_rate, self.noise_std, self.keep = learning_rate, noise_std, keep
         # Lightning adds the counts up over ranks and batches, so that every picture counts once however they are dealt.
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        with torch.device("cpu"):  # where a model is made without its weights, counts begin at zero all the same
+            self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+            self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.run: dict[str, Any] = {}
         self.validated: tuple[int, float] | None = None  # the step of the last validation, and its accuracy
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures `[N, C, H, W]` in `[-1, 1]` to features `[N, num_features]` and logits `[N, num_classes]`."""
-        return self.network(images)
+        return self.network(self.own(images))
 
     # -- training ---------------------------------------------------------------------------------------------------
 

@@ -191,9 +191,12 @@ class GAN(AdversarialModule):
         return self._draw_latents(num, self.device, None)
 
     def _draw_latents(self, num: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        # Never in halves, which have few numbers; so a seed means the same pictures whatever the weights are.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        size, settings = (num, self.latent_size), {"device": device, "dtype": dtype, "generator": generator}
         if self.latent_distribution == "uniform":
-            return torch.rand(num, self.latent_size, device=device, generator=generator) * 2 - 1
-        return torch.randn(num, self.latent_size, device=device, generator=generator)
+            return torch.rand(size, **settings) * 2 - 1  # type: ignore[call-overload]
+        return torch.randn(size, **settings)  # type: ignore[call-overload]
 
     def random_labels(self, num: int) -> Tensor | None:
         """Labels `[num]` of fakes for training, all classes alike; None where there are no classes."""
@@ -201,6 +204,7 @@ class GAN(AdversarialModule):
 
     def generate_from(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """G(z) or G(z, y), with a graph and in the mode that the generator is in."""
+        latents = self.own(latents)
         return self.generator(latents) if labels is None else self.generator(latents, labels)
 
     def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:

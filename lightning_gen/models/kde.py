@@ -94,6 +94,24 @@ class KDE(LikelihoodModule):
         self.register_buffer("centres", torch.empty(0, *self.image_shape))
         self._new: list[Tensor] = []  # pictures that are not yet in `centres`, which would be copied for each batch
 
+    @property  # type: ignore[misc]  # Lightning's, which has a setter that refuses
+    def dtype(self) -> torch.dtype:
+        """Of the pictures."""
+        return self.centres.dtype
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision to which the trainer would round the pictures.
+
+        Raises:
+            ValueError: If the trainer has one.
+        """
+        if (precision := self.trainer.precision) in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"A KDE is the training pictures themselves, which precision {precision} would round. Use 32-true or "
+                "64-true."
+            )
+        super().setup(stage)
+
     # -- training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -103,7 +121,10 @@ class KDE(LikelihoodModule):
             images = self.all_gather(images).transpose(0, 1).flatten(0, 1)  # type: ignore[union-attr]
         self.add(images)
         self.images_seen += len(images)
-        self.optimizers().step()  # type: ignore[union-attr]  # there is none: this counts the step
+        # A step without an optimizer's: a gradient scaler would look in vain for what it has scaled.
+        steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        steps.increment_ready()
+        steps.increment_completed()
         self.log("train/centres", float(self.num_centres))
         self.log("step", float(self.trainer.global_step))
 
@@ -268,7 +289,8 @@ class KDE(LikelihoodModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """With all pictures so far and their bandwidth; 0 where none can be chosen yet."""
         with suppress(ValueError):
-            self._choose()
+            if not self.centres.is_meta:  # an outline, which has shapes alone
+                self._choose()
         return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -107,7 +107,7 @@ class LMConv(AutoregressiveModule):
 
     def _log_prob(self, images: Tensor, levels: Tensor, context: Context) -> Tensor:
         every = [
-            self.log_prob_of_levels(self.network(images, order), levels) for order in range(len(self.network.orders))
+            self.log_prob_of_levels(self(images, order=order), levels) for order in range(len(self.network.orders))
         ]
         return torch.stack(every).logsumexp(0) - math.log(len(every))
 

@@ -72,7 +72,7 @@ class TranslationModule(AdversarialModule):
         """
         generator = self.generator_for(direction)
         height, width = images.shape[-2:]
-        padded = pad_to_multiple(images, getattr(generator, "size_multiple", 4))
+        padded = pad_to_multiple(self.own(images), getattr(generator, "size_multiple", 4))
         # One by one where a picture's result would depend on its company.
         one_by_one = self.noise_at_test or self._takes_batch_statistics
         translated = []
@@ -133,15 +133,15 @@ class TranslationModule(AdversarialModule):
                 self.log_dict(collection, on_step=False, on_epoch=True, batch_size=len(source))
         return translated
 
-    @staticmethod
-    def domains(batch: Any) -> tuple[Tensor, Tensor]:
+    def domains(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Pictures A and B of a batch, as `lightning_gen.generative.as_floats` gives them.
 
         Raises:
             ValueError: If the batch is not a dictionary with "A" and "B", or they are no pictures.
         """
         if isinstance(batch, Mapping) and "A" in batch and "B" in batch:
-            return as_floats(batch["A"], "A translation model"), as_floats(batch["B"], "A translation model")
+            real_A, real_B = (self.own(as_floats(batch[domain], "A translation model")) for domain in "AB")
+            return real_A, real_B
         found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(
             f"A translation model needs batches that are dictionaries with pictures 'A' and 'B', got {found}. "

@@ -68,6 +68,32 @@ def test_with_a_constant_decay_it_is_the_weighted_sum_of_all_weights(decay, step
         torch.testing.assert_close(average, torch.full_like(average, expected))
 
 
+def test_the_average_of_half_precision_weights_is_precise_also_when_a_run_goes_on(tmp_path):
+    """In bfloat16 a weight of 3 that has lost 0.01 is still 3."""
+
+    class Slow(Walk):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.25)
+
+    settings = {"precision": "bf16-true"}
+    through, stopped, again = (EMA(["walker"], 0.99, ramp_up=False) for _ in range(3))
+    model, first, second = Slow(), Slow(), Slow()
+    trainer([through], max_steps=4, **settings).fit(model, numbers())
+    expected = 0.99**4 * 3 + sum(0.01 * 0.99 ** (4 - k) * (3 - 0.25 * k) for k in range(1, 5))
+    assert expected < 3
+    for average in through.average.values():
+        torch.testing.assert_close(average, torch.full_like(average, expected, dtype=torch.float32))
+    assert model.walker.weight.dtype == torch.bfloat16
+
+    t = trainer([stopped], max_steps=2, **settings)
+    t.fit(first, numbers())
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+    trainer([again], max_steps=4, **settings).fit(second, numbers(), ckpt_path=tmp_path / "a.ckpt")
+    assert equal(again.average, through.average)
+
+
 def test_the_ramp_up_keeps_less_at_first():
     ema, decay, steps = EMA(["walker"], decay=0.3), 0.3, 20
     expected = 3.0

@@ -3,14 +3,17 @@
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 import lightning_gen.models
-from lightning_gen.commands.training import Trainer
+from lightning_gen.commands.training import Trainer, pictures_for
 from lightning_gen.data.base import DrawDataset, ImageDataModule
+from lightning_gen.generative import Completes, GenerativeModule, HasLogProb, Samples, Translates
 from lightning_gen.losses import levels_to_images
 from lightning_gen.models import (
     DCGAN,
@@ -219,6 +222,59 @@ def barebones(family):
     assert trainer.global_step == 3
 
 
+TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+
+def precision(family, kind):
+    """Training, pictures, validation, test and prediction; then all that the model can do, and its checkpoint too."""
+    if kind == "16-true" or (family == "KDE" and kind == "bf16-true"):
+        reason = (
+            "precision bf16-true would round|precision 16-true would round"
+            if family == "KDE"
+            else "in float16 the square"
+        )
+        with pytest.raises(ValueError, match=reason):
+            fit(family, precision=kind)
+        does_what_it_can(FAMILIES[family]().to(TYPES[kind])) if family != "KDE" else None
+        return
+    model = FAMILIES[family]()
+    drawing = pictures_for(model, Data(model.image_shape), every_n_steps=2, num_images=2)
+    # By its name, Lightning takes bfloat16 in place of float16 on a CPU, and scales no gradients.
+    chosen = {"plugins": MixedPrecision(kind, "cpu")} if kind == "16-mixed" else {"precision": kind}
+    trainer, model, _ = fit(family, **chosen, max_steps=2, callbacks=[drawing])
+    assert trainer.global_step == 2
+    assert {p.dtype for p in model.parameters()} == {TYPES.get(kind, torch.float32)} or family == "KDE"
+    assert list(Path().rglob("step_00000002.png")) or not isinstance(model, Samples | Translates)
+    trainer.test(model, datamodule=trainer.datamodule, verbose=False)
+    trainer.predict(model, datamodule=trainer.datamodule)
+    does_what_it_can(model)
+    trainer.save_checkpoint("a.ckpt")
+    loaded = GenerativeModule.load_from_checkpoint("a.ckpt")
+    does_what_it_can(loaded)
+    does_what_it_can(loaded.to(TYPES.get(kind, torch.float32)))
+
+
+def does_what_it_can(model):
+    """Every capability gives finite float32, or better, whatever the weights are."""
+    random = torch.Generator().manual_seed(0)
+    images = levels_to_images(torch.randint(LEVELS, (2, *model.image_shape), generator=random), LEVELS)
+    known = torch.zeros(model.image_shape[1:], dtype=torch.bool)
+    known[:4] = True
+    results = []
+    if isinstance(model, Samples):
+        results.append(model.sample(2, generator=random))
+    if isinstance(model, Translates):
+        results += [model.translate(images, direction) for direction in model.directions]
+    if isinstance(model, Completes):
+        results.append(model.complete(images, known, generator=random))
+    assert all(result.dtype == torch.float32 for result in results)
+    if isinstance(model, HasLogProb):
+        results.append(model.log_prob(images))
+    assert results or isinstance(model, Classifier)
+    assert all(result.isfinite().all() for result in results)
+    assert all(result.dtype in (torch.float32, torch.float64) for result in results)
+
+
 FLAGS = {
     "ddp": ddp,
     "overfit_batches": partial(overfit, batches=2),
@@ -227,12 +283,14 @@ FLAGS = {
     "limit_batches-share": partial(limit, training=0.5, validation=0.5),
     "fast_dev_run": fast_dev_run,
     "barebones": barebones,
+    **{kind: partial(precision, kind=kind) for kind in ("bf16-mixed", "16-mixed", *TYPES)},
 }
 
 
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_model_takes_every_flag_or_says_what_to_do_instead(family, flag, fresh_process):
+def test_every_model_takes_every_flag_or_says_what_to_do_instead(family, flag, fresh_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if flag == "ddp":  # which leaves a process group behind
         fresh_process(ddp, family)
     else:

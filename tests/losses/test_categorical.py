@@ -16,6 +16,7 @@ from lightning_gen.losses.categorical import (
     check_num_levels,
     images_to_levels,
     levels_to_images,
+    rounding,
 )
 
 DRAWS = 200_000
@@ -76,6 +77,18 @@ def test_half_precision_does_where_it_holds_the_levels():
     assert torch.equal(images_to_levels(levels_to_images(levels, 17, torch.bfloat16), 17), levels)
     with pytest.raises(ValueError, match=r"none of the 256 levels.*bfloat16 may be too coarse"):
         images_to_levels(pictures(1, 1, 16, 16, num_levels=256).bfloat16(), 256)
+
+
+@pytest.mark.parametrize(("half", "most"), [(torch.bfloat16, 512), (torch.float16, 4096)])
+def test_levels_of_pictures_known_to_be_rounded(half, most):
+    for num_levels in (2, 17, 256, most):
+        levels = torch.arange(num_levels).view(1, 1, 1, -1)
+        images = levels_to_images(levels, num_levels).to(half)
+        assert torch.equal(images_to_levels(images, num_levels, tolerance=rounding(half)), levels)
+    with pytest.raises(ValueError, match=r"of 5000 levels in .* do not tell them apart\. Give them in float32"):
+        images_to_levels(torch.zeros(1, 1, 1, 1, dtype=half), 5000, tolerance=rounding(half))
+    with pytest.raises(ValueError, match="none of the 256 levels"):  # 0 is between two
+        images_to_levels(torch.zeros(1, 1, 1, 1, dtype=half), 256, tolerance=rounding(half))
 
 
 @pytest.mark.parametrize(
