@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
@@ -53,7 +54,10 @@ _FUNCTIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 when it worked, 1 when something failed on the way, 2 when it was asked wrongly."""
+    """Run one command and exit: 0 when it worked, 1 when something failed on the way, 2 when it was asked wrongly.
+
+    After a signal it is 128 and its number: 130 for Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -76,8 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             trust(packages)
         sys.exit(_run(arguments))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(_code_of(interrupt))
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends so
+            sys.exit(_code_of(stop.__context__))
+        raise
     except Exception as error:
         if debug:
             raise
@@ -86,6 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code, hint = 2, f"lightning-gen {arguments[0]} --help lists the options"
         print(f"lightning-gen: error: {_plain_words(error)}\n({hint})", file=sys.stderr)
         sys.exit(code)
+
+
+def _code_of(interrupt: KeyboardInterrupt) -> int:
+    """128 and the number of the signal, as a shell has it; that of Ctrl-C if none is named."""
+    number = interrupt.args[0] if interrupt.args else signal.SIGINT
+    return 128 + int(number)
 
 
 def _run(arguments: list[str]) -> int:

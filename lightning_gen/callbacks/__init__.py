@@ -4,6 +4,7 @@ from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
 from lightning_gen.callbacks.ema import EMA, averaged_weights
 from lightning_gen.callbacks.evaluation import GenerativeMetrics
+from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture, picture_grid, square_grid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report, write_report
@@ -16,6 +17,7 @@ __all__ = [
     "EMA",
     "ColorMappingBaseline",
     "GenerativeMetrics",
+    "Interruption",
     "LastCheckpoint",
     "PointCloud",
     "PointMetrics",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_gen.callbacks.run_folder import run_folder
+from lightning_gen.callbacks.run_folder import CHECKPOINTS, LAST, run_folder
 
 
 class LastCheckpoint(Checkpoint):
@@ -41,15 +42,18 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save when due."""
         if trainer.global_step - self.last_step >= self.every_n_steps:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save how the run ended, with what came after the last save: a validation, the end of an epoch."""
         if trainer.global_step > 0:
-            self._save(trainer)
+            self.save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer) -> Path | None:
+        """Save now, on all ranks; gives the file, or None under `fast_dev_run`, which leaves none."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
+            return None
         self.last_step = trainer.global_step
-        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt", weights_only=False)
+        path = run_folder(trainer) / CHECKPOINTS / LAST
+        trainer.save_checkpoint(path, weights_only=False)
+        return path

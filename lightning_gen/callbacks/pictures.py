@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,6 +182,7 @@ class PicturesThroughTime(pl.Callback, ABC):
             raise ValueError(f"{type(self).__name__}: every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.last_drawn: int | None = None
+        self.seconds = 0.0  # that the last drawing took
 
     @abstractmethod
     def panels(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Mapping[str, Image.Image]:
@@ -188,6 +190,7 @@ class PicturesThroughTime(pl.Callback, ABC):
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the panels now."""
+        began = time.monotonic()
         self.last_drawn = trainer.global_step
         if trainer.is_global_zero:
             with looking(trainer, pl_module):
@@ -199,6 +202,7 @@ class PicturesThroughTime(pl.Callback, ABC):
                     for step, path in pictures_in(run_folder(trainer) / IMAGES / name).items():
                         if step > trainer.global_step:
                             path.unlink(missing_ok=True)
+        self.seconds = time.monotonic() - began
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let all ranks agree on the run's folder."""

@@ -32,6 +32,7 @@ import lightning_gen.models
 from lightning_gen.cache import cache_folder
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.evaluation import GenerativeMetrics
+from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
@@ -243,6 +244,8 @@ class CommandLine(LightningCLI):
             callbacks, self.save_config_callback = [], None
         elif config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, LastCheckpoint)]
+        elif self.subcommand == "fit":
+            callbacks = [*callbacks, Interruption()]
         trainer = super()._instantiate_trainer(config, callbacks)
         if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._start_method == "spawn":
             raise ValueError(
@@ -443,6 +446,9 @@ def _values_of(arguments: Sequence[str], *flags: str) -> Iterator[tuple[int, str
             yield i + 1, arguments[i + 1]
 
 
+_SAYING_NOTHING = ("Tip:", "`weights_only` was not set", "Detected KeyboardInterrupt")
+
+
 def quiet_lightning() -> None:
     """Silence messages that say nothing to a user of ours."""
     for pattern in (
@@ -457,5 +463,5 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(
-            lambda record: not any(word in record.getMessage() for word in ("Tip:", "`weights_only` was not set"))
+            lambda record: not any(words in record.getMessage() for words in _SAYING_NOTHING)
         )

@@ -8,6 +8,7 @@ where a run was stopped.
 from __future__ import annotations
 
 import os
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -150,6 +151,11 @@ class ResumableLoader(DataLoader[Any]):
             missing = len(self) - left - self.progress.current.ready
             for name in ("ready", "started", "processed", "completed"):
                 setattr(self.progress.current, name, getattr(self.progress.current, name) + missing)
+
+
+def _leave_interrupts_alone(worker: int) -> None:
+    """Ctrl-C reaches a loader's processes too; when to stop is the training's to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class InOrder(Dataset[Any]):
@@ -355,6 +361,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_interrupts_alone,
             # Its own generator: an iterator made or not made must not move the random state of training.
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -1,0 +1,89 @@
+"""What Ctrl-C does to a run: it ends with the step, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_gen.callbacks.checkpoint import LastCheckpoint
+from lightning_gen.callbacks.pictures import PicturesThroughTime
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CHEAP = 10.0  # seconds that a last picture may take
+
+
+class Interruption(Checkpoint):
+    """Lets Ctrl-C and SIGTERM end the training when the step, or the validation, that is under way has ended.
+
+    Then `last.ckpt` is written by `LastCheckpoint`, and a last picture is drawn if that takes a moment only. Another
+    Ctrl-C stops at once. Either way `KeyboardInterrupt` is raised, with the signal's number where it is another one.
+
+    It is a `Checkpoint` so that Lightning lets all other callbacks finish the step first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen from now on."""
+        self.signal = None
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Stop if that was asked for."""
+        self._stop_if_asked(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop if that was asked for during the validation."""
+        if self._handlers:
+            self._stop_if_asked(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen no more; what is left to do does not take long."""
+        self._leave()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._leave()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            self._leave()
+            raise KeyboardInterrupt(number)
+        self.signal = number
+        os.write(
+            2, b"\nStopping when this step has ended; once more stops at once.\n"
+        )  # print is not made for handlers
+
+    def _leave(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        asked = self.signal is not None
+        if trainer.world_size > 1:  # a signal may reach the ranks in different steps
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        words = f"Stopped at step {trainer.global_step}."
+        for callback in callbacks:
+            if isinstance(callback, LastCheckpoint) and (path := callback.save(trainer)):
+                words += f" Go on: lightning-gen fit --ckpt_path {shlex.quote(str(path))}"
+        for callback in callbacks:
+            if isinstance(callback, PicturesThroughTime) and callback.seconds < CHEAP:
+                callback.on_train_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            print(words, flush=True)
+        raise KeyboardInterrupt(self.signal or signal.SIGINT)
