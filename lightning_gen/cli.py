@@ -143,6 +143,8 @@ def _without_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _plain_words(error: BaseException) -> str:
     """The message of an error, without what jsonargparse and a loader's worker process wrap around it."""
     text, name = str(error).strip(), type(error).__name__
+    if "surrogates not allowed" in text:
+        return "A name that is not UTF-8 cannot be an option's value. Rename the folder or file, or link to it."
     if refused := re.search(r"Importing '([\w.]+)' is not allowed", f"{error} {error.__cause__}"):
         from lightning_gen.trust import words_of_refusal
 

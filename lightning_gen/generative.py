@@ -278,10 +278,8 @@ class GenerativeModule(pl.LightningModule):
             if own is not None and isinstance(names, list | tuple) and len(names) == own:
                 self.class_names = [str(name) for name in names]
             return
-        options = [
-            option for option in ("labels", "labelled") if known is None and getattr(data, option, None) is False
-        ]
-        hint = f" Give it --data.{options[0]} true, or leave num_classes out." if options else ""
+        options = [name for name in ("labels", "labelled") if getattr(data, name, None) is False]
+        hint = f" Give it --data.{options[0]} true, or leave num_classes out." if options and known is None else ""
         raise ValueError(
             f"The model has num_classes={own}, but {type(data).__name__} has "
             f"{'no labels' if known is None else f'{known} classes'}.{hint}"
@@ -302,8 +300,10 @@ class GenerativeModule(pl.LightningModule):
         seen = self._lowest.setdefault((stage, dataloader_idx), [])
         if len(seen) == LOOKED_AT:
             return batch
-        pictures = {name: images for name, images in batch_pictures(batch).items() if images.is_floating_point()}
-        seen.append({name: self._checked_lowest(images, name) for name, images in pictures.items() if len(images)})
+        found = batch_pictures(batch).items()
+        pictures = {name: images for name, images in found if images.is_floating_point() and len(images)}
+        own = type(self).__name__
+        seen.append({name: check_range(images, own, f"{name} in a batch") for name, images in pictures.items()})
         bright = [name for name in seen[0] if all(lowest.get(name, -1) >= 0 for lowest in seen)]
         if len(seen) == LOOKED_AT and bright and not self._has_spoken:
             self._has_spoken = True
@@ -317,20 +317,6 @@ class GenerativeModule(pl.LightningModule):
         things = (self, getattr(self.trainer, "datamodule", None))
         hooks = ("transfer_batch_to_device", "on_after_batch_transfer")
         return any(is_overridden(hook, thing) for hook in hooks for thing in things)
-
-    def _checked_lowest(self, images: Tensor, name: str) -> float:
-        low, high = (value.item() for value in images.aminmax())
-        if -1 - ROUNDING <= low <= high <= 1 + ROUNDING:
-            return low
-        if low != low or high != high:
-            found, hint = "holds values that are not finite", "Look at how the pictures are made."
-        elif low >= 0 and 1.5 < high <= 255:
-            found = f"has values from {low:.4g} to {high:.4g}"
-            hint = "If they are those of 8 bits, give them as uint8, which is converted, or as x / 127.5 - 1."
-        else:
-            found = f"has values from {low:.4g} to {high:.4g}"
-            hint = "Give 2 x - 1 of pictures in [0, 1], and clip what a resize leaves outside."
-        raise ValueError(f"{type(self).__name__} takes pictures in [-1, 1], but {name} in a batch {found}. {hint}")
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -532,6 +518,30 @@ def as_floats(images: Any, name: str) -> Tensor:
         return images
     found = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
     raise ValueError(f"{name} takes pictures as a tensor of floats in [-1, 1] or of uint8, got {found}.")
+
+
+def check_range(images: Tensor, name: str, what: str) -> float:
+    """The lowest value of pictures, floats that must lie in `[-1, 1]`.
+
+    Args:
+        images: Of any shape, not empty; on the host, or a device is waited for.
+        name: Of the one who needs them.
+        what: They are.
+
+    Raises:
+        ValueError: If a value is outside, or not finite.
+    """
+    low, high = (value.item() for value in images.aminmax())
+    if -1 - ROUNDING <= low <= high <= 1 + ROUNDING:
+        return low
+    found = f"has values from {low:.4g} to {high:.4g}"
+    if low != low or high != high:
+        found, hint = "holds values that are not finite", "Look at how the pictures are made."
+    elif low >= 0 and 1.5 < high <= 255:
+        hint = "If they are those of 8 bits, give them as uint8, which is converted, or as x / 127.5 - 1."
+    else:
+        hint = "Give 2 x - 1 of pictures in [0, 1], and clip what a resize leaves outside."
+    raise ValueError(f"{name} takes pictures in [-1, 1], but {what} {found}. {hint}")
 
 
 def batch_pictures(batch: Any) -> dict[str, Tensor]:

@@ -34,14 +34,18 @@ def limit_of(variable: str, default: float) -> float:
     return limit
 
 
-def check_inflation(path: Path) -> None:
-    """Refuse a file of `torch.save` that would be larger in memory than it is on the disk.
+def check_inflation(path: Path, times: float = 1) -> None:
+    """Refuse a file of `torch.save` or `numpy.savez` that would be much larger in memory than it is on the disk.
 
-    Its records are stored as they are, so that never happens by itself; but the format is zip, whose records may be
-    compressed, or lie over one another.
+    PyTorch's records are stored as they are, so that never happens by itself; but the format is zip, whose records may
+    be compressed, or lie over one another.
+
+    Args:
+        path: The file.
+        times: How often its size its records may have: 1 where they are not compressed.
 
     Raises:
-        LimitError: If its records are together larger than the file and than `$LIGHTNING_GEN_MAX_INFLATED_GB`.
+        LimitError: If they are larger, and larger than `$LIGHTNING_GEN_MAX_INFLATED_GB`.
         zipfile.BadZipFile: If it begins like a zip file and has no directory.
     """
     with path.open("rb") as file:
@@ -53,11 +57,11 @@ def check_inflation(path: Path) -> None:
     if min((record.header_offset for record in records), default=1):
         raise zipfile.BadZipFile("its directory is not that of the file")
     inflated, size = sum(record.file_size for record in records), path.stat().st_size
-    if inflated > max(size, limit_of(INFLATED_GB, 0) * 1e9):
+    if inflated > max(times * size, limit_of(INFLATED_GB, 0) * 1e9):
         raise LimitError(
-            f"{path} is a file of {size / 1e6:.3g} MB that becomes {inflated / 1e6:.3g} MB in memory, as no checkpoint "
-            f"of PyTorch's does. If you trust it, set the environment variable {INFLATED_GB} to "
-            f"{inflated / 1e9:.3g} or more, or save it anew."
+            f"{path} is a file of {size / 1e6:.3g} MB that becomes {inflated / 1e6:.3g} MB in memory, which files of "
+            f"its kind do not. If you trust it, set the environment variable {INFLATED_GB} to {inflated / 1e9:.3g} or "
+            "more, or save it anew."
         )
 
 

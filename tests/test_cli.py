@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from argparse import ArgumentError
@@ -94,6 +95,12 @@ def test_an_unknown_command(command):
     code, error = command("tarin", "--config", "cyclegan")
     assert code == 2
     assert error == "lightning-gen: error: unknown command 'tarin'; lightning-gen --help lists them.\n"
+
+
+def test_a_name_that_is_not_utf_8_is_refused_in_plain_words(command):
+    code, error = command("fit", "--config", "cyclegan", "--data.root", os.fsdecode(b"caf\xe9"))
+    assert code == 2
+    assert error.startswith("lightning-gen: error: A name that is not UTF-8 cannot be an option's value. Rename")
 
 
 @pytest.mark.parametrize(

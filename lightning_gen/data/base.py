@@ -12,6 +12,7 @@ import signal
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -368,3 +369,14 @@ class ImageDataModule(pl.LightningDataModule):
         if shuffle and isinstance(self.trainer, pl.Trainer):
             loader.progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return loader
+
+
+def data_root(root: str | Path) -> Path:
+    """The folder of a data set, as a user names it.
+
+    Raises:
+        ValueError: If the name is empty.
+    """
+    if not str(root).strip():
+        raise ValueError("root is empty. Name the folder of the data set; the current one is '.'.")
+    return Path(root).expanduser()

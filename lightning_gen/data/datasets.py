@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, data_root
 from lightning_gen.data.binarization import (
     Binarization,
     StaticNoise,
@@ -237,7 +237,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         )
         if num_val < 0:
             raise ValueError(f"num_val must be 0 or more, got {num_val}.")
-        self.root = Path(root).expanduser()
+        self.root = data_root(root)
         self.num_val = num_val
         self.download = download
         self._parts: dict[bool, tuple[Tensor, Tensor]] = {}

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, data_root
 from lightning_gen.data.images import (
     ImageError,
     Search,
@@ -46,9 +46,7 @@ class _FolderData(ImageDataModule):
 
     def __init__(self, root: str | Path, **settings: Any) -> None:
         super().__init__(**settings)
-        if not str(root).strip():
-            raise ValueError("root is empty. Name the folder of the data set; the current one is '.'.")
-        self.root = Path(root).expanduser()
+        self.root = data_root(root)
         self.files: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from lightning_gen.data.base import examples_of, in_order
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.images import to_uint8
-from lightning_gen.generative import Samples, images_and_labels
+from lightning_gen.generative import Samples, check_range, images_and_labels
 from lightning_gen.latents import generator_for
 from lightning_gen.metrics.features import FeatureExtractor, Features
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
@@ -259,7 +259,10 @@ def reference_of_loader(
     """
 
     def pictures_of(batch: Any) -> Pictures:
-        return as_read(pictures_in(batch), extractor)
+        images = pictures_in(batch)
+        if extractor.quantized and isinstance(images, Tensor):  # to 8 bits all outside would be black or white
+            check_range(images, "An evaluation", "the data")
+        return as_read(images, extractor)
 
     with together():
         num_images = len(examples_of(loader))  # type: ignore[arg-type]

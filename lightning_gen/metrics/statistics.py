@@ -26,7 +26,7 @@ from torch import Tensor
 from lightning_gen.cache import cache_folder
 from lightning_gen.data.fingerprint import digest
 from lightning_gen.files import write_atomically
-from lightning_gen.limits import LimitError, load_tensors
+from lightning_gen.limits import LimitError, check_inflation, load_tensors
 from lightning_gen.metrics.frechet import Gaussian
 from lightning_gen.metrics.manifold import radii
 from lightning_gen.metrics.processes import from_rank_zero, rank, together
@@ -184,12 +184,15 @@ class ReferenceStatistics:
             StatisticsError: If there is no such file, or it does not hold a mean and a covariance.
         """
         try:
+            check_inflation(Path(path), times=10)  # some are compressed
             data = Path(path).read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
             gaussian = Gaussian(2, mean, covariance)  # the least number that has a covariance
         except OSError as error:
             raise StatisticsError(f"There are no statistics to read at {path}: {error.strerror}.") from error
+        except LimitError as error:
+            raise StatisticsError(str(error)) from error
         except Exception as error:
             raise StatisticsError(
                 f"{path} is cut short, or no .npz file that holds `mu` [D] and `sigma` [D, D]: {error}"

@@ -118,6 +118,15 @@ def fitted(folder, *callbacks, model=None, **settings):
     return model, trainer
 
 
+@pytest.mark.parametrize("factor", [255.0, float("nan")])
+def test_real_pictures_of_another_range_are_refused_not_clipped(factor):
+    data = TensorDataset(Data().pictures * factor)
+    with pytest.raises(ValueError, match=r"An evaluation takes pictures in \[-1, 1\], but the data h"):
+        evaluation.reference_of_loader(
+            Pixels(), DataLoader(data, 8), name="Data", split="train", max_features=8, moments=True
+        )
+
+
 def levels_seen(extractor):
     """Mean of the pictures of each pass of 70 samples that it was given, after the 64 real ones."""
     images = torch.cat(extractor.seen)[64:].float()

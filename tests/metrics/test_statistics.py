@@ -278,6 +278,19 @@ def test_an_npz_of_something_else_is_refused(tmp_path, monkeypatch, content):
     assert names(tmp_path) == ["a.npz"]
 
 
+def test_an_npz_that_inflates_is_refused_unless_allowed(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    gaussian = make().moments()
+    mean, covariance = gaussian.mean.numpy(), gaussian.covariance.numpy()
+    np.savez_compressed(path, mu=mean, sigma=covariance)
+    assert torch.equal(ReferenceStatistics.from_npz(path).moments().mean, gaussian.mean)
+    np.savez_compressed(path, mu=np.zeros(500), sigma=np.eye(500))
+    with pytest.raises(StatisticsError, match=r"a\.npz is a file of .* that becomes 2 MB in memory"):
+        ReferenceStatistics.from_npz(path)
+    monkeypatch.setenv("LIGHTNING_GEN_MAX_INFLATED_GB", "0.01")
+    assert len(ReferenceStatistics.from_npz(path).moments().mean) == 500
+
+
 def test_an_npz_cut_short_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     make().to_npz(path)
