@@ -196,18 +196,20 @@ class Stopwatch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Start after the first updates, end after the last."""
-        device, seen = pl_module.device, int(pl_module.images_seen)  # type: ignore[arg-type]
+        # How many pictures were seen the device knows, which is not asked in between.
+        device = pl_module.device
         if self.start is None:
             if trainer.global_step >= self.first:
-                self.images, self.steps = seen, trainer.global_step
                 finish(device)
+                self.images, self.steps = int(pl_module.images_seen), trainer.global_step  # type: ignore[arg-type]
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
                 self.start = time.perf_counter()
         elif time.perf_counter() - self.start >= self.seconds and trainer.global_step > self.steps:
             finish(device)
             self.took = time.perf_counter() - self.start
-            self.images, self.steps = seen - self.images, trainer.global_step - self.steps
+            self.images = int(pl_module.images_seen) - self.images  # type: ignore[arg-type]
+            self.steps = trainer.global_step - self.steps
             self.memory = peak_memory(device)
             trainer.should_stop = True
 
