@@ -24,6 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 import lightning_gen.callbacks
 import lightning_gen.data
@@ -41,6 +42,7 @@ from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
 from lightning_gen.commands.predict import PredictionWriter
+from lightning_gen.commands.readers import follow_data
 from lightning_gen.data.toy import PointDistribution
 from lightning_gen.generative import GenerativeModule, Samples, Translates
 from lightning_gen.metrics.evaluation import suffix_of
@@ -202,8 +204,10 @@ class CommandLine(LightningCLI):
         """Nothing: what the configuration and the command line say holds, also when a run goes on."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder, the W&B run to go on, and the number of threads."""
+        """Choose the run's figures, its folder, the W&B run to go on, and the number of threads."""
         config: Namespace = self.config[self.subcommand] if self.subcommand else self.config
+        for words in follow_data(config):
+            rank_zero_only(print)(words, flush=True)
         given = config.clone()
         checkpoint = None
         if self.subcommand:

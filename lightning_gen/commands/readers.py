@@ -1,0 +1,99 @@
+"""Which extractor reads which data, so that the figures of a configuration follow its data."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_gen.data.datasets import MNIST, Digits, FashionMNIST
+from lightning_gen.data.scenes import Scenes
+from lightning_gen.data.toy import PointDataModule
+
+INCEPTION = "InceptionFeatures"
+READS = {
+    "SceneFeatures": "reads built-in scenes",
+    "PointFeatures": "reads points",
+    "ClassifierFeatures": "knows the classes of other data",
+    INCEPTION: "reads pictures in colour",
+}
+
+
+def follow_data(config: Namespace) -> list[str]:
+    """Let the callbacks that measure samples suit the data that was chosen, or leave them out.
+
+    A configuration names an extractor for its own data; where other data takes its place, that extractor would refuse
+    the pictures, or look in them for what is not there. So points are read as points, built-in scenes by the reader of
+    their size and domain, MNIST and FashionMNIST by their classifiers. For other data there is none at hand, and the
+    callback is left out. An extractor of the user's own, one with weights of their own, and Inception by name stay.
+
+    Args:
+        config: Of a subcommand; its `trainer.callbacks` are changed in place.
+
+    Returns:
+        What was changed, in words.
+    """
+    path, _, name = str(config.data.class_path).rpartition(".")
+    data = getattr(sys.modules.get(path), name, None)  # the parser has imported it
+    callbacks = config.trainer.callbacks
+    if not isinstance(callbacks, list) or not isinstance(data, type):
+        return []
+    words: list[str] = []
+    kept: list[Namespace] = []
+    for callback in callbacks:
+        kind = str(callback.class_path).rpartition(".")[2]
+        if kind == "PointMetrics" and not issubclass(data, PointDataModule):
+            words.append(f"PointMetrics is left out: it measures points, and the data is {name}.")
+            continue
+        given = callback.init_args.get("extractor") if kind == "GenerativeMetrics" else None
+        reader = INCEPTION if given is None else str(given.class_path).rpartition(".")[2]
+        chosen = given is not None and (reader not in READS or reader == INCEPTION or given.init_args.get("weights"))
+        if kind == "GenerativeMetrics" and not chosen:
+            own = _reader_of(data, config.data.init_args)
+            why = f"{reader} {READS[reader]}, and the data is {name}"
+            if _suits(reader, given, data, config.data.init_args):
+                if given is not None and own is not None:
+                    given.init_args.update(own.init_args)
+            elif own is not None:
+                words.append(f"GenerativeMetrics takes {own.class_path.rpartition('.')[2]}: {why}.")
+                callback.init_args.extractor = own
+            else:
+                words.append(
+                    f"GenerativeMetrics is left out: {why}. An extractor that you name brings it back, as in "
+                    f"--trainer.callbacks.extractor {INCEPTION}."
+                )
+                continue
+        kept.append(callback)
+    config.trainer.callbacks = kept
+    return words
+
+
+def _suits(reader: str, given: Namespace | None, data: type, settings: Namespace) -> bool:
+    """Whether an extractor is for data of this class."""
+    if reader == "SceneFeatures":
+        return issubclass(data, Scenes)
+    if reader == "PointFeatures":
+        return issubclass(data, PointDataModule)
+    if reader == "ClassifierFeatures":
+        return given is not None and str(given.init_args.get("data")).lower() == data.__name__.lower()
+    # Data of which this is not known is asked when training starts.
+    return not issubclass(data, (PointDataModule, MNIST, FashionMNIST, Digits)) and settings.get("channels") != 1
+
+
+def _reader_of(data: type, settings: Namespace) -> Namespace | None:
+    """The extractor for data of a class of this package; None where there is none."""
+    if not data.__module__.startswith("lightning_gen.data"):
+        return None
+    arguments: dict[str, Any]
+    if issubclass(data, PointDataModule):
+        name, arguments = "PointFeatures", {"dimensions": data(**settings.as_dict()).image_shape[0]}
+    elif issubclass(data, Scenes):
+        scenes = data(**settings.as_dict())
+        name, arguments = "SceneFeatures", {"image_size": list(scenes.size), "domain": scenes.domain}
+    elif issubclass(data, (MNIST, FashionMNIST)):
+        shape = list(data(**settings.as_dict()).image_shape)
+        name, arguments = "ClassifierFeatures", {"data": data.__name__, "image_shape": shape}
+    else:
+        return None
+    return Namespace(class_path=f"lightning_gen.metrics.{name}", init_args=Namespace(**arguments))
