@@ -17,8 +17,10 @@ from lightning_gen.data.images import (
     ImageError,
     Kernel,
     check_channels,
+    faults_of,
     find_images,
     image_size,
+    in_words,
     read_image,
     resize_image,
     to_float,
@@ -131,6 +133,9 @@ def folder_loaders(
         ValueError: If a resize is asked for and there are no folders.
     """
     found = {folder: find_images(folder) for folder in folders if folder}
+    for folder, inside in found.items():
+        if faults := faults_of(inside):
+            raise ImageError(f"{in_words(faults, len(inside), folder)} Mend or remove them.")
     files = [file for inside in found.values() for file in inside]
     if not files:
         if kernel:

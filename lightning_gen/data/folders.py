@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +30,7 @@ from lightning_gen.data.images import (
     check_channels,
     count_endings,
     faults_of,
+    in_words,
     read_image,
     resize_image,
     search_images,
@@ -38,7 +38,6 @@ from lightning_gen.data.images import (
 )
 
 _Reader = Callable[[Path], Tensor]
-_NAMED = 3  # files of each kind that a message names
 
 
 class _FolderData(ImageDataModule):
@@ -269,7 +268,7 @@ class ImageFolder(_FolderData):
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range, there are too few pictures to split, or classes are asked for and a
-            picture has none.
+            picture has none, or a class no picture.
         ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read.
     """
 
@@ -361,7 +360,7 @@ class ImageFolder(_FolderData):
             )
         if empty := [folder for folder in search.folders if folder.name not in found]:
             there = {f: count_endings(path for path in search.others if path.is_relative_to(f)) for f in empty}
-            holding = ", ".join(f"{f.name} (it holds {there[f] or 'nothing'})" for f in sorted(empty))
+            holding = ", ".join(f"{f.name} (it holds {there[f] or 'nothing of its own'})" for f in sorted(empty))
             raise ValueError(
                 f"{search.folder}: no picture that can be read is of class {holding}. Convert the pictures, or move "
                 "the folder away if it is no class."
@@ -563,20 +562,11 @@ def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool) -> lis
         rank_zero_info(f"{root}: {len(images)} pictures; left out by their endings: {count_endings(others)}.")
     faults = faults_of(images)
     if faults:
-        kinds: dict[str, list[str]] = defaultdict(list)
-        for path, fault in faults.items():
-            kinds[fault].append(path.relative_to(root).as_posix())
-        found = "; ".join(f"{fault}: {_some(names)}" for fault, names in kinds.items())
-        words = f"{root}: {len(faults)} of {len(images)} picture files cannot be read. {found}."
+        words = in_words(faults, len(images), root)
         if not skip_broken:
             raise ImageError(f"{words} Mend or remove them, or leave them out with skip_broken: true.")
         rank_zero_warn(f"{words} They are left out.")
     return [replace(s, images=[path for path in s.images if path not in faults]).checked() for s in searches]
-
-
-def _some(names: Sequence[str]) -> str:
-    """How many there are, and the first of them."""
-    return f"{len(names)} ({', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''})"
 
 
 def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) -> dict[str, list[Path]]:

@@ -8,7 +8,7 @@ import stat
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ _WIDTH, _HEIGHT = 256, 257
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262  # 0: white is stored as 0
 
+_NAMED = 3  # files of each kind that a message names
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -283,6 +284,24 @@ def faults_of(paths: Sequence[Path]) -> dict[Path, str]:
     with ThreadPoolExecutor(16) as threads:
         found = [fault for part in threads.map(lambda part: [_fault(path) for path in part], parts) for fault in part]
     return {path: fault for path, fault in zip(paths, found, strict=True) if fault}
+
+
+def in_words(faults: Mapping[Path, str], among: int, root: Path) -> str:
+    """A sentence about all `faults_of` the files below a folder: how many of each kind, and the first of them.
+
+    Args:
+        faults: At least one.
+        among: How many files were looked at.
+        root: Below which they are named.
+    """
+    kinds: dict[str, list[str]] = {}
+    for path, fault in faults.items():
+        kinds.setdefault(fault, []).append(path.relative_to(root).as_posix())
+    found = "; ".join(
+        f"{fault}: {len(names)} ({', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''})"
+        for fault, names in kinds.items()
+    )
+    return f"{root}: {len(faults)} of {among} picture files cannot be read. {found}."
 
 
 def _fault(path: Path) -> str:

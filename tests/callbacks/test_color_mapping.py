@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import ColorMappingBaseline
-from lightning_gen.data.images import to_uint8
+from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.metrics.color_mapping import HistogramMatching
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
@@ -106,3 +106,13 @@ def test_without_pairs_there_is_nothing_to_log():
 def test_a_number_below_one_is_refused():
     with pytest.raises(ValueError, match="num_images >= 1, got 0"):
         ColorMappingBaseline(0)
+
+
+def test_pictures_of_8_bits_have_the_figures_of_the_same_in_floats():
+    data = Data()
+    for name in ("a", "b", "train_a", "train_b"):
+        setattr(data, name, to_uint8(getattr(data, name)))
+    of_bytes = run(data, ColorMappingBaseline())
+    for name in ("a", "b", "train_a", "train_b"):
+        setattr(data, name, from_uint8(getattr(data, name)))
+    assert run(data, ColorMappingBaseline()) == of_bytes

@@ -17,6 +17,7 @@ from lightning_gen.callbacks.pictures import (
     GAP,
     MIN_CELL,
     MIN_SQUARE,
+    FirstPictures,
     SampleGrid,
     TranslationGrid,
     log_picture,
@@ -250,6 +251,13 @@ def test_training_pictures_serve_where_there_is_no_validation(tmp_path):
     assert callback.inputs.source == "training"
     expected = [to_uint8(picture) for picture in Pictures(0).pictures[:4, 0]]
     assert all(torch.equal(*pair) for pair in zip(callback.inputs.pictures["A"], expected, strict=True))
+
+
+def test_pictures_of_8_bits_are_taken_as_they_are():
+    taken = FirstPictures(3)
+    bytes_ = torch.arange(192, dtype=torch.uint8).view(4, 3, 4, 4)
+    taken.take({"A": bytes_, "B": from_uint8(bytes_)}, "training")
+    assert all(torch.equal(*pair) for side in "AB" for pair in zip(taken.pictures[side], bytes_[:3], strict=True))
 
 
 def test_first_validation_completes_what_the_sanity_check_began(tmp_path):

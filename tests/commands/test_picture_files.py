@@ -85,6 +85,15 @@ def test_sizes_that_do_not_fit_are_said_before_anything_is_read():
     assert extractor.seen == 0
 
 
+def test_files_that_cannot_be_read_are_told_all_at_once():
+    folder("ours", [(8, 8)] * 3)
+    folder("theirs", [(8, 8)] * 3, seed=1)
+    for name in ("x", "y"):
+        Path(f"theirs/{name}.png").touch()
+    with pytest.raises(ImageError, match=r"theirs: 2 of 5 picture files cannot be read. empty: 2 \(x.png, y.png\)"):
+        measured(Corners())
+
+
 def test_no_picture_is_decoded_for_its_size(monkeypatch):
     folder("in", [(7, 9)])
     Image.new("RGB", (9, 7)).save("in/photo.jpg", exif=_orientation(6))

@@ -440,7 +440,9 @@ def test_every_class_folder_is_a_class_whatever_the_endings(tmp_path):
     for path in (tmp_path / "dog").iterdir():
         path.rename(path.with_suffix(".heic"))
     (tmp_path / "eel").mkdir()
-    with pytest.raises(ValueError, match=r"is of class dog \(it holds 3 .heic\), eel \(it holds nothing\)\. Convert"):
+    with pytest.raises(
+        ValueError, match=r"is of class dog \(it holds 3 .heic\), eel \(it holds nothing of its own\)\. Convert"
+    ):
         ImageFolder(tmp_path, image_size=4, labels=True)
     assert len(ImageFolder(tmp_path, image_size=4).files["train"]) == 4
 
