@@ -83,7 +83,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     return checkpoint
 
 
-def check_going_on(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def check_going_on(checkpoint: Mapping[str, Any], path: str | os.PathLike[str] = "The checkpoint") -> None:
     """Refuse to train on from a checkpoint that does not hold all of a run.
 
     Raises:
@@ -93,7 +93,7 @@ def check_going_on(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
     if missing:
         raise CheckpointError(
             f"{path} has no {', '.join(map(repr, missing))}: it holds weights to use, as by sample, translate or "
-            "evaluate, and not the state of a run to go on with."
+            "evaluate, and not the state of a run to go on with. Take one that was saved without save_weights_only."
         )
 
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_gen.checkpoints import CheckpointError, read_checkpoint
+from lightning_gen.checkpoints import CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.data.images import from_uint8
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path
 from lightning_gen.loops import go_on_exactly
@@ -372,11 +372,7 @@ class GenerativeModule(pl.LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
-        if not checkpoint.keys() >= {"optimizer_states", "lr_schedulers", "loops"}:
-            raise CheckpointError(
-                "The checkpoint holds weights and no state of training, so no run can go on from it. Take one that "
-                "was saved without save_weights_only."
-            )
+        check_going_on(checkpoint)
         go_on_exactly(trainer)
         self._going_on_from = checkpoint
         states = checkpoint.get("callbacks", {})

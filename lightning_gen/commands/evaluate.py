@@ -237,7 +237,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         names = [name for text in given.checkpoint for name in (json.loads(text) if text.startswith('["') else [text])]
         options["checkpoint"] = json.dumps(names)
         folders = dict.fromkeys(run_folder_of_checkpoint(path) for path in find_checkpoints(names))
-        configs = [load_yaml((f / CONFIG).read_text()) for f in folders if f and (f / CONFIG).is_file()]
+        configs = [_configuration(f / CONFIG) for f in folders if f and (f / CONFIG).is_file()]
         # Saved statistics serve also where the data is not.
         needs_data = (given.reference or "train") in SPLITS or given.floor or given.neighbours
         for name, found in {
@@ -254,12 +254,25 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     return [*(f"--{name}={value}" for name, value in options.items()), *others]
 
 
+def _configuration(path: Path) -> Mapping[str, Any]:
+    """What a run's configuration holds.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    config = load_yaml(path.read_text(encoding="utf-8", errors="replace"))
+    sections = ("model", "data", "trainer")
+    if not isinstance(config, Mapping) or not all(isinstance(config.get(name, {}), Mapping) for name in sections):
+        raise ValueError(f"{path} is no configuration of a run: it must have model, data and trainer as mappings.")
+    return config
+
+
 def _extractor_of(config: Mapping[str, Any]) -> Any:
     """The extractor of GenerativeMetrics in the configuration of a run, or None."""
     callbacks = config.get("trainer", {}).get("callbacks") or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if callback["class_path"].rpartition(".")[2] == "GenerativeMetrics":
-            return callback.get("init_args", {}).get("extractor")
+        if isinstance(callback, Mapping) and str(callback.get("class_path")).rpartition(".")[2] == "GenerativeMetrics":
+            return (callback.get("init_args") or {}).get("extractor")
     return None
 
 
@@ -270,7 +283,7 @@ def _what_counts(setting: Mapping[str, Any] | None) -> Any:
     arguments = dict(setting.get("init_args", {}))
     for name in ("batch_size", "eval_batch_size", "num_workers"):
         arguments.pop(name, None)
-    return setting["class_path"], arguments
+    return setting.get("class_path"), arguments
 
 
 # -- real pictures --------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ import lightning_gen.callbacks
 import lightning_gen.data
 import lightning_gen.losses
 import lightning_gen.models
+from lightning_gen import resuming
 from lightning_gen.cache import cache_folder
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.evaluation import GenerativeMetrics
@@ -395,9 +396,12 @@ def _naming_damage() -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        places = [
+            (frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
         restoring = any(
-            code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames
+            (file.endswith("checkpoint_connector.py") and "restore" in function) or file == resuming.__file__
+            for file, function in places
         )
         if isinstance(error, CheckpointError) or not restoring:
             raise
