@@ -160,8 +160,7 @@ class Report(pl.Callback):
         with self._harmless():
             if not keeps_files(trainer):
                 return False
-            path = run_folder(trainer) / ENVIRONMENT
-            write_atomically(path, strict_json({**_read_json(path), "status": status}, indent=2))
+            _write_status(run_folder(trainer), status)
         self._write_page(trainer, status)
         return True
 
@@ -271,6 +270,18 @@ def _begin_history(path: Path, trainer: pl.Trainer, lines: int | None) -> int:
     kept = [line for line in read_history(source)[:lines] if line["step"] <= step] if step else []
     write_history(path, kept)
     return len(kept)
+
+
+def finish_record(folder: Path) -> None:
+    """Say that a run is over that was killed between its last checkpoint and the end of its record."""
+    if _read_json(folder / ENVIRONMENT).get("status") == "running":
+        _write_status(folder, "finished")
+        write_report(folder, "finished")
+
+
+def _write_status(folder: Path, status: str) -> None:
+    path = folder / ENVIRONMENT
+    write_atomically(path, strict_json({**_read_json(path), "status": status}, indent=2))
 
 
 def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

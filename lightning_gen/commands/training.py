@@ -38,10 +38,18 @@ from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
-from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoint, run_folder, run_folder_of_checkpoint
+from lightning_gen.callbacks.run_folder import (
+    CONFIG,
+    find_checkpoint,
+    keeps_files,
+    run_folder,
+    run_folder_of_checkpoint,
+)
+from lightning_gen.callbacks.run_lock import lock_run, unlock_run
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
+from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data
 from lightning_gen.data.toy import PointDistribution
@@ -152,7 +160,18 @@ class SaveRunConfig(SaveConfigCallback):
         super().__init__(parser, given, **settings)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing yet: a checkpoint that does not fit the model must not cost its run the configuration."""
+        """Take the folder. No more yet: a checkpoint that does not fit the model must not cost its run anything."""
+        if stage == "fit" and keeps_files(trainer):
+            lock_run(run_folder(trainer))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the folder free."""
+        if stage == "fit" and keeps_files(trainer):
+            unlock_run(run_folder(trainer))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the folder free."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it when a checkpoint to go on from has been loaded."""
@@ -226,7 +245,11 @@ class CommandLine(LightningCLI):
         elif config.trainer.logger in (None, True):
             config.trainer.logger = self._run_logger(config)
         folder = run_folder_of_checkpoint(config.ckpt_path) if checkpoint else None
+        if checkpoint and self.subcommand == "fit":
+            check_that_it_is_not_over(checkpoint, config, folder)
         if checkpoint and folder and self.subcommand == "fit":
+            if _is_first() and not config.trainer.fast_dev_run:
+                lock_run(folder)
             go_on_in_folder(config.trainer.logger, folder.resolve(), int(checkpoint["global_step"]))
         prepare_wandb(config.trainer.logger, checkpoint)
         train_missing_classifiers(config)
@@ -368,9 +391,18 @@ def _logged_in(wandb: Any) -> bool:
 def run_trainer(arguments: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`."""
     quiet_lightning()
-    with _naming_damage():
-        _run_command_line(arguments)
+    try:
+        with _naming_damage():
+            _run_command_line(arguments)
+    except RunIsOver as over:
+        if _is_first():
+            print(over)
     return 0
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes, or the only one, before Lightning has brought them together."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _run_command_line(arguments: list[str]) -> None:

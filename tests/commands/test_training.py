@@ -23,6 +23,7 @@ from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
 from lightning_gen.commands import training
 from lightning_gen.commands.configs import config_folder
+from lightning_gen.commands.going_on import limit_reached
 from lightning_gen.commands.training import CommandLine, Trainer, pictures_for, prepare_wandb, with_configs
 from lightning_gen.data import Scenes, UnpairedScenes
 from lightning_gen.data.images import read_image, to_uint8
@@ -194,6 +195,73 @@ def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
     for recorded in (checkpoint["hyper_parameters"], config):
         assert (recorded["lambda_A"], recorded["learning_rate"]) == (7, 1e-5)
     assert [row["step"] for row in table() if "train/cycle_A" in row] == [1, 2, 3]
+
+
+def test_a_run_that_has_ended_says_what_to_raise(tiny, command):
+    assert command("fit", "--config", tiny.write(), "--test_after_fit", "true").code == 0
+    before = contents(RUN)
+    ended = command("fit", "--ckpt_path", RUN)
+    words = "This run has ended at step 4: it has reached trainer.max_steps (4). Raise that to go on. To test it: "
+    assert (ended.code, ended.out) == (0, f"{words}lightning-gen test --ckpt_path {LAST}\n")
+    assert contents(RUN) == before
+    epochs = ["--trainer.max_steps", -1, "--trainer.max_epochs"]  # there are 3 batches in one
+    ended = command("fit", "--ckpt_path", RUN, *epochs, 1)
+    assert "it has reached trainer.max_epochs (1). Raise that" in ended.out
+    assert command("fit", "--ckpt_path", RUN, *epochs, 2).code == 0
+    assert read_checkpoint(LAST)["global_step"] == 6
+    assert json.loads((RUN / "results.json").read_text())["step"] == 6
+    # A run that was killed in its last moments has its record finished.
+    environment = json.loads((RUN / "environment.json").read_text())
+    (RUN / "environment.json").write_text(json.dumps({**environment, "status": "running"}))
+    (RUN / "index.html").unlink()
+    assert "it has reached trainer.max_epochs (2)" in command("fit", "--ckpt_path", RUN).out
+    assert json.loads((RUN / "environment.json").read_text()) == environment
+    assert 'http-equiv="refresh"' not in (RUN / "index.html").read_text()
+
+
+def test_time_and_patience_that_are_used_up_are_limits_too(tiny, command):
+    patience = {"monitor": "val/psnr_AtoB", "patience": 1, "min_delta": 100, "mode": "max"}
+    tiny["trainer"] |= {"max_steps": 20, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    tiny["trainer"]["callbacks"] = [{"class_path": "EarlyStopping", "init_args": patience}]
+    assert command("fit", "--config", tiny.write()).code == 0
+    assert "it has reached the patience of EarlyStopping (1). Raise that" in command("fit", "--ckpt_path", RUN).out
+    checkpoint = read_checkpoint(LAST)
+    checkpoint["callbacks"]["Timer"] = {"time_elapsed": {"train": 100.0}}
+    settings = Namespace(max_steps=-1, max_epochs=None, max_time="00:00:01:40", callbacks=None)
+    assert limit_reached(checkpoint, settings) == "trainer.max_time (00:00:01:40)"
+    settings.max_time = "00:00:01:41"
+    assert limit_reached(checkpoint, settings) is None
+
+
+def fit_while_another_does(*arguments):
+    """While the fifth step is made, other processes ask to go on in the same run, and to test it; their exit codes."""
+    codes = []
+
+    def ask(self, trainer, *_):
+        if trainer.global_step == 4 and not codes:
+            for name in ("fit", "test"):
+                process = os.fork()
+                if not process:
+                    os._exit(exit_code(name, "--ckpt_path", LAST))
+                codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+
+    LastCheckpoint.on_train_batch_start = ask
+    return exit_code(*arguments), codes
+
+
+def test_only_one_process_trains_in_a_run(tiny, fresh_process, capfd):
+    tiny["checkpoint"] = {"every_n_steps": 1}
+    fresh_process(fit_until_killed, "fit", "--config", tiny.write())
+    # A killed process holds nothing, whatever it has left.
+    (RUN / ".lock").write_text("Process 1 on another machine, which was killed")
+    capfd.readouterr()
+    steps = ["--trainer.max_steps", 6]
+    assert fresh_process(fit_while_another_does, "fit", "--ckpt_path", LAST, *steps) == (0, [1, 0])
+    error = capfd.readouterr().err
+    assert re.search(
+        rf"error: Process \d+ on \S+ is training in {RUN.absolute()}, and two would write over each", error
+    )
+    assert not (RUN / ".lock").exists()
 
 
 def test_new_runs_get_new_folders(tiny, command):
