@@ -300,7 +300,7 @@ def drawing(name: str, side: int | None, batch: int | None, place: Place, left: 
     differ = int((by_default() != eager()).any(1).sum())
     if differ:
         raise RuntimeError(f"{differ} of {batch * side**2} pixels differ between graphs and eager steps.")
-    seconds = take_turns({"graphs": by_default, "eager": eager}, 2, Clock(place.device, torch.get_num_threads()))
+    seconds = take_turns({"graphs": by_default, "eager": eager}, 1, Clock(place.device, torch.get_num_threads()))
     graphs, slow = (1e3 * median(seconds[way]) / side**2 for way in ("graphs", "eager"))
     factor = ratio(seconds, "eager", "graphs")
     figures = {"graphs_ms_per_pixel": graphs, "eager_ms_per_pixel": slow, "eager_over_graphs": factor}
@@ -349,7 +349,7 @@ def items(kinds: Sequence[str], models: Sequence[str], place: Place) -> Iterator
                 sizes = (8, 2) if place.small else (None, None)
                 measure = partial(drawing, model, *sizes, place)
                 size = "8 x 8" if place.small else f"{SAMPLED[model].sides[-1]} x {SAMPLED[model].sides[-1]}"
-                yield Item("sampling", model, size, seconds(15, 2), measure)
+                yield Item("sampling", model, size, seconds(20, 2), measure)
     if "extractor" in kinds:
         for precision in ("float32", "bfloat16"):
             batch = 256 if place.has_gpu else 4
@@ -435,6 +435,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "lightning": pl.__version__,
         "lightning_gen": lightning_gen.__version__,
+        "float32_products": torch.get_float32_matmul_precision(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     if device.type == "cuda":
@@ -443,8 +444,6 @@ def machine(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "memory_gib": round(properties.total_memory / 2**30, 1),
-            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-            "tf32_products": torch.backends.cuda.matmul.allow_tf32,
         }
     return found
 
@@ -515,7 +514,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="jsonargparse")
     # What earlier runs have compiled would make compiling look short.
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         device = torch.device("cuda" if has_gpu else "cpu")
         place = Place(device, small=given.small or not has_gpu, seconds=2.0 if has_gpu else 0.2)

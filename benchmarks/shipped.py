@@ -42,7 +42,7 @@ def model_of(settings: dict[str, Any], **changes: Any) -> GenerativeModule:
     model = deepcopy(settings["model"])
     arguments = model.setdefault("init_args", {})
     # Critic updates before the first steps would be all that is seen of a short run.
-    arguments |= {"warmup_critic_updates": 0} if "warmup_critic_updates" in arguments else {}
+    arguments |= {"warmup_critic_updates": None} if "warmup_critic_updates" in arguments else {}
     arguments |= {"image_shape": image_shape(settings["data"]), **changes}
     made: GenerativeModule = _instance_of(GenerativeModule, model)
     return made

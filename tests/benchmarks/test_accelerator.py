@@ -166,6 +166,9 @@ def test_every_model_is_looked_at():
     assert set(MODELS) == classes
     for model, names in MODELS.items():
         assert [settings_of(name)["model"]["class_path"] for name in names] == [model, model]
+        with torch.device("meta"):  # at full size
+            made = model_of(settings_of(names[1]))
+        assert getattr(made, "warmup_critic_updates", None) is None
 
 
 def test_models_and_batches_are_of_the_shape_of_their_data():

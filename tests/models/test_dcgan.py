@@ -49,11 +49,12 @@ def test_any_size_and_number_of_channels(shape):
 
 @pytest.mark.gpu
 def test_a_seed_draws_the_same_pictures_on_a_gpu():
-    """The noise is drawn on the CPU; products in TF32 have 10 bits."""
+    """The noise is drawn on the CPU."""
     model = DCGAN((3, 16, 16), GENERATOR, DISCRIMINATOR)
     on_cpu = model.sample(5, generator=torch.Generator().manual_seed(0))
     on_gpu = model.cuda().sample(5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-2)
+    # Products in TF32 have 10 bits.
+    assert (on_gpu.cpu() - on_cpu).norm() < 0.02 * (on_cpu - on_cpu.mean(0)).norm()
 
 
 def test_batch_norm_keeps_the_statistics_of_fakes_of_both_moves():

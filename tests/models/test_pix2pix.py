@@ -312,7 +312,8 @@ def test_translating_on_a_gpu_leaves_its_random_state_as_found(trained):
     first = trained.translate(images().cuda())
     assert torch.equal(torch.cuda.get_rng_state(), state)
     torch.cuda.manual_seed(5)
-    assert torch.equal(first, trained.translate(images().cuda()))
+    # Transposed convolutions may add up in any order there; other dropout would make far more of a difference.
+    torch.testing.assert_close(trained.translate(images().cuda()), first, rtol=0, atol=1e-3)
     assert all(module.training for module in trained.modules())
 
 
