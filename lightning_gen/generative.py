@@ -295,13 +295,13 @@ class GenerativeModule(pl.LightningModule):
             ValueError: If a value is outside `[-1, 1]`.
         """
         stage = None if self._trainer is None else self.trainer.state.stage
-        if stage is None or self.image_shape[1:] == (1, 1) or self._changed_on_device():
-            return batch
         seen = self._lowest.setdefault((stage, dataloader_idx), [])
-        if len(seen) == LOOKED_AT:
+        if stage is None or len(seen) == LOOKED_AT or self.image_shape[1:] == (1, 1) or self._changed_on_device():
             return batch
         found = batch_pictures(batch).items()
         pictures = {name: images for name, images in found if images.is_floating_point() and len(images)}
+        if not pictures:
+            return batch
         own = type(self).__name__
         seen.append({name: check_range(images, own, f"{name} in a batch") for name, images in pictures.items()})
         bright = [name for name in seen[0] if all(lowest.get(name, -1) >= 0 for lowest in seen)]

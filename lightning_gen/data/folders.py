@@ -57,9 +57,9 @@ class _FolderData(ImageDataModule):
         if not (dist.is_available() and dist.is_initialized()):
             return
         places = repr(self.files).replace(str(self.root), "")  # which may be another on each machine
-        own, all_ = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest(), [""] * dist.get_world_size()
-        dist.all_gather_object(all_, own)
-        if len(set(all_)) > 1:
+        found = [""] * dist.get_world_size()
+        dist.all_gather_object(found, hashlib.sha256(places.encode()).hexdigest())
+        if len(set(found)) > 1:
             raise RuntimeError(
                 f"{type(self).__name__}: the processes have found different pictures in {self.root}. It must hold the "
                 "same files on all machines, and stay as it is while a run starts."
@@ -559,7 +559,7 @@ def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool) -> lis
     """
     images = [path for search in searches for path in search.images]
     if others := [path for search in searches for path in search.others]:
-        rank_zero_info(f"{root}: {len(images)} pictures; left out by their endings: {count_endings(others)}.")
+        rank_zero_info(f"{root}: {len(images)} picture files; left out by their endings: {count_endings(others)}.")
     faults = faults_of(images)
     if faults:
         words = in_words(faults, len(images), root)

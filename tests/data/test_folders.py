@@ -488,7 +488,7 @@ def test_broken_files_are_left_out_on_demand_and_other_endings_counted(untidy, c
     caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
     with pytest.warns(UserWarning, match=r"5 of 45 picture files cannot be read.* They are left out\."):
         module = ImageFolder(untidy, image_size=4, labels=True, skip_broken=True)
-    assert "45 pictures; left out by their endings: 2 .txt, 1 .heic." in caplog.text
+    assert "45 picture files; left out by their endings: 2 .txt, 1 .heic." in caplog.text
     for name in ("a.txt", "cat/b.txt", "cat/empty0.png", "cat/empty1.png", "dog/gone.png", "dog/page.jpg"):
         (untidy / name).unlink()
     (untidy / "dog/pipe.png").unlink()
