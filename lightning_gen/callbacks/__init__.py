@@ -11,6 +11,7 @@ from lightning_gen.callbacks.report import Report, write_report
 from lightning_gen.callbacks.run_folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
 from lightning_gen.callbacks.run_logger import RunLogger
 from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
+from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.callbacks.toy import PointCloud, PointMetrics
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "GenerativeMetrics",
     "Interruption",
     "LastCheckpoint",
+    "NetworkSummary",
     "PointCloud",
     "PointMetrics",
     "ProgressBar",

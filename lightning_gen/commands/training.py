@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -46,6 +46,7 @@ from lightning_gen.callbacks.run_folder import (
     run_folder_of_checkpoint,
 )
 from lightning_gen.callbacks.run_lock import lock_run, unlock_run
+from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
@@ -70,7 +71,7 @@ REFUSED_BY_BAREBONES = (
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer with checkpoints written atomically, in one folder, and our progress bar.
+    """Lightning's Trainer with checkpoints written atomically, in one folder, and our progress bar and summary.
 
     The limits are declared again because the command line would otherwise read 1, one batch, as 1.0, all of them.
     """
@@ -80,6 +81,7 @@ class Trainer(pl.Trainer):
         *args: Any,
         callbacks: list[pl.Callback] | pl.Callback | None = None,
         enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         barebones: bool = False,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
@@ -91,6 +93,9 @@ class Trainer(pl.Trainer):
         shows_progress = enable_progress_bar is not False and not barebones
         if shows_progress and not any(isinstance(c, LightningProgressBar) for c in callbacks):
             callbacks = [*callbacks, ProgressBar()]
+        shows_summary = enable_model_summary is not False and not barebones
+        if shows_summary and not any(isinstance(c, ModelSummary) for c in callbacks):
+            callbacks = [*callbacks, NetworkSummary()]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
                 name_flatly(callback)
@@ -98,6 +103,7 @@ class Trainer(pl.Trainer):
             *args,
             callbacks=callbacks,
             enable_progress_bar=enable_progress_bar,
+            enable_model_summary=enable_model_summary,
             barebones=barebones,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,

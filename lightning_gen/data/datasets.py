@@ -397,7 +397,7 @@ class Digits(InMemoryDataModule):
             seed=seed,
         )
         if importlib.util.find_spec("sklearn") is None:
-            raise ModuleNotFoundError("Digits come with scikit-learn: pip install 'lightning-gen[digits]'")
+            raise ModuleNotFoundError("Digits come with scikit-learn: pip install scikit-learn")
 
     def load(self, split: _Split) -> tuple[Tensor, Tensor]:
         """Pictures `[N, 1, 8, 8]`, float32 in `[0, 1]`, and labels `[N]`, int64."""

@@ -160,7 +160,7 @@ def _scipy(module: str) -> Any:
     try:
         return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
-        raise ImportError("Exact Wasserstein-1 needs SciPy: pip install 'lightning-gen[toy]'") from error
+        raise ImportError("Exact Wasserstein-1 needs SciPy: pip install scipy") from error
 
 
 class ToyMetrics(Metric):

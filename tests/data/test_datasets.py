@@ -212,7 +212,7 @@ def test_digits_can_be_enlarged_and_padded():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-gen\[digits\]'"):
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
         Digits()
 
 
