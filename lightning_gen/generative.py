@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import lightning.pytorch as pl
 import numpy as np
@@ -149,6 +149,8 @@ class GenerativeModule(pl.LightningModule):
     """
 
     images_seen: Tensor
+    instead_of: ClassVar[Mapping[str, str]] = {}
+    """Settings of the trainer that are refused in training, and what to do instead."""
     prediction_name = "value"
     """What the numbers are that `predict_step` gives, where it gives numbers: the name of their column."""
 
@@ -284,6 +286,20 @@ class GenerativeModule(pl.LightningModule):
             f"The model has num_classes={own}, but {type(data).__name__} has "
             f"{'no labels' if known is None else f'{known} classes'}.{hint}"
         )
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None. But here, before Lightning refuses to clip and to accumulate by hand, is where to say what does so.
+
+        Raises:
+            ValueError: If the trainer was told to do what this model does another way.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            idle = {"accumulate_grad_batches": 1}
+            for setting, instead in self.instead_of.items():
+                value = getattr(self.trainer, setting)
+                if value and value != idle.get(setting):
+                    raise ValueError(f"The trainer was given {setting}={value}. {instead.format(value=value)}")
+        return []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at the values of the first pictures, on the host, where looking costs no wait for the device.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -35,15 +36,44 @@ class AdversarialModule(GenerativeModule):
 
     One step means one generator update: `trainer.global_step`, `max_steps`, checkpoint names and schedules count the
     updates made with `count=True`, although Lightning by itself counts every optimizer's.
+
+    Args:
+        image_shape: (channels, height, width).
+        gradient_clip_norm: Norm to which the gradient of each player is clipped before each of its updates; None clips
+            none.
+        micro_batches: Pieces that each batch is cut into, whose gradients are added up: an update sees the whole batch
+            with the memory of a piece. Steps, pictures, schedules and intervals of penalties count batches, as without,
+            and running statistics move once a batch. What looks at several pictures at once (batch norm, the deviation
+            in `DRAGAN`) looks at those of a piece, as it would at those of a process.
+
+    Raises:
+        ValueError: If a number is out of range; when a run starts, if the trainer was told to clip or to accumulate,
+            which Lightning cannot for such a model; in a batch, if it has fewer pictures than pieces.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    instead_of: ClassVar[Mapping[str, str]] = {
+        "gradient_clip_val": "Players are updated one by one: set model.gradient_clip_norm instead, which clips the "
+        "gradient of each.",
+        "accumulate_grad_batches": "Players are updated one by one: set model.micro_batches to {value} instead, which "
+        "cuts each batch into so many pieces, and data.batch_size to {value} times what it is.",
+    }
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], *, gradient_clip_norm: float | None = None, micro_batches: int = 1
+    ) -> None:
         super().__init__(image_shape)
+        if gradient_clip_norm is not None and not gradient_clip_norm > 0:
+            raise ValueError(f"gradient_clip_norm must be above 0, or null for none; got {gradient_clip_norm}.")
+        if micro_batches < 1:
+            raise ValueError(f"micro_batches must be at least 1, got {micro_batches}.")
+        self.gradient_clip_norm, self.micro_batches = gradient_clip_norm, micro_batches
         self.automatic_optimization = False
         self.penalties: list[Penalty] = []
         self._first_bad_step: dict[str, Tensor] = {}
 
-    def update(self, optimizer: LightningOptimizer, losses: Callable[[], Losses], *, count: bool = True) -> None:
+    def update(
+        self, optimizer: LightningOptimizer, losses: Callable[[], Losses] | Pieces, *, count: bool = True
+    ) -> None:
         """One optimizer step of one player.
 
         The parameters of all other optimizers need no gradients meanwhile. Under DDP only the gradients of this
@@ -52,7 +82,7 @@ class AdversarialModule(GenerativeModule):
         Args:
             optimizer: One of `self.optimizers()`.
             losses: Gives the named, weighted terms whose sum is minimised; called with the other players frozen. Each
-                is logged as `train/NAME`.
+                is logged as `train/NAME`. Or what `in_pieces` makes of such a function, whose gradients are added up.
             count: Whether this is the generator update that counts as the step.
 
         Raises:
@@ -63,21 +93,71 @@ class AdversarialModule(GenerativeModule):
         # Of one process too: DDP would look for gradients of all players, and there are those of one.
         ddp = isinstance(strategy, DDPStrategy)
         local: AbstractContextManager[Any] = strategy.block_backward_sync() if ddp else nullcontext()  # type: ignore[attr-defined]
+        pieces = losses if isinstance(losses, Pieces) else Pieces([losses], [1.0])
+        terms: dict[str, Tensor] = {}
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad()
             with local:
-                terms = losses()
-                self._record(terms)
-                total = torch.stack([full(term) for term in terms.values()]).sum()
-                # Lightning runs the whole step under autocast, which would reach the second derivatives of penalties.
-                with torch.autocast(self.device.type, enabled=False):
-                    self.manual_backward(total)
+                for piece, (part, share) in enumerate(zip(pieces.losses, pieces.shares, strict=True)):
+                    with moving_once(self, piece, len(pieces.shares)):
+                        found = {name: share * full(term) for name, term in part().items()}
+                    for name, term in found.items():
+                        terms[name] = terms[name] + term.detach() if name in terms else term.detach()
+                    # Lightning runs the whole step under autocast, which would reach the second derivatives of
+                    # penalties.
+                    with torch.autocast(self.device.type, enabled=False):
+                        self.manual_backward(torch.stack(list(found.values())).sum())
+            self._record(terms)
             if ddp:
                 average_gradients(optimizer)
+            if self.gradient_clip_norm is not None:
+                self._clip(optimizer, self.gradient_clip_norm)
             if count:
                 optimizer.step()
             else:  # what LightningOptimizer.step does, less the counting
                 strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+
+    def in_pieces(self, losses: Callable[..., Losses], *batch: Any) -> Pieces:
+        """A function that gives losses, for `update`, with its arguments cut into `micro_batches` pieces.
+
+        Args:
+            losses: Its terms are means over pictures.
+            *batch: Its arguments, each as `cut` takes it; the first says how many pictures a piece has.
+        """
+        parts = [self.cut(argument) for argument in batch]
+        sizes = [size if isinstance(size, int) else len(size) for size in parts[0]]
+        calls: list[Callable[[], Losses]] = [partial(losses, *arguments) for arguments in zip(*parts, strict=True)]
+        return Pieces(calls, [size / sum(sizes) for size in sizes])
+
+    def cut(self, argument: Any) -> list[Any]:
+        """The pieces of a tensor by its first axis, or of a number of pictures.
+
+        A list has been cut already, and what is neither stays whole for each piece.
+
+        Raises:
+            ValueError: If there are fewer pictures than pieces.
+        """
+        number = len(argument) if isinstance(argument, Tensor) else argument
+        if isinstance(argument, list) or not isinstance(number, int):
+            return argument if isinstance(argument, list) else [argument] * self.micro_batches
+        if number < self.micro_batches:
+            raise ValueError(
+                f"A batch of {number} cannot be cut into micro_batches={self.micro_batches} pieces. Raise "
+                "data.batch_size, or lower micro_batches."
+            )
+        if isinstance(argument, Tensor):
+            return list(argument.tensor_split(self.micro_batches)) if self.micro_batches > 1 else [argument]
+        return [
+            number // self.micro_batches + (piece < number % self.micro_batches) for piece in range(self.micro_batches)
+        ]
+
+    def _clip(self, optimizer: LightningOptimizer, norm: float) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # gradients are still as much larger as the loss was
+            found = found / scaler.scale(torch.ones_like(found))
+        torch.nn.utils.clip_grads_with_norm_(parameters, norm, found)
 
     def finish_step(self, images: int, *, schedules: bool = True) -> None:
         """What ends a training step: schedules advance, images are counted, the loggers' x-axis is set.
@@ -175,6 +255,39 @@ class AdversarialModule(GenerativeModule):
                 f"{names} became NaN or infinite in the step after {step} generator updates. Training stopped and no "
                 "checkpoint was written since. Go on from the last one with a lower learning rate or in float32."
             )
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What gives the losses of each piece of a batch, and the share of the batch's pictures that it has."""
+
+    losses: list[Callable[[], Losses]]
+    shares: list[float]
+
+
+def moving_once(network: nn.Module, piece: int, pieces: int) -> AbstractContextManager[None]:
+    """Let running statistics, which move in each of several pieces, have moved by the last as in one batch.
+
+    With momentum m a batch leaves (1 - m) of what there was. So do k pieces, each of which comes to m / k of the
+    result, if the momentum of piece i is m / (k - (k - i) m).
+    """
+    if pieces == 1:
+        return nullcontext()
+    return with_momenta(network, lambda momentum: momentum / (pieces - (pieces - 1 - piece) * momentum))
+
+
+@contextmanager
+def with_momenta(network: nn.Module, change: Callable[[float], float]) -> Iterator[None]:
+    """Other momenta of a network's running statistics, put back afterwards."""
+    normed = [m for m in network.modules() if isinstance(m, _NormBase) and m.momentum is not None]
+    momenta: list[Any] = [module.momentum for module in normed]
+    for module, momentum in zip(normed, momenta, strict=True):
+        module.momentum = change(momentum)
+    try:
+        yield
+    finally:
+        for module, momentum in zip(normed, momenta, strict=True):
+            module.momentum = momentum
 
 
 def average_gradients(optimizer: LightningOptimizer) -> None:

@@ -63,6 +63,8 @@ class CycleGAN(TranslationModule):
         generator_optimizer: Replaces Adam for the generators; called with their parameters.
         discriminator_optimizer: Replaces Adam for the discriminators.
         decay_start: Share of the run after which the learning rate falls linearly to zero; 1 keeps it constant.
+        gradient_clip_norm: As in `AdversarialModule`.
+        micro_batches: As in `AdversarialModule`.
         channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
         compile: Whether the networks go through `torch.compile`. Discriminators under a penalty that differentiates a
             gradient stay as they are, for PyTorch cannot compile those.
@@ -89,10 +91,19 @@ class CycleGAN(TranslationModule):
         generator_optimizer: OptimizerFactory | None = None,
         discriminator_optimizer: OptimizerFactory | None = None,
         decay_start: float = 0.5,
+        gradient_clip_norm: float | None = None,
+        micro_batches: int = 1,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(image_shape, ("AtoB", "BtoA"), noise_at_test, batch_statistics_at_test)
+        super().__init__(
+            image_shape,
+            ("AtoB", "BtoA"),
+            noise_at_test,
+            batch_statistics_at_test,
+            gradient_clip_norm=gradient_clip_norm,
+            micro_batches=micro_batches,
+        )
         self.save_hyperparameters()
         if min(lambda_A, lambda_B, lambda_identity) < 0:
             raise ValueError("lambda_A, lambda_B and lambda_identity must be 0 or more.")
@@ -108,6 +119,7 @@ class CycleGAN(TranslationModule):
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.channels_last, self.compile_networks = channels_last, compile
+        self.fakes: list[tuple[Tensor, Tensor]] = []  # A and B of each piece of a batch
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
@@ -115,8 +127,9 @@ class CycleGAN(TranslationModule):
         """Both generators, then both discriminators, on one batch."""
         generators, discriminators = cast(list[LightningOptimizer], self.optimizers())
         real_A, real_B = self.domains(batch)
-        self.update(generators, lambda: self.generator_losses(real_A, real_B))
-        self.update(discriminators, lambda: self.discriminator_losses(real_A, real_B), count=False)
+        self.fakes = []
+        self.update(generators, self.in_pieces(self.generator_losses, real_A, real_B))
+        self.update(discriminators, self.in_pieces(self.discriminator_losses, real_A, real_B, self.fakes), count=False)
         self.finish_step(images=len(real_A))
 
     def generator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
@@ -127,7 +140,7 @@ class CycleGAN(TranslationModule):
             fake_A, same_A = together(F_, real_B, real_A)
         else:
             fake_B, fake_A = G(real_A), F_(real_B)
-        self.fake_A, self.fake_B = fake_A.detach(), fake_B.detach()
+        self.fakes.append((fake_A.detach(), fake_B.detach()))
         losses = {
             "generator_AtoB": self.loss.generator(self.discriminator_B(fake_B)),
             "generator_BtoA": self.loss.generator(self.discriminator_A(fake_A)),
@@ -141,12 +154,13 @@ class CycleGAN(TranslationModule):
             losses["identity_A"] = self.lambda_A * self.lambda_identity * F.l1_loss(full(same_A), full(real_A))
         return losses
 
-    def discriminator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
+    def discriminator_losses(self, real_A: Tensor, real_B: Tensor, fakes: tuple[Tensor, Tensor]) -> Losses:
         """Real pictures against the history of fakes, for each domain, and the penalties."""
+        fake_A, fake_B = fakes
         losses = {}
         for domain, network, real, fake in (
-            ("A", self.discriminator_A, real_A, self.pool_A(self.fake_A)),
-            ("B", self.discriminator_B, real_B, self.pool_B(self.fake_B)),
+            ("A", self.discriminator_A, real_A, self.pool_A(fake_A)),
+            ("B", self.discriminator_B, real_B, self.pool_B(fake_B)),
         ):
             real_scores, fake_scores = together(network, real, fake.to(real.dtype))
             losses[f"discriminator_{domain}"] = self.loss.discriminator(real_scores, fake_scores)

@@ -73,6 +73,8 @@ class GAN(AdversarialModule):
         generator_optimizer: Replaces Adam for the generator; called with its parameters.
         discriminator_optimizer: Replaces Adam for the discriminator.
         decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
+        gradient_clip_norm: As in `AdversarialModule`.
+        micro_batches: As in `AdversarialModule`.
         channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
         compile: Whether the networks go through `torch.compile`. A discriminator under a penalty that differentiates a
             gradient stays as it is, for PyTorch cannot compile that.
@@ -101,10 +103,12 @@ class GAN(AdversarialModule):
         generator_optimizer: OptimizerFactory | None = None,
         discriminator_optimizer: OptimizerFactory | None = None,
         decay_start: float = 1.0,
+        gradient_clip_norm: float | None = None,
+        micro_batches: int = 1,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(image_shape)
+        super().__init__(image_shape, gradient_clip_norm=gradient_clip_norm, micro_batches=micro_batches)
         self.save_hyperparameters()
         numbers = {"latent_size": latent_size, "n_critic": n_critic, "generator_batch_factor": generator_batch_factor}
         for name, number in numbers.items():
@@ -140,12 +144,12 @@ class GAN(AdversarialModule):
         """The discriminator on one batch, and the generator when it is due."""
         generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
         real, labels = self.real_images(batch)
-        self.update(discriminator, lambda: self.discriminator_losses(real, labels), count=False)
+        self.update(discriminator, self.in_pieces(self.discriminator_losses, real, labels), count=False)
         if self.constraint:
             self.constraint(self.discriminator)
         due = self.generator_is_due()
         if due:
-            self.update(generator, lambda: self.generator_losses(self.generator_batch_factor * len(real)))
+            self.update(generator, self.in_pieces(self.generator_losses, self.generator_batch_factor * len(real)))
         self.finish_step(images=len(real), schedules=due)
 
     def discriminator_losses(self, real: Tensor, labels: Tensor | None) -> Losses:
@@ -222,9 +226,12 @@ class GAN(AdversarialModule):
             ValueError: If labels are missing or out of range, or one picture is too few.
         """
         images, labels = self.images_and_labels(batch)
-        if len(images) == 1 and (has_batch_norm(self.generator) or has_batch_norm(self.discriminator)):
+        if len(images) < 2 * self.micro_batches and (
+            has_batch_norm(self.generator) or has_batch_norm(self.discriminator)
+        ):
+            piece = "batch" if self.micro_batches == 1 else f"piece (micro_batches={self.micro_batches})"
             raise ValueError(
-                "A batch of one picture gives batch norm nothing to average over. Raise data.batch_size, or choose "
+                f"A {piece} of one picture gives batch norm nothing to average over. Raise data.batch_size, or choose "
                 "networks without batch norm."
             )
         return images, self._checked_labels(labels)
@@ -385,7 +392,7 @@ class GAN(AdversarialModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Spectral norm's power iteration, where there is spectral norm."""
-        return power_iteration_callbacks(self)
+        return [*super().configure_callbacks(), *power_iteration_callbacks(self)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add where the run stands between two generator updates."""

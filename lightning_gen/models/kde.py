@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,9 @@ class KDE(LikelihoodModule):
         ValueError: If a setting is out of range; in a batch, if a picture is NaN, or off the levels.
     """
 
+    instead_of: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("gradient_clip_val", "accumulate_grad_batches"), "A KDE has no gradients. Leave it out."
+    )
     num_classes = None
     centres: Tensor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
@@ -19,8 +21,10 @@ from lightning_gen.models.adversarial import (
     NetworkFactory,
     OptimizerFactory,
     halved,
+    moving_once,
     prepare_networks,
     together,
+    with_momenta,
 )
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import UNetGenerator
@@ -53,6 +57,8 @@ class Pix2Pix(TranslationModule):
         generator_optimizer: Replaces Adam for the generator; called with its parameters.
         discriminator_optimizer: Replaces Adam for the discriminator.
         decay_start: Share of the run after which the learning rate falls linearly to zero; 1 keeps it constant.
+        gradient_clip_norm: As in `AdversarialModule`.
+        micro_batches: As in `AdversarialModule`.
         channels_last: Whether weights lie channels-last in memory.
         compile: Whether the networks go through `torch.compile`; see `CycleGAN`.
 
@@ -75,10 +81,19 @@ class Pix2Pix(TranslationModule):
         generator_optimizer: OptimizerFactory | None = None,
         discriminator_optimizer: OptimizerFactory | None = None,
         decay_start: float = 0.5,
+        gradient_clip_norm: float | None = None,
+        micro_batches: int = 1,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(image_shape, ("AtoB",), noise_at_test, batch_statistics_at_test)
+        super().__init__(
+            image_shape,
+            ("AtoB",),
+            noise_at_test,
+            batch_statistics_at_test,
+            gradient_clip_norm=gradient_clip_norm,
+            micro_batches=micro_batches,
+        )
         self.save_hyperparameters()
         if lambda_L1 < 0:
             raise ValueError(f"lambda_L1 must be 0 or more, got {lambda_L1}.")
@@ -100,10 +115,29 @@ class Pix2Pix(TranslationModule):
         """The discriminator, then the generator, on one batch and one fake."""
         generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
         real_A, real_B = self.domains(batch)
-        fake_B = self.generator_AtoB(real_A)
-        self.update(discriminator, lambda: self.discriminator_losses(real_A, real_B, fake_B.detach()), count=False)
-        self.update(generator, lambda: self.generator_losses(real_A, real_B, fake_B))
+        fakes_B = self.paint(self.cut(real_A))
+        shown = [fake_B.detach() for fake_B in fakes_B]
+        self.update(discriminator, self.in_pieces(self.discriminator_losses, real_A, real_B, shown), count=False)
+        self.update(generator, self.in_pieces(self.generator_losses, real_A, real_B, fakes_B))
         self.finish_step(images=len(real_A))
+
+    def paint(self, pieces: list[Tensor]) -> list[Tensor]:
+        """G(a) of each piece of a batch, with a graph.
+
+        The discriminator, which learns before the generator does, needs those of all pieces. So activations of several
+        are not kept, but computed again from the same random state when the gradient of a piece is.
+        """
+        generator = self.generator_AtoB
+        if len(pieces) == 1:
+            return [generator(pieces[0])]
+
+        def statistics(piece: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return moving_once(generator, piece, len(pieces)), with_momenta(generator, lambda momentum: 0.0)
+
+        return [
+            checkpoint(generator, real_A, use_reentrant=False, context_fn=partial(statistics, piece))
+            for piece, real_A in enumerate(pieces)
+        ]
 
     def discriminator_losses(self, real_A: Tensor, real_B: Tensor, fake_B: Tensor) -> Losses:
         """Real pairs against pairs with a generated B."""

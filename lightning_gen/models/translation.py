@@ -31,6 +31,8 @@ class TranslationModule(AdversarialModule):
         noise_at_test: Whether dropout stays on when translating; it is drawn from a fixed seed.
         batch_statistics_at_test: Whether batch norm takes the statistics of the picture itself when translating, or
             the running ones; None means as `noise_at_test`.
+        gradient_clip_norm: As in `AdversarialModule`.
+        micro_batches: As in `AdversarialModule`.
     """
 
     def __init__(
@@ -39,8 +41,11 @@ class TranslationModule(AdversarialModule):
         directions: tuple[Direction, ...],
         noise_at_test: bool = False,
         batch_statistics_at_test: bool | None = None,
+        *,
+        gradient_clip_norm: float | None = None,
+        micro_batches: int = 1,
     ) -> None:
-        super().__init__(image_shape)
+        super().__init__(image_shape, gradient_clip_norm=gradient_clip_norm, micro_batches=micro_batches)
         self.directions = directions
         self.noise_at_test = noise_at_test
         self.batch_statistics_at_test = batch_statistics_at_test

@@ -1,5 +1,6 @@
 """Every model under every flag of the trainer: it trains, or says what does instead."""
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -9,12 +10,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 
 import lightning_gen.models
 from lightning_gen.commands.training import Trainer, pictures_for
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import Completes, GenerativeModule, HasLogProb, Samples, Translates
-from lightning_gen.losses import levels_to_images
+from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import (
     DCGAN,
     FGAN,
@@ -35,6 +37,7 @@ from lightning_gen.models import (
     PixelSNAIL,
     RowLSTM,
 )
+from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.networks import (
     DCGANDiscriminator,
     DCGANGenerator,
@@ -77,7 +80,7 @@ FAMILIES = {
     "SNGAN": partial(SNGAN, COLOUR, **RESIDUAL, n_critic=2, num_classes=CLASSES),
     "FGAN": partial(FGAN, COLOUR, **PERCEPTRONS),
     "CycleGAN": partial(CycleGAN, (3, 16, 16), partial(ResNetGenerator, filters=2, blocks=1), **PATCHES),
-    "Pix2Pix": partial(Pix2Pix, COLOUR, partial(UNetGenerator, filters=2, depth=5), **PATCHES),
+    "Pix2Pix": partial(Pix2Pix, COLOUR, generator=partial(UNetGenerator, filters=2, depth=5), **PATCHES),
     "PixelCNN": partial(PixelCNN, GREY, **SMALL, layers=1, head_filters=8),
     "GatedPixelCNN": partial(GatedPixelCNN, GREY, **SMALL, layers=2, head_filters=8, num_classes=CLASSES),
     "RowLSTM": partial(RowLSTM, GREY, **SMALL, layers=1, head_filters=8),
@@ -118,14 +121,14 @@ class Data(ImageDataModule):
 
     num_classes = CLASSES
 
-    def __init__(self, image_shape):
-        super().__init__(batch_size=2, num_workers=0)
+    def __init__(self, image_shape, batch_size=2):
+        super().__init__(batch_size=batch_size, num_workers=0)
         self.shape = image_shape
 
     image_shape = property(lambda self: self.shape)
 
     def train_set(self):
-        return Pictures(self.shape, 8)
+        return Pictures(self.shape, 4 * self.batch_size)
 
     def val_set(self):
         return Pictures(self.shape, 4)
@@ -146,16 +149,18 @@ class Witness(pl.Callback):
         self.validated += 1
 
 
-def fit(family, **flags):
+def fit(family, model=None, batch_size=2, **flags):
     """Three steps, unless the flags say otherwise; the trainer, the model and the witness."""
-    torch.manual_seed(0)
-    model, witness = FAMILIES[family](), Witness()
+    if model is None:
+        torch.manual_seed(0)
+        model = FAMILIES[family]()
+    witness = Witness()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     if flags.get("barebones"):
         quiet = {}
     defaults = {"max_steps": 3, "accelerator": "cpu", "enable_checkpointing": False, "callbacks": [witness]}
     trainer = Trainer(**{**defaults, **quiet, **flags})
-    trainer.fit(model, datamodule=Data(model.image_shape))
+    trainer.fit(model, datamodule=Data(model.image_shape, batch_size))
     return trainer, model, witness
 
 
@@ -222,6 +227,52 @@ def barebones(family):
     assert trainer.global_step == 3
 
 
+def refused(family, setting, instead, **flags):
+    """Whether a model updates by hand and says, before Lightning refuses a setting, what there is instead of it."""
+    by_hand = not FAMILIES[family]().automatic_optimization
+    if by_hand:
+        words = "A KDE has no gradients" if family == "KDE" else instead
+        with pytest.raises(ValueError, match=f"^The trainer was given {setting}=.*{words}"):
+            fit(family, **flags)
+    return by_hand
+
+
+def clipping(family):
+    if not refused(family, "gradient_clip_val", r"set model\.gradient_clip_norm", gradient_clip_val=0.5):
+        trainer, *_ = fit(family, gradient_clip_val=1e-3)
+        assert trainer.global_step == 3
+
+
+def accumulation(family):
+    """Where Lightning does it, two batches make a step."""
+    if not refused(family, "accumulate_grad_batches", r"micro_batches to 2", accumulate_grad_batches=2):
+        trainer, model, witness = fit(family, accumulate_grad_batches=2)
+        assert (trainer.global_step, len(witness.seen), model.images_seen) == (3, 6, 12)
+
+
+# Networks in which pictures do not influence each other, and which draw nothing.
+PLAIN = {"generator": partial(MLPGenerator, widths=(8,))}
+SURE = {"discriminator": partial(MLPDiscriminator, widths=(8,), dropout=0, input_dropout=0)}
+UNTIED = {
+    "GAN": SURE,
+    "FGAN": SURE,
+    "WGAN": PLAIN | SURE,
+    "WGANGP": PLAIN,
+    "SNGAN": PLAIN,
+    "CycleGAN": {},
+    "Pix2Pix": {
+        "generator": partial(UNetGenerator, filters=2, depth=5, norm="instance", dropout=0),
+        "discriminator": partial(PatchDiscriminator, filters=2, layers=1),
+    },
+}
+
+
+def rows_in_turn(draw):
+    """Gives so many rows of one draw, however they are asked for."""
+    table, given = draw(), itertools.count()
+    return lambda number: torch.stack([table[next(given)] for _ in range(number)])
+
+
 TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
@@ -283,6 +334,8 @@ FLAGS = {
     "limit_batches-share": partial(limit, training=0.5, validation=0.5),
     "fast_dev_run": fast_dev_run,
     "barebones": barebones,
+    "gradient_clip_val": clipping,
+    "accumulate_grad_batches": accumulation,
     **{kind: partial(precision, kind=kind) for kind in ("bf16-mixed", "16-mixed", *TYPES)},
 }
 
@@ -295,3 +348,40 @@ def test_every_model_takes_every_flag_or_says_what_to_do_instead(family, flag, f
         fresh_process(ddp, family)
     else:
         FLAGS[flag](family)
+
+
+@pytest.mark.parametrize(
+    "family", [name for name, family in FAMILIES.items() if issubclass(family.func, AdversarialModule)]
+)
+def test_a_batch_in_pieces_teaches_what_it_does_as_a_whole(family, monkeypatch):
+    """Batches of five, cut into three and two, teach what whole ones do; no network sees more than a piece at once."""
+    descent = partial(torch.optim.SGD, lr=1e-4)
+    weights, sizes = [], []
+    for pieces in (1, 2):
+        random, sizes = torch.Generator().manual_seed(1), []
+        torch.manual_seed(0)
+        settings = {"generator_optimizer": descent, "discriminator_optimizer": descent, "micro_batches": pieces}
+        model = FAMILIES[family](**settings, **UNTIED.get(family, {}))
+        if isinstance(model, GAN):
+            model.latents = rows_in_turn(lambda r=random: torch.randn(100, 4, generator=r))
+            model.random_labels = rows_in_turn(lambda r=random: torch.randint(CLASSES, (100,), generator=r))
+            if model.num_classes is None:
+                model.random_labels = lambda number: None
+        ratios = rows_in_turn(lambda r=random: torch.rand(100, 1, 1, 1, generator=r).double())
+        monkeypatch.setattr(penalties, "_one_a_sample", lambda images, give=ratios: give(len(images)))
+        for network in model.children():
+            network.register_forward_pre_hook(lambda _, inputs, s=sizes: s.append(len(inputs[0])))
+        trainer, model, _ = fit(family, model, batch_size=5, precision="64-true", limit_val_batches=0)
+        assert trainer.global_step == 3
+        assert model.images_seen == 5 * batches_for(model, 3)
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    joined = 2 if any(size > 3 for size in sizes) else 1  # real and generated in one call, or two domains
+    assert max(sizes) == 3 * joined
+    tied = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    assert any(isinstance(module, tied) for module in model.modules()) == (family not in UNTIED)
+    if family not in UNTIED:
+        return  # the mathematics itself depends on how a batch is cut
+    torch.manual_seed(0)
+    for name, start in FAMILIES[family](**UNTIED[family]).named_parameters():
+        whole, cut = (each[name] - start for each in weights)
+        torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9 + 1e-6 * whole.abs().max().item())

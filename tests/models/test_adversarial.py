@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +20,7 @@ from lightning_gen.models.adversarial import (
     AdversarialModule,
     NonFiniteLossError,
     linear_decay,
+    moving_once,
     together,
 )
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
@@ -242,6 +244,93 @@ def test_penalties_have_names_of_their_own_and_lazy_ones_their_batches():
         both | {"Drift": 1.0},
         both | {"Constant_2": 18.0},
     ]
+
+
+# -- clipping, and batches in pieces ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugins", [[], [MixedPrecision("16-mixed", "cpu")]], ids=["plain", "scaled"])
+def test_the_gradient_of_each_player_is_clipped_by_itself(plugins):
+    model = Duel()
+    model.gradient_clip_norm = 10.0
+    play(model, plugins=plugins)
+    assert model.generator.weight.item() == pytest.approx(3 - 0.1 * 9)
+    assert model.critic.weight.item() == pytest.approx(5 - 0.1 * 10)  # in place of 13
+
+
+def test_the_norm_is_that_of_all_weights_of_a_player():
+    norms = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    trainer(max_steps=2, callbacks=[Watch()]).fit(small(gradient_clip_norm=0.01), data())
+    assert norms == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_clip_norm": 0}, "gradient_clip_norm must be above 0, or null for none; got 0"),
+        ({"micro_batches": 0}, "micro_batches must be at least 1, got 0"),
+    ],
+)
+def test_clipping_and_pieces_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(**settings)
+
+
+def test_a_batch_smaller_than_its_pieces():
+    with pytest.raises(ValueError, match=r"A batch of 1 cannot be cut into micro_batches=2 pieces\. Raise data\.batch"):
+        trainer(max_steps=1).fit(small(micro_batches=2), data())
+
+
+def test_terms_of_pieces_are_logged_as_those_of_the_batch_and_penalties_keep_their_batches():
+    class Told(AdversarialModule):
+        def __init__(self):
+            super().__init__((1, 1, 1), micro_batches=3)
+            self.critic, self.penalties, self.calls = Player(1.0), [Drift(0.5, interval=2)], []
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.critic.parameters(), lr=0.0)
+
+        def training_step(self, batch, batch_idx):
+            self.update(self.optimizers(), self.in_pieces(self.losses, batch, None, "kept whole"))
+            self.finish_step(images=len(batch))
+
+        def losses(self, images, nothing, word):
+            self.calls.append((self.batches_before, len(images), nothing, word))
+            mean = {"mean": self.critic.weight * images.mean()}
+            return mean | self.penalty_losses(lambda x: self.critic.weight * x, images, images)
+
+    model, told = Told(), []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            told.append({name: value.item() for name, value in trainer.callback_metrics.items() if "train/" in name})
+
+    batch = torch.arange(7.0).view(7, 1, 1, 1)
+    t = trainer(max_steps=2, callbacks=[Keep()])
+    t.fit(model, DataLoader([batch, batch], None))
+    assert t.global_step == 2
+    assert model.images_seen == 14
+    assert model.calls == [(b, size, None, "kept whole") for b in range(2) for size in (3, 2, 2)]
+    assert told[0] == pytest.approx({"train/mean": 3.0, "train/Drift": 2 * 0.5 * 13.0})
+    assert told[1]["train/mean"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_running_statistics_move_once_a_batch(pieces):
+    norm = nn.BatchNorm2d(2, momentum=0.3)
+    norm.running_mean.fill_(7.0)
+    batch = torch.rand(10, 2, 3, 3)
+    for piece, images in enumerate(batch.tensor_split(pieces)):
+        with moving_once(nn.Sequential(norm), piece, pieces):
+            norm(images)
+    torch.testing.assert_close(norm.running_mean, 0.7 * torch.full((2,), 7.0) + 0.3 * batch.mean((0, 2, 3)))
+    assert norm.momentum == 0.3
 
 
 # -- losses that are not finite -------------------------------------------------------------------------------------

@@ -228,10 +228,10 @@ def test_the_wasserstein_loss_with_its_gradient_penalty():
 
 
 class FakesAfterTheUpdate(CycleGAN):
-    def discriminator_losses(self, real_A, real_B):
+    def discriminator_losses(self, real_A, real_B, fakes):
         with torch.no_grad():
-            self.fake_A, self.fake_B = self.generator_BtoA(real_B), self.generator_AtoB(real_A)
-        return super().discriminator_losses(real_A, real_B)
+            fakes = self.generator_BtoA(real_B), self.generator_AtoB(real_A)
+        return super().discriminator_losses(real_A, real_B, fakes)
 
 
 class SwappedDiscriminators(CycleGAN):
@@ -258,8 +258,8 @@ class WrongIdentity(CycleGAN):
 
 
 class Unhalved(CycleGAN):
-    def discriminator_losses(self, real_A, real_B):
-        return {name: 2 * term for name, term in super().discriminator_losses(real_A, real_B).items()}
+    def discriminator_losses(self, real_A, real_B, fakes):
+        return {name: 2 * term for name, term in super().discriminator_losses(real_A, real_B, fakes).items()}
 
 
 class MeanOfTerms(CycleGAN):

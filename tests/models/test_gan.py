@@ -792,6 +792,12 @@ def test_a_batch_of_one_with_batch_norm():
     trainer().test(small(), DataLoader([torch.zeros(1, 1, 8, 8)], batch_size=None), verbose=False)
 
 
+def test_a_piece_of_one_with_batch_norm():
+    model = DCGAN((1, 8, 8), SMALL[DCGAN]["generator"], SMALL[DCGAN]["discriminator"], micro_batches=2)
+    with pytest.raises(ValueError, match=r"A piece \(micro_batches=2\) of one picture gives batch norm nothing"):
+        fit(model, [torch.zeros(3, 1, 8, 8)])
+
+
 def test_a_penalty_on_a_critic_that_ignores_its_input():
     with pytest.raises(ValueError, match="GradientPenalty: the discriminator's scores do not depend on its input"):
         fit(make(WGANGP, discriminator=Blind), batches(5))

@@ -136,6 +136,33 @@ def test_three_steps_equal_the_published_algorithm():
     assert_equal_to_the_published_algorithm(model, Published(model), batches(3))
 
 
+def test_in_pieces_both_players_see_the_same_fakes_which_are_made_twice():
+    """Dropout and all; and running statistics move once."""
+
+    class Seen(Pix2Pix):
+        def discriminator_losses(self, real_A, real_B, fake_B):
+            seen["discriminator"].append(fake_B)
+            return super().discriminator_losses(real_A, real_B, fake_B)
+
+        def generator_losses(self, real_A, real_B, fake_B):
+            seen["generator"].append(fake_B.detach())
+            return super().generator_losses(real_A, real_B, fake_B)
+
+    seen = {"discriminator": [], "generator": [], "dropped": []}
+    model = Seen(SHAPE, GENERATOR, DISCRIMINATOR, micro_batches=2)
+    dropout = next(module for module in model.generator_AtoB.modules() if isinstance(module, nn.Dropout))
+    dropout.register_forward_hook(lambda _, inputs, output: seen["dropped"].append(output.detach()))
+    first = next(module for module in model.generator_AtoB.modules() if isinstance(module, nn.BatchNorm2d))
+    means = []
+    first.register_forward_hook(lambda _, inputs, output: means.append(inputs[0].detach().mean((0, 2, 3))))
+    fit(model, batches(1, size=4), precision="32-true")
+    assert [len(fake) for fake in seen["generator"]] == [2, 2]
+    for one, piece in enumerate(seen["discriminator"]):
+        assert torch.equal(seen["generator"][one], piece)
+        assert torch.equal(seen["dropped"][one], seen["dropped"][2 + one])  # when its gradient was computed
+    torch.testing.assert_close(first.running_mean, first.momentum * (means[0] + means[1]) / 2)
+
+
 class TwoFakes(Model):
     def generator_losses(self, real_A, real_B, fake_B):
         return super().generator_losses(real_A, real_B, self.generator_AtoB(real_A))
