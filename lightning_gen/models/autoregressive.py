@@ -87,7 +87,9 @@ class AutoregressiveModule(LikelihoodModule):
     # -- likelihood -------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor, **context: Any) -> Tensor:
-        """The parameters of all pixels, `[N, P, H, W]`, in the mode that the network is in.
+        """The parameters of all pixels, as `likelihood` takes them, in the mode that the network is in.
+
+        It is what `torch.export` and `to_onnx` take; `log_prob` makes a probability of them.
 
         Args:
             images: `[N, C, H, W]` in `[-1, 1]`.

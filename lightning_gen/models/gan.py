@@ -138,6 +138,17 @@ class GAN(AdversarialModule):
         self.critic_updates = 0  # since the last generator update
         self._check_parts()
 
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The generator's pictures `[N, C, H, W]` of latents `[N, latent_size]`, with a graph, in the mode it is in.
+
+        It is what `torch.export` and `to_onnx` take. `generate` gives the same in evaluation mode, without a graph.
+
+        Args:
+            latents: Of the prior.
+            labels: Classes `[N]`, int64, where the model has classes.
+        """
+        return self.generate_from(latents, labels)
+
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:

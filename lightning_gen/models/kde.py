@@ -158,6 +158,10 @@ class KDE(LikelihoodModule):
 
     # -- density ----------------------------------------------------------------------------------------------------
 
+    def forward(self, images: Tensor) -> Tensor:
+        """`log_prob`. There is no network to export: `torch.export` and `to_onnx` do not take a KDE."""
+        return self.log_prob(images)
+
     def log_prob(self, images: Tensor) -> Tensor:
         """Nats of each picture, by a density or, with `num_levels`, by the probability of its levels.
 

@@ -63,6 +63,19 @@ class TranslationModule(AdversarialModule):
             raise ValueError(f"{type(self).__name__} translates {' and '.join(self.directions)}, not {direction!r}.")
         return getattr(self, f"generator_{direction}")
 
+    def forward(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
+        """Pictures `[N, C, H, W]` in the other domain, with a graph, in the mode that the generator is in.
+
+        It is what `torch.export` and `to_onnx` take. Unlike `translate`, it takes sizes that the generator can halve
+        and double alone.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`.
+            direction: One of `self.directions`.
+        """
+        translated: Tensor = self.generator_for(direction)(self.own(images))
+        return translated
+
     @torch.no_grad()
     def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
         """Translate pictures; deterministic, leaves modes and random states as found.

@@ -38,6 +38,7 @@ from lightning_gen.models import (
     RowLSTM,
 )
 from lightning_gen.models.adversarial import AdversarialModule
+from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.networks import (
     DCGANDiscriminator,
     DCGANGenerator,
@@ -385,3 +386,47 @@ def test_a_batch_in_pieces_teaches_what_it_does_as_a_whole(family, monkeypatch):
     for name, start in FAMILIES[family](**UNTIED[family]).named_parameters():
         whole, cut = (each[name] - start for each in weights)
         torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9 + 1e-6 * whole.abs().max().item())
+
+
+# -- as modules like any other --------------------------------------------------------------------------------------
+
+
+def called(family):
+    """A model in evaluation mode, what it is called with, and what that must give."""
+    torch.manual_seed(0)
+    model = FAMILIES[family](**({"noise_at_test": False} if family == "Pix2Pix" else {})).eval()
+    labels = torch.tensor([1, 0])
+    images = levels_to_images(torch.randint(LEVELS, (2, *model.image_shape)), LEVELS)
+    if isinstance(model, GAN):
+        latents = model.draw_latents(2)
+        given = (latents, labels) if model.num_classes else (latents,)
+        return model, given, {}, model.generate(*given)
+    if isinstance(model, Translates):
+        return model, (images,), {}, model.translate(images)
+    if isinstance(model, Classifier):
+        return model, (images,), {}, model.network(images)[1]
+    if isinstance(model, KDE):
+        model.add(images)
+        return model, (images,), {}, model.log_prob(images)
+    context = {"labels": labels} if model.num_classes else {"order": 0} if isinstance(model, LMConv) else {}
+    return model, (images,), context, model.log_prob(images, context.get("labels"))
+
+
+def meaning(model, images, result):
+    """What a model's own method makes of what a call of it gives."""
+    if isinstance(model, AutoregressiveModule):
+        return model.log_prob_of_levels(result, model.levels_of(images))
+    return result[1] if isinstance(model, Classifier) else result
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_call_gives_what_the_model_is_for(family):
+    model, given, context, expected = called(family)
+    torch.testing.assert_close(meaning(model, given[0], model(*given, **context)), expected)
+
+
+@pytest.mark.parametrize("family", ["GAN", "SNGAN", "CycleGAN", "Pix2Pix", "GatedPixelCNN", "PixelSNAIL", "Classifier"])
+def test_a_call_can_be_exported(family):
+    model, given, context, expected = called(family)
+    exported = torch.export.export(model, given, context).module()
+    torch.testing.assert_close(meaning(model, given[0], exported(*given, **context)), expected, rtol=1e-4, atol=1e-5)
