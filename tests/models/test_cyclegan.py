@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerState
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -355,7 +356,7 @@ def test_histories_stand_in_the_checkpoint_and_come_back(tmp_path):
     assert len(again.pool_A.images) == 3
     # On another number of ranks there is a history for everyone.
     checkpoint["image_pools"] = [checkpoint["image_pools"][0]]
-    again._trainer = type("Trainer", (), {"global_rank": 5})()
+    again._trainer = type("Trainer", (), {"global_rank": 5, "state": TrainerState()})()
     again.on_load_checkpoint(checkpoint)
     assert len(again.pool_B.images) == 3
 
