@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lightning_gen.callbacks.run_folder import CHECKPOINTS, LAST, run_folder
 
@@ -49,6 +49,38 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step > 0:
             self.save(trainer)
 
+    # -- Lightning's own callbacks ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note at which step each `ModelCheckpoint` saved last, which they do not."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                checkpoint["callbacks"][callback.state_key]["last_global_step_saved"] = callback._last_global_step_saved
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let each `ModelCheckpoint` know what it had saved, also where the run's folder is called otherwise by now.
+
+        By themselves they would save a step again in which `n_critic` batches come; and as they note paths, in a run
+        that was moved or begun by a relative path they would forget which checkpoints are theirs and which is best.
+        """
+        path = Path(trainer.ckpt_path or "").absolute()
+        for callback in trainer.checkpoint_callbacks:
+            noted = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if not isinstance(callback, ModelCheckpoint) or not noted:
+                continue
+            if Path(callback.dirpath or "").absolute() == path.parent:
+                noted = _moved(noted, str(noted.get("dirpath")), str(callback.dirpath))
+                checkpoint["callbacks"][callback.state_key] = noted
+            saved = {noted.get("best_model_path"), *noted.get("best_k_models", ())}
+            itself = str(path) in {str(Path(file).absolute()) for file in saved if file}
+            step = checkpoint["global_step"] if itself else noted.get("last_global_step_saved", 0)
+            callback._last_global_step_saved = step
+            callback.current_score = noted.get("current_score")
+
     def save(self, trainer: pl.Trainer) -> Path | None:
         """Save now, on all ranks; gives the file, or None under `fast_dev_run`, which leaves none."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -57,3 +89,12 @@ class LastCheckpoint(Checkpoint):
         path = run_folder(trainer) / CHECKPOINTS / LAST
         trainer.save_checkpoint(path, weights_only=False)
         return path
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """The same, with the paths of one folder as those of another."""
+    if isinstance(value, dict):
+        return {_moved(key, old, new): _moved(part, old, new) for key, part in value.items()}
+    if isinstance(value, str) and f"{value}/".startswith(f"{old}/"):
+        return new + value[len(old) :]
+    return value

@@ -250,7 +250,7 @@ class GenerativeMetrics(pl.Callback):
         folder = run_folder(trainer)
         # Without a logger a run has no folder of its own, and a file in the folder at hand would be litter.
         if keeps_files(trainer) and folder != Path(trainer.default_root_dir):
-            write_atomically(folder / EVALUATION, json.dumps(record, indent=2))
+            write_atomically(folder / EVALUATION, json.dumps(record, indent=2, sort_keys=True))
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):  # which would begin a second table of settings
                 logger.log_hyperparams({"evaluation": record})

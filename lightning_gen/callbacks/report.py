@@ -144,6 +144,9 @@ class Report(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last page, when all others have drawn their last picture."""
+        if self.started is None and trainer.ckpt_path and keeps_files(trainer):  # nothing was left to do
+            with self._harmless():
+                finish_record(run_folder(trainer))
         if self._end(trainer, "finished"):
             print(f"Report: {run_folder(trainer) / PAGE}")
 
@@ -276,7 +279,7 @@ def finish_record(folder: Path) -> None:
     """Say that a run is over that was killed between its last checkpoint and the end of its record."""
     if _read_json(folder / ENVIRONMENT).get("status") == "running":
         _write_status(folder, "finished")
-        write_report(folder, "finished")
+    write_report(folder)
 
 
 def _write_status(folder: Path, status: str) -> None:

@@ -98,7 +98,9 @@ def _folder_of_logger(trainer: pl.Trainer) -> Path:
         return root
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or root) / str(logger.name) / version
+    folder = Path(logger.save_dir or root) / str(logger.name) / version
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder  # as people write it
 
 
 # -- finding checkpoints -----------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ class RunLogger(Logger):
 
     @property
     def save_dir(self) -> str:
-        """Parent of all runs."""
-        return self._save_dir
+        """Parent of all runs, from the root: what is saved of it must hold in whatever folder the run goes on."""
+        return str(Path(self._save_dir).absolute())
 
     @property
     def name(self) -> str:

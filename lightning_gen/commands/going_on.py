@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_gen.callbacks.report import finish_record
+from lightning_gen.callbacks.run_lock import lock_run, unlock_run
 
 
 class RunIsOver(Exception):
@@ -23,15 +24,19 @@ def check_that_it_is_not_over(checkpoint: dict[str, Any], config: Namespace, fol
     Args:
         checkpoint: That a run is to go on from.
         config: Of `fit`, as it is now.
-        folder: Of the run, if it lies in one.
+        folder: Of the run, if it lies in one and this process is to write there.
 
     Raises:
         RunIsOver: If there is nothing left.
+        BlockingIOError: As `lock_run`.
     """
     limit = limit_reached(checkpoint, config.trainer)
     if limit:
         if folder:
-            finish_record(folder)
+            lock_run(folder)
+            with suppress(OSError):  # it is as it was
+                finish_record(folder)
+            unlock_run(folder)
         raise RunIsOver(
             f"This run has ended at step {int(checkpoint['global_step'])}: it has reached {limit}. Raise that to go "
             f"on. To test it: lightning-gen test --ckpt_path {shlex.quote(str(config.ckpt_path))}"

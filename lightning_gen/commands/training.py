@@ -54,6 +54,7 @@ from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data
 from lightning_gen.data.toy import PointDistribution
+from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule, Samples, Translates
 from lightning_gen.metrics.evaluation import suffix_of
 from lightning_gen.metrics.features import classifier_file
@@ -186,10 +187,8 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """To the folder and to the loggers."""
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
         config = self.parser.dump(self.config, skip_none=False)
+        write_atomically(run_folder(trainer) / "config.yaml", config)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams({"config": config})
@@ -252,9 +251,10 @@ class CommandLine(LightningCLI):
             config.trainer.logger = self._run_logger(config)
         folder = run_folder_of_checkpoint(config.ckpt_path) if checkpoint else None
         if checkpoint and self.subcommand == "fit":
-            check_that_it_is_not_over(checkpoint, config, folder)
+            writes = _is_first() and not config.trainer.fast_dev_run
+            check_that_it_is_not_over(checkpoint, config, folder if writes else None)
         if checkpoint and folder and self.subcommand == "fit":
-            if _is_first() and not config.trainer.fast_dev_run:
+            if writes:
                 lock_run(folder)
             go_on_in_folder(config.trainer.logger, folder.resolve(), int(checkpoint["global_step"]))
         prepare_wandb(config.trainer.logger, checkpoint)
@@ -502,6 +502,8 @@ def quiet_lightning() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*is smaller than the logging interval.*",
         ".*predict returned None.*",
+        # Its checkpoints are to have the weights of their step.
+        "Using ModelCheckpoint with manual optimization.*",
         "LightningCLI's args parameter is intended.*",
         ".*not supported by the model summary.*",
         ".*self.log\\(\\)` but `Trainer\\(barebones=True\\).*",

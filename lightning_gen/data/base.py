@@ -147,8 +147,8 @@ class ResumableLoader(DataLoader[Any]):
         examples = state["examples"] if "examples" in state else state["batches"] * self._examples_in_a_batch
         self.sampler.set_epoch(state["epoch"])  # type: ignore[attr-defined]
         self.resume = (state["epoch"], examples)
-        if self.progress is not None:
-            left = 0 if self.progress.is_last_batch else self.sampler.left(examples) // (self.batch_size or 1)  # type: ignore[attr-defined]
+        if self.progress is not None and not self.progress.is_last_batch:
+            left = self.sampler.left(examples) // (self.batch_size or 1)  # type: ignore[attr-defined]
             missing = len(self) - left - self.progress.current.ready
             for name in ("ready", "started", "processed", "completed"):
                 setattr(self.progress.current, name, getattr(self.progress.current, name) + missing)

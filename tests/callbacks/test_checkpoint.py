@@ -1,10 +1,12 @@
 """`last.ckpt`: when it is written, where, and that a failure costs nothing."""
 
 import os
+import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -105,6 +107,61 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", sync)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+# -- Lightning's own callbacks ---------------------------------------------------------------------------------------
+
+
+def best(**settings):
+    settings = {"filename": "best-{step}", "auto_insert_metric_name": False} | settings
+    return ModelCheckpoint(monitor="step", mode="max", save_on_train_epoch_end=False, **settings)
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_in_a_run_that_was_moved_lightning_s_callback_knows_its_checkpoints(tmp_path):
+    def fit(folder, steps, checkpoint=None):
+        callback = best()
+        logger = CSVLogger(folder, "some", "thing")
+        settings = {"logger": logger, "val_check_interval": 2, "check_val_every_n_epoch": None, "max_steps": steps}
+        trainer(folder, LastCheckpoint(2), callback, **settings).fit(
+            Game(), numbers(), numbers(1), ckpt_path=checkpoint
+        )
+        return callback
+
+    fit(tmp_path / "a", 2)
+    run = tmp_path / "a" / "some" / "thing"
+    assert names(run) == ["best-2.ckpt", "last.ckpt"]
+    (tmp_path / "a").rename(tmp_path / "b")
+    run = tmp_path / "b" / "some" / "thing"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The dirpath has changed")
+        callback = fit(tmp_path / "b", 4, run / "checkpoints" / "last.ckpt")
+    assert names(run) == ["best-4.ckpt", "last.ckpt"], "it keeps one, and removes that of the earlier place"
+    assert callback.best_model_path == str(run / "checkpoints" / "best-4.ckpt")
+
+
+@pytest.mark.parametrize("start", ["last.ckpt", "every-2.ckpt"])
+def test_lightning_s_callback_saves_no_step_again_that_it_had_saved(tmp_path, start):
+    """The generator is updated with every second batch, so the third and fourth batch of a run have one step each."""
+
+    callback = {
+        "filename": "every-{step}",
+        "auto_insert_metric_name": False,
+        "every_n_train_steps": 2,
+        "save_top_k": -1,
+    }
+    saves = Saves()
+    trainer(tmp_path, ModelCheckpoint(**callback), LastCheckpoint(2), max_steps=2).fit(Game(), numbers())
+    path = tmp_path / "checkpoints" / start
+    assert names(tmp_path) == ["every-2.ckpt", "last.ckpt"]
+    trainer(tmp_path, saves, ModelCheckpoint(**callback), LastCheckpoint(2), max_steps=4).fit(
+        Game(), numbers(), ckpt_path=path
+    )
+    assert names(tmp_path) == ["every-2.ckpt", "every-4.ckpt", "last.ckpt"]
+    assert 2 not in saves.steps
 
 
 def test_an_interval_below_one_is_refused():

@@ -533,10 +533,11 @@ def test_the_traceback_is_there_for_those_who_ask(tiny, pictures, command):
 def test_a_checkpoint_that_does_not_fit_is_refused_and_costs_its_run_nothing(tiny, command):
     command("fit", "--config", tiny.write())
     before = contents(RUN)
-    wider = ["--model.generator.init_args.filters", 3]
+    wider = ["--model.generator.init_args.filters", 3, "--trainer.max_steps", 6]
     for name in ("fit", "test"):
         assert_one_message(command(name, "--ckpt_path", LAST, *wider), "weights differ in shape", "generator_AtoB")
     tiny["model"]["class_path"] = "Pix2Pix"
+    tiny["trainer"]["max_steps"] = 6
     other = tiny.write("pix2pix.yaml")
     for name in ("fit", "validate"):
         ended = command(name, "--config", other, "--ckpt_path", LAST)
