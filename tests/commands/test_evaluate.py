@@ -616,7 +616,7 @@ LARGE = "large/0.png is 9 x 9 (height x width), but those of the reference train
         ({"images": Path("x")}, "Give either --checkpoint or --images"),
         ({"resize": "bicubic"}, "resize is for pictures of folders, as --images or as --reference; there are none."),
         ({"reference": "large"}, "large/0.png is 9 x 9 (height x width), but the model's pictures are 8 x 8."),
-        ({"reference": "text"}, "text/0.png cannot be read as a picture"),
+        ({"reference": "text"}, "text: 1 of 1 picture files cannot be read. no picture by its first bytes: 1 (0.png)."),
         ({"checkpoint": "none.ckpt"}, "There is no checkpoint at none.ckpt."),
         ({"checkpoint": "short.ckpt"}, "short.ckpt is cut short or not a checkpoint"),
         (

@@ -204,13 +204,13 @@ def run(*arguments):
 
 def run_until_saved(*arguments):
     """The same, but the process dies, as by kill -9, when the first checkpoint has been written."""
-    save = LastCheckpoint._save
+    save = LastCheckpoint.save
 
     def save_and_die(self, trainer):
         save(self, trainer)
         os._exit(9)
 
-    LastCheckpoint._save = save_and_die
+    LastCheckpoint.save = save_and_die
     run(*arguments)
 
 
