@@ -111,7 +111,8 @@ def evaluate(
         output: JSON file to add the results to. By default evaluations.json in the folder of the run, or beside a
             checkpoint that is of none. For images there is no default.
         batch_size: Pictures drawn at once; the noise depends on it.
-        sampling: Settings of the model's own `sample`. Each is an option: --temperature 0.5, where it takes one.
+        sampling: Settings of the model's own `sample`. Each is an option, such as --temperature 0.5; one that the model
+            does not take is answered with those that it does.
         splits: Of the Inception Score.
         k: Neighbours of precision, recall, density and coverage.
         block_size: Pictures in one block of the kernel distance.
@@ -129,9 +130,8 @@ def evaluate(
     if floor and reference == "test":
         raise ValueError("The floor is that of the test pictures, so they cannot be the reference too.")
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-    drawn = [Drawn(path, fabric) for path in find_checkpoints(checkpoint or [])]
-    settings = checked_settings(drawn[0].model if drawn else None, sampling)
-    samples: list[Drawn | Read] = [*drawn]
+    samples: list[Drawn | Read] = [Drawn(path, fabric) for path in find_checkpoints(checkpoint or [])]
+    settings = checked_settings(next((one.model for one in samples if isinstance(one, Drawn)), None), sampling)
     if neighbours and len(samples) > 1:
         raise ValueError(f"neighbours is one picture, of one checkpoint; there are {len(samples)} of them.")
     channels = samples[0].image_shape[0] if samples else None

@@ -56,7 +56,8 @@ def sample(
             classes take turns.
         seed: Of the noise, 0 or more.
         batch_size: Pictures drawn at once.
-        sampling: Settings of the model's own `sample`. Each is an option: --temperature 0.5, where it takes one.
+        sampling: Settings of the model's own `sample`. Each is an option, such as --temperature 0.5; one that the model
+            does not take is answered with those that it does.
         overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
             removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...

@@ -23,7 +23,7 @@ def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> lis
     following = ""  # an option of the model's that has no value yet
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name.partition(".")[0] not in known:
+        if argument.startswith("--") and name.partition(".")[0].rstrip("+") not in known:
             settings[name] = value if equals else "true"
             following = "" if equals else name
         elif following and not argument.startswith("--"):

@@ -492,7 +492,12 @@ def _values_of(arguments: Sequence[str], *flags: str) -> Iterator[tuple[int, str
             yield i + 1, arguments[i + 1]
 
 
-_SAYING_NOTHING = ("Tip:", "`weights_only` was not set", "Detected KeyboardInterrupt")
+_SAYING_NOTHING = (
+    "Tip:",
+    "`weights_only` was not set",
+    "Detected KeyboardInterrupt",
+    "already configured with model summary",
+)
 
 
 def quiet_lightning() -> None:

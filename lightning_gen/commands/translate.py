@@ -66,7 +66,7 @@ def translate(
         raise ValueError(
             f"The output folder {output} is the input's own; its files would be overwritten. Name another."
         )
-    Results(output, None, overwrite)
+    Results(output, None, overwrite)  # which looks at the folder; what is written has its names from the input
     quiet_lightning()
     trainer = pl.Trainer(
         callbacks=[ProgressBar()],

@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_gen.callbacks import EMA, NetworkSummary
-from lightning_gen.commands.training import Trainer
+from lightning_gen.commands.training import Trainer, quiet_lightning
 from lightning_gen.models import KDE, CycleGAN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 
@@ -52,10 +52,12 @@ def test_losses_metrics_and_what_has_no_shape_yet_are_left_out(capsys):
     assert said(capsys, KDE((1, 4, 4))) == ["KDE, parameters:", "  of its own  1"]
 
 
-def test_the_command_lines_trainer_has_it_in_place_of_lightnings():
+def test_the_command_lines_trainer_has_it_in_place_of_lightnings(caplog):
+    quiet_lightning()
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     summaries = [c for c in Trainer(**quiet).callbacks if isinstance(c, ModelSummary)]
     assert [type(summary) for summary in summaries] == [NetworkSummary]
+    assert "model summary" not in caplog.text
     assert not any(isinstance(c, ModelSummary) for c in Trainer(**quiet, enable_model_summary=False).callbacks)
     chosen = ModelSummary(max_depth=2)
     assert [c for c in Trainer(**quiet, callbacks=[chosen]).callbacks if isinstance(c, ModelSummary)] == [chosen]

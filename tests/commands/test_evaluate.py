@@ -1,9 +1,11 @@
 """One command, one file of figures: those of the callback, and each says what it is of."""
 
+import gc
 import hashlib
 import json
 import math
 import shutil
+import weakref
 from functools import cache, partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import nn
 
 from lightning_gen.callbacks.evaluation import GenerativeMetrics
 from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.commands import evaluate as evaluating
 from lightning_gen.commands.evaluate import Bench, evaluate, evenly_spaced, shape_of, with_run
 from lightning_gen.data import Digits
 from lightning_gen.data.base import examples_of
@@ -472,6 +475,24 @@ def test_several_checkpoints_are_measured_one_by_one():
     with pytest.raises(ValueError, match=r"z\.ckpt is cut short or not a checkpoint"):
         evaluate("run", data=Digits(num_workers=0), extractor=Quarters(), **SETTINGS)
     assert [entry["samples"]["global_step"] for entry in entries("run/evaluations.json")] == [1000, 900, None]
+
+
+def test_a_model_goes_when_it_is_measured(monkeypatch):
+    """Several large ones need no more memory than one."""
+    for name in "abc":
+        save(small(), Path(f"run/{name}.ckpt"))
+    loaded, alive = evaluating.load_model, []
+
+    def load(*arguments):
+        gc.collect()
+        assert not any(model() for model in alive)
+        model = loaded(*arguments)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(evaluating, "load_model", load)
+    evaluate("run", data=Digits(num_workers=0), extractor=Quarters(), **SETTINGS, figures="fid")
+    assert len(alive) == 3
 
 
 def test_the_table_is_for_people(capsys):

@@ -82,7 +82,18 @@ def test_options_that_the_command_does_not_have_are_the_models():
         '--sampling={"strength": "-0.5", "way": "down", "soft": "true"}',
     ]
     assert with_sampling(sample, kept) == kept
-    named = ["--data.root", "x", "--checkpoint", "a", "b", "--help", "--extractor.weights=c", "--floor"]
+    named = [
+        "--data.root",
+        "x",
+        "--checkpoint",
+        "a",
+        "b",
+        "--help",
+        "--extractor.weights=c",
+        "--seeds+",
+        "1",
+        "--floor",
+    ]
     assert with_sampling(evaluate, named) == named
 
 
