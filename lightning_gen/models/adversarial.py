@@ -100,7 +100,9 @@ class AdversarialModule(GenerativeModule):
             with local:
                 for piece, (part, share) in enumerate(zip(pieces.losses, pieces.shares, strict=True)):
                     with moving_once(self, piece, len(pieces.shares)):
-                        found = {name: share * full(term) for name, term in part().items()}
+                        found = {
+                            name: full(term) if share == 1 else share * full(term) for name, term in part().items()
+                        }
                     for name, term in found.items():
                         terms[name] = terms[name] + term.detach() if name in terms else term.detach()
                     # Lightning runs the whole step under autocast, which would reach the second derivatives of

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+import lightning.pytorch.strategies.launchers.multiprocessing as launching
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -118,7 +119,7 @@ class Pictures(DrawDataset):
 
 
 class Data(ImageDataModule):
-    """Four batches of two for training, two for validation and test."""
+    """Four batches for training, two pictures each unless told otherwise, and two for validation and test."""
 
     num_classes = CLASSES
 
@@ -129,7 +130,7 @@ class Data(ImageDataModule):
     image_shape = property(lambda self: self.shape)
 
     def train_set(self):
-        return Pictures(self.shape, 4 * self.batch_size)
+        return Pictures(self.shape, 4 * self.batch_size * self.trainer.world_size)
 
     def val_set(self):
         return Pictures(self.shape, 4)
@@ -386,6 +387,39 @@ def test_a_batch_in_pieces_teaches_what_it_does_as_a_whole(family, monkeypatch):
     for name, start in FAMILIES[family](**UNTIED[family]).named_parameters():
         whole, cut = (each[name] - start for each in weights)
         torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9 + 1e-6 * whole.abs().max().item())
+
+
+def clipped_steps(devices, path):
+    """Two steps of descent on batches of four pictures, with every gradient clipped."""
+    descent = partial(torch.optim.SGD, lr=1.0)
+    torch.manual_seed(0)
+    model = FAMILIES["CycleGAN"](
+        generator_optimizer=descent, discriminator_optimizer=descent, gradient_clip_norm=0.01, micro_batches=devices
+    )
+    launching._check_bad_cuda_fork = lambda: None  # nothing here uses CUDA
+    strategy = {"devices": devices, "strategy": "ddp_fork" if devices > 1 else "auto"}
+    settings = {"max_steps": 2, "precision": "64-true", "limit_val_batches": 0, "callbacks": [Keep(path)]}
+    fit("CycleGAN", model, batch_size=4 // devices, **settings, **strategy)
+
+
+class Keep(pl.Callback):
+    """Writes the weights when training ends."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, module):
+        if trainer.is_global_zero:
+            torch.save(dict(module.named_parameters()), self.path)
+
+
+def test_two_processes_in_pieces_clip_the_gradient_of_their_joined_batch(tmp_path, fresh_process):
+    weights = []
+    for devices in (1, 2):
+        fresh_process(clipped_steps, devices, tmp_path / f"{devices}.pt")
+        weights.append(torch.load(tmp_path / f"{devices}.pt", weights_only=True))
+    for name, whole in weights[0].items():
+        torch.testing.assert_close(weights[1][name], whole, rtol=1e-9, atol=1e-9)
 
 
 # -- as modules like any other --------------------------------------------------------------------------------------
