@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.checkpoints import CheckpointError, check_going_on, read_checkpoint
@@ -186,6 +187,36 @@ class GenerativeModule(pl.LightningModule):
         mixed precision weights are float32, and autocast does the rest.
         """
         return tensor.to(self.dtype)
+
+    # -- clipping ---------------------------------------------------------------------------------------------------
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, but by norm also for a fused optimizer under float16, which takes gradients as scaled."""
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if fused and gradient_clip_val and gradient_clip_algorithm != "value":
+            self.clip_to_norm(optimizer, gradient_clip_val, scaled=True)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def clip_to_norm(self, optimizer: Optimizer, norm: float, *, scaled: bool) -> None:
+        """Clip the gradient of all of an optimizer's parameters together.
+
+        Args:
+            optimizer: Whose parameters.
+            norm: That the gradient has at most.
+            scaled: Whether gradients are still as much larger as the loss was, where the trainer scales it.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaled and scaler is not None:
+            found = found / scaler.scale(torch.ones_like(found))
+        torch.nn.utils.clip_grads_with_norm_(parameters, norm, found)
 
     # -- noise ------------------------------------------------------------------------------------------------------
 

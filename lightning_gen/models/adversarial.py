@@ -113,7 +113,7 @@ class AdversarialModule(GenerativeModule):
             if ddp:
                 average_gradients(optimizer)
             if self.gradient_clip_norm is not None:
-                self._clip(optimizer, self.gradient_clip_norm)
+                self.clip_to_norm(optimizer.optimizer, self.gradient_clip_norm, scaled=True)
             if count:
                 optimizer.step()
             else:  # what LightningOptimizer.step does, less the counting
@@ -152,14 +152,6 @@ class AdversarialModule(GenerativeModule):
         return [
             number // self.micro_batches + (piece < number % self.micro_batches) for piece in range(self.micro_batches)
         ]
-
-    def _clip(self, optimizer: LightningOptimizer, norm: float) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        found = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:  # gradients are still as much larger as the loss was
-            found = found / scaler.scale(torch.ones_like(found))
-        torch.nn.utils.clip_grads_with_norm_(parameters, norm, found)
 
     def finish_step(self, images: int, *, schedules: bool = True) -> None:
         """What ends a training step: schedules advance, images are counted, the loggers' x-axis is set.

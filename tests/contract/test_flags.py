@@ -239,10 +239,25 @@ def refused(family, setting, instead, **flags):
     return by_hand
 
 
+class Norms(pl.Callback):
+    """Of the gradients that an optimizer has seen."""
+
+    def __init__(self):
+        self.clipped = []
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.clipped += [torch.cat([gradient.flatten() for gradient in gradients]).norm().item()] if gradients else []
+
+
 def clipping(family):
     if not refused(family, "gradient_clip_val", r"set model\.gradient_clip_norm", gradient_clip_val=0.5):
-        trainer, *_ = fit(family, gradient_clip_val=1e-3)
-        assert trainer.global_step == 3
+        float16 = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))]
+        for plugins in ([], float16):
+            norms = Norms()
+            trainer, *_ = fit(family, gradient_clip_val=1e-3, plugins=plugins, callbacks=[norms])
+            assert trainer.global_step == 3
+            assert norms.clipped == pytest.approx([1e-3] * 2, rel=1e-2)
 
 
 def accumulation(family):
