@@ -45,6 +45,10 @@ class FitLoop(_FitLoop):
             self._set_completed_epochs(epochs.started - 1)
         # Between epochs Lightning would not, and leave the loader's place in the checkpoint.
         self._restarting = self.epoch_loop.restarting = True
+        if self._data_fetcher is not None:
+            # A schedule has asked how many batches there are, and so the loader was made before this.
+            self._load_combined_loader_states()
+            iter(self._data_fetcher)
 
     def reset(self) -> None:
         """Begin with what comes after the place at which the checkpoint was written."""

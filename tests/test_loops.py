@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_gen.data.base import DrawDataset, ImageDataModule
@@ -41,11 +42,12 @@ class Numbers(DrawDataset):
 class Data(ImageDataModule):
     image_shape = (1, 1, 1)
 
-    def __init__(self):
+    def __init__(self, count=3):
         super().__init__(num_workers=0)
+        self.count = count
 
     def train_set(self):
-        return Numbers(3)
+        return Numbers(self.count)
 
     def val_set(self):
         return Numbers(2)
@@ -74,6 +76,16 @@ class Number(GenerativeModule):
             return optimizer
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=10.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
+
+
+class Planned(Number):
+    """Its rate falls to zero at the end of the run, for which the loader is made before the checkpoint is read."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Game(AdversarialModule):
@@ -188,6 +200,37 @@ def test_a_schedule_that_waits_for_the_validation_gets_it(tmp_path):
     expected = fit(tmp_path, diary, lambda: Number(plateau=True), max_steps=9)
     assert expected["optimizer_states"][0]["param_groups"][0]["lr"] < 0.05
     assert_same(expected, fit(tmp_path, Diary(), lambda: Number(plateau=True), diary.path, max_steps=9))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_a_schedule_that_counts_the_batches_leaves_the_place_in_the_epoch(tmp_path, batch):
+    diary, again = Diary(tmp_path / "middle.ckpt", "on_train_batch_end", batch), Diary()
+    expected = fit(tmp_path, diary, Planned, max_epochs=2)
+    found = fit(tmp_path, again, Planned, diary.path, max_epochs=2)
+    assert again.notes == diary.rest
+    assert_same(expected, found)
+
+
+def fit_on_two_ranks(folder, name, checkpoint=None):
+    """What the first rank saved when it had ended; a checkpoint in the middle too."""
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    saves = Diary(folder / "middle.ckpt", "on_train_batch_end", 2), Diary(folder / name, "on_train_end", 4)
+    trainer = pl.Trainer(
+        accelerator="cpu", strategy=strategy, devices=2, max_steps=4, val_check_interval=2, logger=False,
+        check_val_every_n_epoch=None, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=list(saves), default_root_dir=folder,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer.fit(Number(), datamodule=Data(5), ckpt_path=checkpoint, weights_only=True)
+    return torch.load(folder / name, weights_only=True)
+
+
+def test_two_ranks_go_on_together(tmp_path):
+    """With the validation that is due, at the end of an epoch of two batches a rank."""
+    expected = fit_on_two_ranks(tmp_path, "expected.ckpt")
+    assert expected["global_step"] == 4
+    assert expected["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]["completed"] == 1
+    assert_same(expected, fit_on_two_ranks(tmp_path, "found.ckpt", tmp_path / "middle.ckpt"))
 
 
 @pytest.mark.parametrize("end", [{"max_steps": steps} for steps in range(1, 8)] + [{"max_epochs": 1}], ids=str)

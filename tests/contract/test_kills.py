@@ -32,7 +32,7 @@ def ema(*modules):
 
 
 def run_of(model, data, *callbacks, every, **trainer):
-    """Seven steps; a checkpoint every two, and before and after some validations others by Lightning's callback."""
+    """Some steps; a checkpoint every two, and before and after some validations others by Lightning's callback."""
     checkpoints = [
         of_lightning(every_n_train_steps=3, filename="before-{step}"),
         of_lightning(monitor="step", mode="max", filename="after-{step}"),
@@ -95,6 +95,8 @@ RUNS = {
         },
         ema("generator_AtoB", "generator_BtoA"),
         every=3,
+        max_steps=-1,
+        max_epochs=3,  # which its schedule counts in steps before the run begins
     ),
     "pixelcnn": run_of(
         {
