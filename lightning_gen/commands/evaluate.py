@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoints, run_fol
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.commands.neighbours import neighbour_grid
 from lightning_gen.commands.picture_files import Sizing, folder_loaders
+from lightning_gen.commands.readers import reads
 from lightning_gen.commands.sample import load_model
 from lightning_gen.commands.sampling import checked_settings
 from lightning_gen.data.base import examples_of, in_order
@@ -221,7 +223,8 @@ def evaluate(
 def with_run(arguments: Sequence[str]) -> list[str]:
     """Arguments with the data and the extractor of the run that the checkpoints are of, where they name none.
 
-    Several checkpoints in a row become a list, and a bare `--floor` is true.
+    An extractor that is made for the run's data is not taken for other data. Several checkpoints in a row become a
+    list, and a bare `--floor` is true.
 
     Raises:
         ValueError: If the checkpoints are of runs that differ in this.
@@ -248,7 +251,9 @@ def with_run(arguments: Sequence[str]) -> list[str]:
                 continue
             if any(_what_counts(other) != _what_counts(found[0]) for other in found):
                 raise ValueError(f"These checkpoints are of runs that differ in their {name}: name one, with --{name}.")
-            if found[0]:
+            if name == "extractor" and (why := _reads_other_data(found[0], options.get("data", ""), configs[0])):
+                print(why, file=sys.stderr)
+            elif found[0]:
                 restrict_configurations(arguments)
                 options[name] = json.dumps(found[0])
     return [*(f"--{name}={value}" for name, value in options.items()), *others]
@@ -265,6 +270,15 @@ def _configuration(path: Path) -> Mapping[str, Any]:
     if not isinstance(config, Mapping) or not all(isinstance(config.get(name, {}), Mapping) for name in sections):
         raise ValueError(f"{path} is no configuration of a run: it must have model, data and trainer as mappings.")
     return config
+
+
+def _reads_other_data(extractor: Any, data: str, config: Mapping[str, Any]) -> str:
+    """Why the extractor of a run is not taken for the data that is named; empty where it can be."""
+    named = str(json.loads(data)["class_path"] if data.startswith("{") else data).rpartition(".")[2]
+    runs = str((config.get("data") or {}).get("class_path", "")).rpartition(".")[2]
+    if not extractor or not data or named == runs or not (words := reads(extractor)):
+        return ""
+    return f"The run's extractor is not taken: {words}, and the data is {named}."
 
 
 def _extractor_of(config: Mapping[str, Any]) -> Any:

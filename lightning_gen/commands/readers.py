@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
@@ -18,6 +19,17 @@ READS = {
     "ClassifierFeatures": "knows the classes of other data",
     INCEPTION: "reads pictures in colour",
 }
+
+
+def reads(extractor: Mapping[str, Any]) -> str:
+    """What an extractor of a configuration is made for, in words; empty where it may read any data.
+
+    Args:
+        extractor: Its "class_path" and "init_args".
+    """
+    name = str(extractor["class_path"]).rpartition(".")[2]
+    own = name not in READS or name == INCEPTION or (extractor.get("init_args") or {}).get("weights")
+    return "" if own else f"{name} {READS[name]}"
 
 
 def follow_data(config: Namespace) -> list[str]:
@@ -48,8 +60,7 @@ def follow_data(config: Namespace) -> list[str]:
             continue
         given = callback.init_args.get("extractor") if kind == "GenerativeMetrics" else None
         reader = INCEPTION if given is None else str(given.class_path).rpartition(".")[2]
-        chosen = given is not None and (reader not in READS or reader == INCEPTION or given.init_args.get("weights"))
-        if kind == "GenerativeMetrics" and not chosen:
+        if kind == "GenerativeMetrics" and (given is None or reads(given.as_dict())):
             own = _reader_of(data, config.data.init_args)
             why = f"{reader} {READS[reader]}, and the data is {name}"
             if _suits(reader, given, data, config.data.init_args):

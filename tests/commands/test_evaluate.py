@@ -28,7 +28,7 @@ from lightning_gen.generative import GenerativeModule
 from lightning_gen.latents import generator_for
 from lightning_gen.metrics import InceptionScore, KernelInceptionDistance
 from lightning_gen.metrics.evaluation import Evaluation
-from lightning_gen.metrics.features import FeatureExtractor, Features
+from lightning_gen.metrics.features import FeatureExtractor, Features, SceneFeatures
 from lightning_gen.models import GAN, CycleGAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
 
@@ -521,7 +521,7 @@ def run():
             "trainer": {"callbacks": None},
         }
         if extractor:
-            arguments = {"num_samples": 10, "extractor": {"class_path": f"{__name__}.{extractor.__name__}"}}
+            arguments = {"num_samples": 10, "extractor": {"class_path": f"{extractor.__module__}.{extractor.__name__}"}}
             callbacks = [
                 {"class_path": "lightning_gen.callbacks.EMA", "init_args": {}},
                 {"class_path": "lightning_gen.callbacks.GenerativeMetrics", "init_args": arguments},
@@ -573,6 +573,22 @@ def test_arguments_are_completed_by_the_run(run):
         with pytest.raises(ValueError, match=r"runs that differ in their (data|extractor): name one, with --\1"):
             with_run(["--checkpoint", str(other), str(one)])
     assert with_run(["--images", "x", "--floor=false"]) == ["--floor=false", "--images", "x"]
+
+
+@pytest.mark.parametrize("data", ["ImageFolder", "lightning_gen.data.ImageFolder", '{"class_path": "ImageFolder"}'])
+def test_a_reader_of_the_runs_data_does_not_read_other_data(run, data, capsys):
+    checkpoint = str(run(extractor=SceneFeatures))
+    assert not any("extractor" in option for option in with_run(["--checkpoint", checkpoint, "--data", data]))
+    assert capsys.readouterr().err == (
+        "The run's extractor is not taken: SceneFeatures reads built-in scenes, and the data is ImageFolder.\n"
+    )
+    for arguments in (["--data", "Digits"], ["--data.pad", "1"], ["--reference", "photos"]):
+        assert any("SceneFeatures" in option for option in with_run(["--checkpoint", checkpoint, *arguments]))
+    assert any("Quarters" in option for option in with_run(["--checkpoint", str(run("two")), "--data", data]))
+    assert capsys.readouterr().err == ""
+
+
+def test_help_is_left_alone():
     assert with_run(["--help"]) == ["--help"]
 
 

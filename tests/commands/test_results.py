@@ -153,6 +153,19 @@ def test_skipped_files_are_named_at_first_and_counted(capsys):
     ]
 
 
+def test_translating_broken_files_ends_with_their_number(capsys):
+    picture("in/good.png")
+    whole = Path("in/good.png").read_bytes()
+    for i in range(10):
+        Path(f"in/{i}.png").write_bytes(whole[:30])
+    assert translate(save(cyclegan()), Path("in"), Path("out"), accelerator="cpu") == 1
+    said = capsys.readouterr()
+    assert "1 of 11 pictures translated into out" in said.out
+    lines = [line for line in said.err.splitlines() if line.startswith("skipped")]
+    assert [line.split()[1] for line in lines[:3]] == ["in/0.png", "in/1.png", "in/2.png"]
+    assert lines[3:] == ["skipped 7 more for the same reason as in/0.png: 10 in all"]
+
+
 def test_completing_pictures_of_a_wrong_size_ends_with_their_number(capsys):
     for i in range(100):
         picture(f"in/{i:03d}.png", 9, 8 + i % 5)
