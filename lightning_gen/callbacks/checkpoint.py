@@ -30,6 +30,11 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"LastCheckpoint needs every_n_steps >= 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.last_step = 0
+        # What loggers that upload checkpoints (`WandbLogger(log_model=True)`) ask a `ModelCheckpoint` for.
+        self.last_model_path = self.best_model_path = ""
+        self.current_score = self.best_model_score = None
+        self.best_k_models: dict[str, Any] = {}
+        self.save_top_k = 1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Agree on the folder; all ranks are here."""
@@ -87,7 +92,14 @@ class LastCheckpoint(Checkpoint):
             return None
         self.last_step = trainer.global_step
         path = run_folder(trainer) / CHECKPOINTS / LAST
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # what they record is complete up to here
         trainer.save_checkpoint(path, weights_only=False)
+        self.last_model_path = str(path)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)  # type: ignore[arg-type]
         return path
 
 

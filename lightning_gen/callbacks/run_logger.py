@@ -1,12 +1,16 @@
-"""The logger of a run that keeps its own record."""
+"""The logger of a run that keeps its own record, and Lightning's table where a run goes on."""
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 
 class RunLogger(Logger):
@@ -53,3 +57,52 @@ class RunLogger(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are in the run's config.yaml and in its checkpoints."""
+
+
+class ResumedCSVLogger(CSVLogger):
+    """Lightning's CSV logger in the folder of a run that goes on, whose `metrics.csv` it would begin anew.
+
+    Args:
+        save_dir: As in Lightning, like the arguments that follow.
+        name: Of this kind of run.
+        version: Of this run.
+        prefix: Of the names of metrics.
+        flush_logs_every_n_steps: How often the table is written.
+        keep_until: The step up to which earlier rows are kept.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+        keep_until: int = 0,
+    ) -> None:
+        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
+        self.keep_until = keep_until
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> _ExperimentWriter:
+        """Lightning's writer, with the earlier rows put back."""
+        if self._experiment is None:
+            table = Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
+            earlier = list(_rows(table, self.keep_until))
+            table.unlink(missing_ok=True)
+            writer = super().experiment
+            writer.metrics = earlier
+            writer.save()
+        return super().experiment
+
+
+def _rows(table: Path, last_step: int) -> Iterator[dict[str, str]]:
+    """The rows of a table up to a step, without lines that are cut short or no rows."""
+    if not table.is_file():
+        return
+    lines = table.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for row in csv.DictReader(line for line in lines if line.endswith("\n")):
+        whole = None not in row and None not in row.values() and re.fullmatch(r"\d{1,18}", row.get("step", ""))
+        if whole and int(row["step"]) <= last_step:
+            yield {name: value for name, value in row.items() if value != ""}

@@ -21,7 +21,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -243,6 +243,7 @@ class CommandLine(LightningCLI):
             if checkpoint and self.subcommand == "fit":
                 check_going_on(checkpoint, config.ckpt_path)
             config.weights_only = True
+        self.step = int(checkpoint["global_step"]) if checkpoint else 0
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
         if config.trainer.barebones:
             for name in REFUSED_BY_BAREBONES:
@@ -256,7 +257,7 @@ class CommandLine(LightningCLI):
         if checkpoint and folder and self.subcommand == "fit":
             if writes:
                 lock_run(folder)
-            go_on_in_folder(config.trainer.logger, folder.resolve(), int(checkpoint["global_step"]))
+            go_on_in_folder(config.trainer.logger, folder.resolve(), self.step)
         prepare_wandb(config.trainer.logger, checkpoint)
         train_missing_classifiers(config)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
@@ -288,10 +289,19 @@ class CommandLine(LightningCLI):
             )
         return trainer
 
+    def before_test(self) -> None:
+        """Let loggers record at the step of the checkpoint."""
+        record_at_step(self.trainer, self.step)
+
+    def before_validate(self) -> None:
+        """Let loggers record at the step of the checkpoint."""
+        record_at_step(self.trainer, self.step)
+
     def after_fit(self) -> None:
         """Test, if asked to, and end with the figures that matter and the report's address."""
         if not self._get(self.config, "test_after_fit"):
             return
+        record_at_step(self.trainer, self.trainer.global_step)
         (results,) = self.trainer.test(self.model, datamodule=self.datamodule) or [{}]
         if self.trainer.is_global_zero:
             for name in [name for name in results if name.startswith("test/psnr_")]:
@@ -313,22 +323,35 @@ class CommandLine(LightningCLI):
                 print(f"Report: {run_folder(self.trainer) / 'index.html'}")
 
 
+def record_at_step(trainer: pl.Trainer, step: int) -> None:
+    """Let what is logged outside of training have a step, in place of the number of batches that Lightning counts."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
 def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
     """Let the logger that gives a run its folder, the first one, go on in the folder of an earlier run.
 
     Args:
-        loggers: One logger's configuration or a list of them; changed in place. Only `RunLogger` and
-            `TensorBoardLogger` without a version of their own are, for they would take the next free number.
+        loggers: One logger's configuration or a list of them; changed in place. Only loggers that number their folders
+            are, where none is named: `RunLogger`, `CSVLogger` and `TensorBoardLogger`.
         folder: Of the earlier run.
         step: The last one that counts; what the logger has recorded after it is dropped.
     """
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
-    last_step = {"RunLogger": {}, "TensorBoardLogger": {"purge_step": step + 1}}
     name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
-    if name in last_step and logger.init_args.get("version") is None:
+    if name not in ("RunLogger", "CSVLogger", "TensorBoardLogger"):
+        return
+    arguments = logger.init_args
+    numbered = arguments.get("version") is None
+    if numbered:
         place = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
-        for argument, value in (place | last_step[name]).items():
-            logger.init_args[argument] = value
+        for argument, value in place.items():
+            arguments[argument] = value
+    if name == "TensorBoardLogger" and numbered:
+        arguments["purge_step"] = step + 1
+    if name == "CSVLogger" and Path(CSVLogger(**arguments.as_dict()).log_dir).resolve() == folder:
+        logger.class_path = "lightning_gen.callbacks.run_logger.ResumedCSVLogger"
+        arguments["keep_until"] = step
 
 
 def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:

@@ -2,12 +2,13 @@
 
 import os
 import warnings
+from unittest.mock import MagicMock
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -107,6 +108,26 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", sync)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize(("log_model", "uploads"), [(True, 1), ("all", 3), (False, 0)])
+def test_wandb_uploads_it(tmp_path, monkeypatch, log_model, uploads):
+    wandb = pytest.importorskip("wandb")
+    added = []
+
+    class Artifact:
+        def __init__(self, **settings):
+            self.settings = settings
+
+        def add_file(self, path, **settings):
+            added.append(torch.load(path, weights_only=True)["global_step"])
+
+    monkeypatch.setattr(wandb, "Artifact", Artifact)
+    experiment = MagicMock(id="abc")
+    logger = WandbLogger(save_dir=tmp_path, id="abc", log_model=log_model, experiment=experiment)
+    trainer(tmp_path, LastCheckpoint(2), max_steps=5, logger=logger).fit(Game(), numbers())
+    assert added == [2, 4, 5][3 - uploads :]
+    assert [call.kwargs["aliases"] for call in experiment.log_artifact.call_args_list] == [["latest"]] * uploads
 
 
 # -- Lightning's own callbacks ---------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -291,6 +292,35 @@ def test_tensorboard_goes_on_in_the_folder_of_the_run(tiny, command, fresh_proce
     shown = events("logs/tb/version_0")
     assert shown["train/cycle_A"] == [1, 2, 3, 4]
     assert shown["AtoB"] == [0, 4]
+
+
+def csv_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("version", [None, "mine"])
+def test_lightning_s_csv_logger_goes_on_in_the_folder_of_the_run(tiny, command, fresh_process, version):
+    tiny["checkpoint"] = {"every_n_steps": 2}
+    csv_logger = {"save_dir": "logs", "name": "csv", "version": version, "flush_logs_every_n_steps": 1}
+    tiny["trainer"]["logger"] = {"class_path": "CSVLogger", "init_args": csv_logger}
+    fresh_process(fit_until_killed, "fit", "--config", tiny.write())
+    run = Path("logs/csv") / (version or "version_0")
+    with (run / "metrics.csv").open("a") as table:
+        table.write("0.1,0.2")  # the disk was full
+    last = run / "checkpoints" / "last.ckpt"
+    ended = command("fit", "--ckpt_path", run, "--test_after_fit", "true")
+    assert ended.code == 0, ended.err
+    assert [path.name for path in Path("logs/csv").iterdir()] == [run.name]
+    rows = csv_rows(run / "metrics.csv")
+    assert [row["step"] for row in rows if row["train/cycle_A"]] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows if row["test/cycle_A"]] == ["4"]
+    config = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"]
+    assert (config["class_path"], config["init_args"]["version"]) == ("lightning.pytorch.loggers.CSVLogger", version)
+    # A test of its own has the step, too.
+    elsewhere = ["--trainer.logger.save_dir", "tests", "--trainer.logger.version", "here"]
+    assert command("test", "--ckpt_path", last, *elsewhere).code == 0
+    assert [row["step"] for row in csv_rows(Path("tests/csv/here/metrics.csv"))] == ["4"]
 
 
 # -- Weights & Biases -----------------------------------------------------------------------------------------------
