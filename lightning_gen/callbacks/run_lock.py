@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 from io import TextIOWrapper
@@ -49,6 +50,7 @@ def lock_run(folder: Path) -> None:
     file.write(f"Process {os.getpid()} on {platform.node()}\n")
     file.flush()
     _held[os.getpid(), folder] = file
+    atexit.register(unlock_run, folder)
 
 
 def unlock_run(folder: Path) -> None:
