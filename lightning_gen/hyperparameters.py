@@ -19,7 +19,6 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -27,6 +26,7 @@ from torch.nn.modules.module import (
 )
 
 from lightning_gen.checkpoints import CheckpointError
+from lightning_gen.outlines import outline
 from lightning_gen.trust import UntrustedNameError, resolve
 
 CLASS_KEY = "_class_path"
@@ -201,7 +201,7 @@ class Recipe:
         Raises:
             CheckpointError: As `build`, or if it is given up.
         """
-        with torch.device("meta"), _no_more_parts_than(1000 + 50 * num_weights):
+        with outline(), _no_more_parts_than(1000 + 50 * num_weights):
             return self.build()
 
     # -- checks -----------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.masked import MaskedConv2d
+from lightning_gen.outlines import with_values
 
 
 class Sweep(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gen.layers.constants import with_values
+from lightning_gen.outlines import with_values
 
 MaskType = Literal["A", "B"]
 

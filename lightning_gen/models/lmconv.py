@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.orders import (
     generalized_hilbert_order,
     hilbert_order,
@@ -22,6 +21,7 @@ from lightning_gen.layers.orders import (
 from lightning_gen.losses.pixels import Bernoulli, LogisticMixture
 from lightning_gen.models.autoregressive import AutoregressiveModule, Context, Order
 from lightning_gen.networks.lmconv import LMConvNetwork
+from lightning_gen.outlines import with_values
 
 Curve = Literal["raster", "s_curve", "hilbert", "generalized_hilbert", "random"]
 CURVES: dict[Curve, Callable[[int, int], Tensor]] = {

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gen.layers.activation import concat_elu
-from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.local_masked import KindsOfMasks, LocallyMaskedConv2d, kinds_of_masks, local_taps
 from lightning_gen.layers.masked import Matrix, at_pixel
 from lightning_gen.layers.orders import as_order, local_masks, s_curve_order, symmetries
 from lightning_gen.networks.building import check_image_shape
 from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.outlines import with_values
 
 
 class LocalMasks(NamedTuple):

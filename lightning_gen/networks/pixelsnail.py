@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
-from lightning_gen.layers.constants import with_values
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import DownRightShiftedConv2d, DownShiftedConv2d, shift_right
 from lightning_gen.layers.weight_norm import WeightNormConv2d, data_dependent_init
 from lightning_gen.networks.building import check_image_shape
 from lightning_gen.networks.pixelcnn_pp import Dropout
 from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.outlines import with_values
 
 
 class PixelSNAILNetwork(nn.Module):

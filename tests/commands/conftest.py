@@ -3,7 +3,9 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from jsonargparse._common import parsing_settings
 
+from lightning_gen import trust
 from lightning_gen.cli import main
 
 
@@ -22,8 +24,11 @@ def _exit_code(*arguments):
 
 @pytest.fixture(autouse=True)
 def _trusted(monkeypatch):
-    """Models that tests define are the user's own."""
+    """Models that tests define are the user's own, and what one test restricts is free again in the next."""
     monkeypatch.setenv("LIGHTNING_GEN_TRUST", "tests")
+    monkeypatch.setattr(trust, "_named", None)
+    for name in ("import_path_verdicts", "import_paths_enforced"):
+        monkeypatch.setitem(parsing_settings, name, parsing_settings[name])
 
 
 @pytest.fixture
