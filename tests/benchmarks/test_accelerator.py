@@ -8,12 +8,15 @@ import torch
 
 from benchmarks import accelerator
 from benchmarks.accelerator import (
+    KINDS,
     MODELS,
     SYNC_STEPS,
     Item,
     NotApplicable,
     Place,
+    extracting,
     gpu_tests,
+    items,
     main,
     run,
     synchronisation,
@@ -88,13 +91,13 @@ def test_it_does_what_the_time_allows_and_lists_the_rest():
 
 def test_on_a_cpu_it_runs_in_small(tmp_path, capsys, monkeypatch, lightning_log):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
-    kinds = ["tests", "sync", "train", "sampling", "extractor"]
+    kinds = ["tests", "sync", "train", "sampling"]
     models = ["GAN", "DiagonalBiLSTM"]
     assert main(["--kinds", *kinds, "--models", *models, "--output", str(tmp_path), "--minutes", "2"]) == 0
     content = json.loads((tmp_path / "accelerator.json").read_text())
     assert content["machine"]["torch"] == torch.__version__
     rows = {(row["kind"], row["what"], row["setting"]): row for row in content["rows"]}
-    assert [key[0] for key in rows] == ["tests", *["sync"] * 2, *["train"] * 4, "sampling", *["extractor"] * 2]
+    assert [key[0] for key in rows] == ["tests", *["sync"] * 2, *["train"] * 4, "sampling"]
     for kind, what, setting in rows:
         row = rows[kind, what, setting]
         expected = "not applicable" if kind in ("tests", "sync") else "done"
@@ -104,7 +107,22 @@ def test_on_a_cpu_it_runs_in_small(tmp_path, capsys, monkeypatch, lightning_log)
     assert "images/s" in rows["train", "diagonal_bilstm", "bf16-mixed"]["result"]
     assert rows["tests", "pytest -m gpu", ""]["result"] == "needs CUDA"
     assert (tmp_path / "accelerator.md").read_text().count("\n| ") == len(rows) + 2
-    assert "7 done, 0 failed, 0 not run" in capsys.readouterr().out
+    assert "5 done, 0 failed, 0 not run" in capsys.readouterr().out
+
+
+def test_the_extractor_s_rate_is_of_random_weights():
+    result, figures = extracting("bfloat16", 2, CPU, 100.0)
+    assert figures["pictures_per_second"] > 0
+    assert result.endswith(" pictures/s")
+
+
+def test_the_kinds_come_in_order_of_worth_and_compiling_last():
+    listed = list(items(KINDS, ["CycleGAN"], Place(torch.device("cuda"), False, 2.0)))
+    kinds = [item.kind for item in listed]
+    assert list(dict.fromkeys(kinds)) == ["tests", "sync", "train", "extractor", "compiled"]  # it draws no pixels
+    assert [item.setting for item in listed if item.kind == "train"] == ["bf16-mixed", "32-true"]
+    everything = list(items(KINDS, list(MODELS), Place(torch.device("cuda"), False, 2.0)))
+    assert sum(item.estimate for item in everything if item.kind in ("tests", "sync", "train")) < 8 * 60
 
 
 def test_steps_are_watched_once_all_that_is_made_at_first_use_is_there(monkeypatch):

@@ -510,7 +510,7 @@ def test_autocast_and_its_gradients():
 
 @pytest.mark.parametrize("num_classes", [None, 2])
 def test_compiles_as_one_graph_and_exports(num_classes):
-    network, images = small((3, 4, 8), num_classes=num_classes), pictures(2, 3, 4, 8)
+    network, images = small((3, 4, 2), num_classes=num_classes, num_scales=2), pictures(2, 3, 4, 2)
     given = (images,) if num_classes is None else (images, torch.tensor([1, 0]))
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*given), network(*given))
