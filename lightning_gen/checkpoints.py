@@ -25,6 +25,7 @@ from lightning_gen.limits import LimitError, load_tensors
 _FIELDS: dict[str, tuple[type, ...]] = {
     "state_dict": (Mapping,),
     "raw_state_dict": (Mapping,),
+    "precise_average": (Mapping,),
     "hyper_parameters": (Mapping,),
     "epoch": (int,),
     "global_step": (int,),

@@ -63,8 +63,9 @@ class CycleGAN(TranslationModule):
         generator_optimizer: Replaces Adam for the generators; called with their parameters.
         discriminator_optimizer: Replaces Adam for the discriminators.
         decay_start: Share of the run after which the learning rate falls linearly to zero; 1 keeps it constant.
-        gradient_clip_norm: As in `AdversarialModule`.
-        micro_batches: As in `AdversarialModule`.
+        gradient_clip_norm: Norm to which the gradient of each player is clipped; None clips none.
+        micro_batches: Pieces that each batch is cut into, whose gradients are added up: the same update with the memory
+            of a piece. See `AdversarialModule`.
         channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
         compile: Whether the networks go through `torch.compile`. Discriminators under a penalty that differentiates a
             gradient stay as they are, for PyTorch cannot compile those.

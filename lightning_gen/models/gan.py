@@ -73,8 +73,9 @@ class GAN(AdversarialModule):
         generator_optimizer: Replaces Adam for the generator; called with its parameters.
         discriminator_optimizer: Replaces Adam for the discriminator.
         decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
-        gradient_clip_norm: As in `AdversarialModule`.
-        micro_batches: As in `AdversarialModule`.
+        gradient_clip_norm: Norm to which the gradient of each player is clipped; None clips none.
+        micro_batches: Pieces that each batch is cut into, whose gradients are added up: the same update with the memory
+            of a piece. See `AdversarialModule`.
         channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
         compile: Whether the networks go through `torch.compile`. A discriminator under a penalty that differentiates a
             gradient stays as it is, for PyTorch cannot compile that.
