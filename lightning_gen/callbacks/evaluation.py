@@ -192,8 +192,9 @@ class GenerativeMetrics(pl.Callback):
                 elif done == 1 and not self.told:
                     self.told = True
                     seconds = (time.perf_counter() - start) * len(plan)
+                    against = f" against {reference.count} pictures" if reference.count else ""
                     rank_zero_info(
-                        f"{protocol.num_samples} samples against {reference.count} pictures: drawing and reading them "
+                        f"{protocol.num_samples} samples{against}: drawing and reading them "
                         f"takes about {seconds:.1f} s at each {'validation' if prefix == 'val/' else 'test'}."
                     )
 
@@ -215,18 +216,21 @@ class GenerativeMetrics(pl.Callback):
         assert self.extractor is not None
         extractor = self.extractor.to(pl_module.device)
         if self.compared_with is None:
-            if self.reference in ("train", "val", "test"):
+            protocol = self._protocol(self.figures, self.num_samples["val/"])
+            if not protocol.needs_reference:
+                self.compared_with = Reference.none(extractor)
+            elif self.reference in ("train", "val", "test"):
                 self.compared_with = reference_of_loader(
                     extractor,
                     _loader(trainer, self.reference),
                     name=type(getattr(trainer, "datamodule", None) or pl_module).__name__,
                     split=self.reference,
                     max_features=self.settings["max_features"],
-                    moments=self._protocol(self.figures, self.num_samples["val/"]).needs_moments,
+                    moments=protocol.needs_moments,
                 )
             else:
                 self.compared_with = reference_of_file(self.reference, extractor)
-            self._protocol(self.figures, self.num_samples["val/"]).check_reference(self.compared_with)
+            protocol.check_reference(self.compared_with)
             self._record(trainer)
         return self.compared_with, extractor
 

@@ -137,7 +137,9 @@ def evaluate(
     if neighbours and len(samples) > 1:
         raise ValueError(f"neighbours is one picture, of one checkpoint; there are {len(samples)} of them.")
     channels = samples[0].image_shape[0] if samples else None
-    if data is None and (reference in SPLITS or floor or neighbours):
+    wanted_figures = [figures] if isinstance(figures, str) else figures
+    alone = set(wanted_figures or ()) == {"is"} and save_statistics is None  # compares with nothing
+    if data is None and ((reference in SPLITS and not alone) or floor or neighbours):
         raise ValueError(
             "There is no data with real pictures: name it, as in `--data MNIST --data.root data`, or name a folder of "
             "pictures or saved statistics as --reference (floor and neighbours need the data). A checkpoint in the "
@@ -167,15 +169,17 @@ def evaluate(
     _check_shape(samples[0], shape, reference, extractor)
     if neighbours and samples[0].image_shape[0] not in (1, 3):
         raise ValueError(f"neighbours draws pictures of 1 or 3 channels; these have {samples[0].image_shape[0]}.")
-    compared = metrics.reference_of_file(reference, extractor) if real is None else None
+    compared = metrics.reference_of_file(reference, extractor) if real is None and not alone else None
     kind = str(compared.record.get("split", reference)) if compared else reference
     protocol = metrics.Protocol(
-        metrics.figures_for(extractor, kind, [figures] if isinstance(figures, str) else figures, num_samples),
+        metrics.figures_for(extractor, kind, wanted_figures, num_samples),
         num_samples=num_samples, splits=splits, k=k, block_size=block_size, max_features=max_features,
         batch_size=batch_size, seed=seeds[0],
         sampling=settings,
     )  # fmt: skip
-    if compared is None:
+    if alone:
+        compared = Reference.none(extractor)
+    elif compared is None:
         moments = protocol.needs_moments or save_statistics is not None
         name = type(data).__name__ if reference in SPLITS else "folder"
         compared = statistics_of(real, name, reference, extractor, max_features, moments)

@@ -100,6 +100,11 @@ class Protocol:
                 raise ValueError(f"{figure} needs at least {needed} real pictures, but {split} has {reference.count}.")
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether a figure compares with real pictures."""
+        return set(self.figures) != {"is"}
+
+    @property
     def needs_moments(self) -> bool:
         """Whether a figure needs mean and covariance of the real pictures' features."""
         return bool({"fid", "fid_infinity"} & set(self.figures))
@@ -242,6 +247,12 @@ class Reference:
         known = from_rank_zero(known)
         assert known is not None
         return cls(*known, statistics)
+
+    @classmethod
+    def none(cls, extractor: FeatureExtractor) -> Reference:
+        """For figures that compare with nothing."""
+        features, indices = torch.empty(0, extractor.num_features), torch.empty(0, dtype=torch.int64)
+        return cls({}, 0, None, ReferenceStatistics({"count": 0}, None, features, indices))
 
 
 def reference_of_loader(

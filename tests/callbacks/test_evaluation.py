@@ -435,3 +435,13 @@ def test_without_an_extractor_it_is_the_published_inception(tmp_path, monkeypatc
     with pytest.raises(AttributeError):
         fitted(tmp_path, callback)
     assert len(made) == 1
+
+
+def test_a_score_alone_reads_no_real_pictures_and_a_kernel_distance_computes_no_moments(tmp_path, monkeypatch):
+    extractor = Pixels(num_classes=3)
+    _, trainer = fitted(tmp_path, GenerativeMetrics(extractor, ["is"], **SETTINGS))
+    assert sum(map(len, extractor.seen)) == 2 * 70  # two validations
+    assert trainer.callback_metrics["val/is-pixels2"] >= 1
+    monkeypatch.setattr(evaluation.Moments, "update", lambda *_: pytest.fail("moments for a kernel distance"))
+    _, trainer = fitted(tmp_path, GenerativeMetrics(Pixels(), ["kid"], **SETTINGS))
+    assert "val/kid-pixels2" in trainer.callback_metrics

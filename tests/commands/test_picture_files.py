@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_gen.commands.evaluate import evaluate
 from lightning_gen.data.images import ImageError, find_images, image_size, read_image, resize_image
-from lightning_gen.metrics import KernelInceptionDistance
+from lightning_gen.metrics import InceptionScore, KernelInceptionDistance
 from lightning_gen.metrics.features import FeatureExtractor, Features
 from lightning_gen.metrics.frechet import Moments
 
@@ -160,6 +160,32 @@ def test_a_figure_that_needs_no_moments_has_none(monkeypatch):
     again = measured(extractor, figures=["kid"], block_size=4)
     assert extractor.seen == 5
     assert again["reference"] == alone["reference"] == both["reference"]
+
+
+def test_a_score_alone_needs_no_reference():
+    folder("ours", [(8, 8)] * 12)
+
+    class Classes(Corners):
+        def extract(self, images):
+            features = super().extract(images).features
+            return Features(features, features / 20)
+
+    extractor = Classes()
+    extractor.num_classes = 4
+    settings = {"output": Path("figures.json"), "accelerator": "cpu", "splits": 2}
+    assert evaluate(images=Path("ours"), extractor=extractor, figures="is", **settings) == 0
+    assert extractor.seen == 12
+    (entry,) = json.loads(Path("figures.json").read_text())["evaluations"]
+    metric = InceptionScore(extractor, splits=2)
+    metric.update(torch.stack([read_image(file) for file in find_images("ours")]))
+    assert entry["figures"]["is-corners4"] == {"value": metric.compute()[0].item(), "samples": 12, "reference": None}
+    assert entry["reference"] == {}
+    with pytest.raises(ValueError, match="There is no data with real pictures"):
+        evaluate(images=Path("ours"), extractor=extractor, figures=["is", "kid"], **settings)
+    # A reference that is named all the same is looked for, and not read.
+    folder("theirs", [(8, 8)] * 4)
+    evaluate(images=Path("ours"), reference="theirs", extractor=extractor, figures="is", **settings)
+    assert extractor.seen == 24
 
 
 def test_saved_statistics_have_moments_whatever_the_figures():
