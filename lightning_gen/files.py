@@ -11,7 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_HOST = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())[:40] or "localhost"
+
+def _machine() -> str:
+    """Where the numbers of processes mean what they mean here: a host, or a container on it."""
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())[:40] or "localhost"
+    with suppress(OSError):
+        name += re.sub(r"[^0-9]", "", str(Path("/proc/self/ns/pid").readlink()))
+    return name
+
+
+_HOST = _machine()
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.tmp")
 _OLD = 24 * 3600.0  # seconds after which nobody is still writing
 _cleaned: set[tuple[int, Path]] = set()  # process and folder; a fork looks again
@@ -22,8 +31,8 @@ def opened_atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Ite
     """A file to write into, which takes its place and name when all has been written; makes the folder.
 
     Until then, and if something goes wrong, what stood there stays. The new content lies beside it meanwhile, as
-    `.NAME.HOST.PID.tmp`; where a process was killed while it wrote, the next one that writes into the folder removes
-    that.
+    `.NAME.HOST.PID.tmp`; where a process was killed while it wrote, the next one on its machine that writes into the
+    folder removes that, and any other after a day.
 
     Args:
         path: Of the file.

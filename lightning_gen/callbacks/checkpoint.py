@@ -17,6 +17,10 @@ class LastCheckpoint(Checkpoint):
     The best weights by some metric are `lightning.pytorch.callbacks.ModelCheckpoint`'s business; this one is for going
     on after a stop.
 
+    A save that is due comes when all other callbacks have ended the step, and before a validation that is due too:
+    going on runs that one first. What a model does in its own `on_train_batch_end` comes after the save and would be
+    missing; it belongs into `training_step` or into a callback.
+
     Args:
         every_n_steps: Generator updates between two saves.
 

@@ -54,7 +54,7 @@ def run_of(model, data, *callbacks, every, **trainer):
             **trainer,
         },
         "checkpoint": {"every_n_steps": 2},
-        "pictures": {"every_n_steps": 2, "num_images": 2},
+        "pictures": {"every_n_steps": 3, "num_images": 2},
     }
 
 
@@ -270,20 +270,17 @@ LAST = "last.ckpt"
     [
         ("wgan", [Kill(LAST, "before", 2)], LAST),
         ("wgan", [Kill(LAST, "half", 2)], LAST),
-        ("cyclegan", [Kill(LAST, "half", 3)], LAST),
         ("pixelcnn", [Kill(LAST, "whole", 2)], LAST),
-        ("cyclegan", [Kill(LAST, "after", 2)], LAST),
         ("pixelcnn", [Kill(LAST, "after", 2)], LAST),
         ("wgan", [Kill("after-4.ckpt", "half")], LAST),
         ("cyclegan", [Kill("before-3.ckpt", "after")], "before-3.ckpt"),
         ("wgan", [Kill("before-6.ckpt", "after")], "before-6.ckpt"),
-        ("wgan", [Kill("after-4.ckpt", "after")], "after-4.ckpt"),
         ("pixelcnn", [Kill("after-6.ckpt", "after")], "after-6.ckpt"),
         ("wgan", [Kill("line", "before", 5)], LAST),
         ("cyclegan", [Kill("line", "half", 6)], LAST),
         ("pixelcnn", [Kill("line", "after", 6)], LAST),
-        ("cyclegan", [Kill("step_00000004.png", "half", 2)], LAST),
-        ("pixelcnn", [Kill("step_00000004.png", "after")], LAST),
+        ("cyclegan", [Kill("step_00000003.png", "half", 2)], LAST),
+        ("pixelcnn", [Kill("step_00000003.png", "after")], LAST),
         ("wgan", [Kill("on_validation_batch_end", 4)], LAST),
         ("cyclegan", [Kill("on_validation_end", 3)], LAST),
         ("pixelcnn", [Kill("on_train_epoch_end", 6)], LAST),
@@ -304,7 +301,6 @@ LAST = "last.ckpt"
             [
                 Kill(LAST, "after"),
                 Kill("on_train_start", 2),
-                Kill("on_validation_batch_end", 3, 2),
                 Kill(LAST, "whole", 2),
             ],
             LAST,
