@@ -188,8 +188,7 @@ class SaveAt(pl.Callback):
         self.save(trainer, "epoch")
 
 
-@pytest.mark.parametrize("kind", ["gan", "pixelcnn"])
-@pytest.mark.parametrize("every", [4, 1.0])
+@pytest.mark.parametrize(("kind", "every"), [("gan", 4), ("pixelcnn", 1.0)])
 def test_any_checkpoint_goes_on_as_if_nothing_had_been(tmp_path, kind, every):
     expected, whole = fit(kind, tmp_path, SaveAt(), max_steps=20, val_check_interval=every)
     saved = ["batch_3", "batch_8", "validation_8", "epoch_8", "epoch_16", *(["validation_4"] if every == 4 else [])]
@@ -238,7 +237,6 @@ def groups(checkpoint):
     return [state["param_groups"][0] for state in checkpoint["optimizer_states"]]
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["", "of an earlier version"])
 @pytest.mark.parametrize(
     ("kind", "before", "now", "by_hand", "words"),
     [
@@ -257,13 +255,13 @@ def groups(checkpoint):
         ("pixelcnn", {"lr_decay": 1.0}, {"learning_rate": 0.1}, [{"lr": 0.1}], "learning_rate 0.001 -> 0.1"),
     ],
 )  # fmt: skip
-def test_what_is_changed_holds_as_if_set_by_hand(tmp_path, caplog, kind, before, now, by_hand, words, kept):
+def test_what_is_changed_holds_as_if_set_by_hand(tmp_path, caplog, kind, before, now, by_hand, words):
     steps = {"max_steps": 3 if kind != "wgan_gp" else 1, "max_epochs": -1}
     more = {"max_steps": 6 if kind != "wgan_gp" else 2}
     expected, _ = fit(kind, tmp_path / "by_hand", ByHand(3, by_hand), model=before, **more)
     checkpoint, _ = fit(kind, tmp_path, model=before, **steps)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    if not kept:
+    if kind == "wgan_gp":  # as if by an earlier version, which did not keep them
         del checkpoint["training_settings"]
         torch.save(checkpoint, last)
     caplog.clear()

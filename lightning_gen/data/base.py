@@ -154,9 +154,10 @@ class ResumableLoader(DataLoader[Any]):
                 setattr(self.progress.current, name, getattr(self.progress.current, name) + missing)
 
 
-def _leave_interrupts_alone(worker: int) -> None:
-    """Ctrl-C reaches a loader's processes too; when to stop is the training's to say."""
+def _leave_signals_alone(worker: int) -> None:
+    """Let a signal that reaches a loader's processes, too, be no failure: when to stop is the training's to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # by which loaders end their processes, so they must end
 
 
 class InOrder(Dataset[Any]):
@@ -362,7 +363,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_interrupts_alone,
+            worker_init_fn=_leave_signals_alone,
             # Its own generator: an iterator made or not made must not move the random state of training.
             generator=torch.Generator().manual_seed(self.seed),
         )
