@@ -88,6 +88,9 @@ def keep_changes(checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], sc
 def differences(before: Any, now: Any, name: str = "") -> list[Change]:
     """Where two structures of plain data differ."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
+        classes = before.get("class_path"), now.get("class_path")
+        if name and classes[0] != classes[1]:  # whose arguments have nothing to do with each other
+            return [Change(name, *classes)]
         found = []
         for key in dict.fromkeys((*before, *now)):
             if not str(key).startswith("_"):

@@ -315,6 +315,16 @@ def test_another_optimizer_begins_without_a_state(tmp_path, caplog):
         max_steps=5,
     )
     assert any("generator_optimizer None -> {" in message for message in caplog.messages)
+    caplog.clear()
+    fit(
+        "gan",
+        tmp_path,
+        checkpoint=tmp_path / "checkpoints" / "last.ckpt",
+        model={"generator_optimizer": torch.optim.RMSprop},
+        max_steps=6,
+    )
+    words = "generator_optimizer torch.optim.sgd.SGD -> torch.optim.rmsprop.RMSprop"
+    assert f"Changed since the checkpoint: {words}" in caplog.messages
     generator, discriminator = found["optimizer_states"]
     assert generator["param_groups"][0]["momentum"] == 0.5
     assert {name for state in generator["state"].values() for name in state} == {"momentum_buffer"}
