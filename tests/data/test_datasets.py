@@ -330,9 +330,8 @@ def test_static_pictures_are_the_same_in_every_run(gray):
         assert len(images.flatten(1).unique(dim=0)) == len(images)
 
 
+@pytest.mark.parametrize("gray", [MNIST, FashionMNIST], indirect=True)  # the split of Digits is fixed
 def test_static_pictures_do_not_depend_on_the_split(gray):
-    if gray is Digits:
-        pytest.skip("its split is fixed")
     known = torch.cat(parts(gray(binarization="static", num_val=5))[:2])
     for num_val in (1, 20):
         assert torch.equal(torch.cat(parts(gray(binarization="static", num_val=num_val))[:2]), known)
@@ -374,9 +373,8 @@ def test_dynamic_evaluation_repeats_and_is_static(gray):
     assert not torch.equal(everything(module.train_set())[0], everything(static.train_set())[0])
 
 
+@pytest.mark.parametrize("gray", [MNIST, FashionMNIST], indirect=True)  # Digits are not flipped
 def test_a_flip_mirrors_what_was_drawn(gray):
-    if gray is Digits:
-        pytest.skip("digits are not flipped")
     for way in BINARIZATIONS:
         flipped, plain = gray(binarization=way, flip=True).train_set(), gray(binarization=way).train_set()
         turned = 0
