@@ -33,8 +33,7 @@ class InstanceNorm2d(nn.Module):
         if features.is_contiguous():
             with torch.autocast(features.device.type, enabled=False):  # which would make it float32 on CUDA
                 return F.group_norm(features, features.shape[1], eps=self.eps)
-        # The compiler has sums of its own, which keep the digits.
-        if features.device.type == "cpu" and features.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if features.device.type == "cpu" and features.dtype == torch.float32:
             return cast(Tensor, _InTwoPasses.apply(features, self.eps))
         normed = [F.batch_norm(picture, None, None, training=True, eps=self.eps) for picture in features.split(1)]
         return normed[0] if len(normed) == 1 else torch.cat(normed)
@@ -50,11 +49,10 @@ class _InTwoPasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, eps: float) -> Tensor:
         mean = features.mean((2, 3), keepdim=True)
-        result = features - mean
-        scale = result.square_().mean((2, 3), keepdim=True).add_(eps).rsqrt_()
+        scale = (features - mean).square_().mean((2, 3), keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(features, mean, scale)
         ctx.eps = eps
-        return torch.sub(features, mean, out=result).mul_(scale)  # memory of its own would cost more than subtracting
+        return (features - mean).mul_(scale)  # to keep the difference would cost more: memory of its own
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
