@@ -78,6 +78,13 @@ def test_the_gradient_of_a_gradient(layout):
         torch.testing.assert_close(found.double(), true, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_can_be_exported_after_weights_that_want_gradients(layout):
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), InstanceNorm2d()).to(memory_format=layout)
+    images = torch.randn(1, 2, 6, 7).contiguous(memory_format=layout)
+    torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), network(images))
+
+
 def test_it_is_what_torch_calls_instance_norm():
     features = torch.randn(3, 5, 7, 9)
     torch.testing.assert_close(InstanceNorm2d()(features), F.instance_norm(features), rtol=1e-5, atol=1e-5)
