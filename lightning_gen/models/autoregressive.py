@@ -418,9 +418,13 @@ class AutoregressiveModule(LikelihoodModule):
         super().on_fit_start()
         self._bad_step = None
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
+        step = torch.full((), float(self.trainer.global_step + 1), device=self.device)
+        self.log("step", step)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Set the loggers' x-axis, and look at the loss where the device waits anyway, because it is logged."""
-        self.log("step", torch.full((), float(self.trainer.global_step), device=self.device))
+        """Look at the loss where the device waits anyway, because it is logged."""
         cadence = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if cadence and (self.batches_before + 1) % cadence == 0:
             self._raise_if_bad()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -96,9 +97,10 @@ class Classifier(GenerativeModule):
         self.images_seen += len(images) * self.trainer.world_size
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Set the loggers' x-axis."""
-        self.log("step", torch.full((), float(self.trainer.global_step), device=self.device))
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
+        step = torch.full((), float(self.trainer.global_step + 1), device=self.device)
+        self.log("step", step)
 
     def labelled_images(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Pictures `[N, C, H, W]` and labels `[N]`, int64.
