@@ -22,6 +22,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -122,6 +123,14 @@ def check_program(path: str | os.PathLike[str]) -> None:
             f"The configuration of the run names {path}, and was refused: TorchScript is a program. If you know where "
             "the run is from, name its configuration, --config RUN/config.yaml, or the file itself."
         )
+
+
+def options_for(configuration: Path) -> str:
+    """The options, if any, without which a command refuses to go by a run's configuration: " --trust mypackage"."""
+    text = configuration.read_text(encoding="utf-8", errors="replace") if configuration.is_file() else ""
+    roots = [path.partition(".")[0] for path in re.findall(r"class_path: ([A-Za-z_]\w*(?:\.\w+)+)", text)]
+    foreign = dict.fromkeys(root for root in roots if root not in ("lightning_gen", "lightning", "torch"))
+    return "".join(f" --trust {root}" for root in foreign)
 
 
 def words_of_refusal(path: str, defined: str | None = None, file: str = "The file") -> str:

@@ -10,7 +10,6 @@ from torch import nn
 
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import GradientPenalty, Wasserstein
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
@@ -208,28 +207,3 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "step": 2}, path)
     assert torch.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_hyperparameters_are_plain_data():
-    plain = hyperparameters_of(
-        {"a": (1, 2), "b": GENERATOR, "c": nn.ReLU, "d": GradientPenalty(3.0), "e": lambda: 0, "_f": 1}
-    )
-    assert plain == {
-        "a": [1, 2],
-        "b": {
-            "class_path": "lightning_gen.networks.cyclegan.ResNetGenerator",
-            "init_args": {"filters": 2, "blocks": 1},
-        },
-        "c": {"class_path": "torch.nn.modules.activation.ReLU"},
-        "d": {
-            "class_path": "lightning_gen.losses.penalties.GradientPenalty",
-            "init_args": {"weight": 3.0, "one_sided": False, "target": 1.0, "interval": 1},
-        },
-        "_not_saved": ["e"],
-    }
-
-
-def test_overrides_replace_saved_arguments():
-    saved = {CLASS_KEY: "lightning_gen.models.CycleGAN", "image_shape": [3, 16, 16], "generator": "os.system"}
-    model = Recipe(saved, CycleGAN, {"generator": GENERATOR, "discriminator": DISCRIMINATOR}).build()
-    assert model.image_shape == SHAPE

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.pictures import PicturesThroughTime
+from lightning_gen.callbacks.run_folder import CONFIG, run_folder
+from lightning_gen.trust import options_for
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHEAP = 10.0  # seconds that a last picture may take
@@ -61,9 +63,8 @@ class Interruption(Checkpoint):
             self._leave()
             raise KeyboardInterrupt(number)
         self.signal = number
-        os.write(
-            2, b"\nStopping when this step has ended; once more stops at once.\n"
-        )  # print is not made for handlers
+        # For `print` is not made for handlers.
+        os.write(2, b"\nStopping when this step has ended; once more stops at once.\n")
 
     def _leave(self) -> None:
         for number, handler in self._handlers.items():
@@ -80,7 +81,8 @@ class Interruption(Checkpoint):
         words = f"Stopped at step {trainer.global_step}."
         for callback in callbacks:
             if isinstance(callback, LastCheckpoint) and (path := callback.save(trainer)):
-                words += f" Go on: lightning-gen fit --ckpt_path {shlex.quote(str(path))}"
+                trusting = options_for(run_folder(trainer) / CONFIG)
+                words += f" Go on: lightning-gen fit --ckpt_path {shlex.quote(str(path))}{trusting}"
         for callback in callbacks:
             if isinstance(callback, PicturesThroughTime) and callback.seconds < CHEAP:
                 callback.on_train_end(trainer, pl_module)

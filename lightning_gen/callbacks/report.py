@@ -238,9 +238,10 @@ class Report(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.seconds_before = state_dict["seconds"]
-        self.lines_before = state_dict.get("lines")  # checkpoints of earlier versions have none
-        self.waiting = state_dict.get("waiting", {})
+        self.seconds_before = float(state_dict["seconds"])
+        lines = state_dict.get("lines")  # checkpoints of earlier versions have none
+        self.lines_before = None if lines is None else int(lines)
+        self.waiting = {str(name): float(value) for name, value in dict(state_dict.get("waiting", {})).items()}
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
