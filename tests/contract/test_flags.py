@@ -1,6 +1,7 @@
 """Every model under every flag of the trainer: it trains, or says what does instead."""
 
 import itertools
+import os
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -188,6 +189,7 @@ def batches_for(model, steps):
 def ddp(family):
     """One process of DDP computes, to the bit, what a process without does, and has nothing to warn of."""
     told, weights = [], []
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier test's `seed_everything`, which DDP would follow
     for flags in ({}, {"strategy": "ddp", "devices": 1}):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
