@@ -71,8 +71,9 @@ def named(class_path, **init_args):
 
 
 RUNS_ITS_CODE = named(
-    "torch.fx.graph_module.reduce_graph_module", body={"_code": KILL}, import_block="import os; os.system('touch dead')"
+    "torch.fx.graph_module.reduce_graph_module", body={"_code": "def forward(self): pass\n"}, import_block=KILL
 )
+LAYER = named("torch.nn.TransformerEncoderLayer", d_model=4, nhead=1)
 NAMES = {
     # what is imported, in every place
     "the model, of the current folder": (CLASS_KEY, f"{CANARY}.Net"),
@@ -89,9 +90,7 @@ NAMES = {
     "a command": ("generator", named("lightning_gen.commands.sample.sample", checkpoint="x", output="dead")),
     "code in an argument of a library's class": (
         "generator",
-        named(
-            "torch.nn.TransformerEncoder", encoder_layer=named("torch.nn.Identity"), num_layers=1, norm=RUNS_ITS_CODE
-        ),
+        named("torch.nn.TransformerEncoder", encoder_layer=LAYER, num_layers=1, norm=RUNS_ITS_CODE),
     ),
     "code in an extractor's argument": (
         "generator",
