@@ -47,8 +47,8 @@ from benchmarks.sampling import generator
 from benchmarks.shipped import batch_of, endless, model_of, settings_of
 from benchmarks.train_step import device_name, forbid_sync, peak_memory
 from benchmarks.turns import Clock, ratio, take_turns
-from lightning_gen.metrics.inception import InceptionFeatures
-from lightning_gen.networks import sampling as sampler
+from lightning_gen.extractors.inception import InceptionFeatures
+from lightning_gen.networks import pixel_sampler as sampler
 from lightning_gen.networks.stepping import call
 
 ROOT = Path(__file__).parents[1]

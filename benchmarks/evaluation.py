@@ -32,8 +32,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from benchmarks.inception_weights import random_inception_weights
 from benchmarks.train_step import device_name
 from lightning_gen.data.scenes import SceneAttributes, render
+from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance, frechet_distance_between
-from lightning_gen.metrics.inception import InceptionFeatures
 from lightning_gen.metrics.scores import kernel_distance
 
 

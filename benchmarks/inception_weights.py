@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_gen.metrics.inception import build_network
+from lightning_gen.extractors.inception import build_network
 
 
 def random_inception_weights(path: str | Path, seed: int = 0) -> None:

@@ -25,8 +25,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks.turns import Clock, add_arguments, begin, ratio, take_turns, write
+from lightning_gen.losses.kernel_density import KERNELS, Kernel, rule_of_thumb
 from lightning_gen.models import KDE
-from lightning_gen.networks.kernel_density import KERNELS, Kernel, rule_of_thumb
 
 SIDE = 8  # of pictures, 64 dimensions
 COMPARED = [kernel for kernel in KERNELS if kernel != "cosine"]  # which scikit-learn normalises to NaN there

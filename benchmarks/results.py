@@ -35,11 +35,11 @@ import yaml  # type: ignore[import-untyped]
 import lightning_gen.models
 from benchmarks.shipped import image_shape, settings_of
 from benchmarks.train_step import device_name
-from lightning_gen.callbacks.run_folder import HISTORY, LAST, RESULTS
-from lightning_gen.commands.evaluate import EVALUATIONS
+from lightning_gen.evaluation.sources import EVALUATIONS
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.gan import GAN
 from lightning_gen.models.weight_normalized import WeightNormalizedModule
+from lightning_gen.runs.folder import HISTORY, LAST, RESULTS
 
 SAMPLES = 10_000
 SEEDS = [0, 1, 2]

@@ -29,7 +29,7 @@ from benchmarks.turns import Clock, Seconds, add_arguments, begin, ratio, take_t
 from lightning_gen.generative import evaluating
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
 from lightning_gen.models.autoregressive import AutoregressiveModule
-from lightning_gen.networks.sampling import Method, _runner, draw_pixels
+from lightning_gen.networks.pixel_sampler import Method, _runner, draw_pixels
 from lightning_gen.networks.stepping import call
 
 SMALL = 8  # height and width at which both methods draw the same pictures

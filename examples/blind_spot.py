@@ -17,8 +17,9 @@ from plot import COLORS, Chart, output_folder, save, write_table
 from torch import Tensor, nn
 
 from lightning_gen.layers.masked import VerticalConv2d, shift_down
+from lightning_gen.networks.gated_pixelcnn import GatedPixelCNNNetwork
 from lightning_gen.networks.pixel_rnn import DiagonalBiLSTMNetwork, RowLSTMNetwork
-from lightning_gen.networks.pixelcnn import GatedPixelCNNNetwork, PixelCNNNetwork
+from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.testing import ReceptiveField, receptive_field_report
 

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
 from lightning_gen.data.scenes import SceneAttributes, render
-from lightning_gen.metrics.features import SceneFeatures
+from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance
 
 SIZE, STRENGTHS = 32, 5

@@ -14,8 +14,8 @@ from plot import COLORS, Chart, output_folder, save, write_table
 from torch import Tensor
 
 from lightning_gen.data.toy import PointDataModule, RingOfGaussians, TwoGaussians
+from lightning_gen.losses.kernel_density import log_density
 from lightning_gen.models.kde import KDE
-from lightning_gen.networks.kernel_density import log_density
 
 POINTS, HELD_OUT = 200, 5000
 FACTORS = [2 ** (i / 4) for i in range(-16, 17)]  # of the width that cross-validation chooses

@@ -6,6 +6,7 @@ is the matter of `lightning_gen.hyperparameters`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -159,3 +160,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def digest_weights(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of a state dict, on whatever device it lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -92,3 +93,16 @@ def _is_being_written(entry: os.DirEntry[str], host: str, pid: int) -> bool:
     except OSError:  # it is another user's
         return True
     return pid != os.getpid()  # for this one has not begun
+
+
+def cache_folder() -> Path:
+    """`$LIGHTNING_GEN_CACHE`, or `lightning-gen` in the user's cache folder. It need not exist, and may be deleted."""
+    chosen = os.environ.get("LIGHTNING_GEN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-gen"
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,107 +27,14 @@ from lightning_gen.data.images import from_uint8
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path
 from lightning_gen.loops import go_on_exactly
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
+from lightning_gen.runs.folder import find_checkpoint
 
 PICTURES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels")
 LOOKED_AT = 4  # batches of each kind whose values are looked at
 ROUNDING = 1e-4  # by which a value may lie outside [-1, 1]
 
-Direction = Literal["AtoB", "BtoA"]
 Model = TypeVar("Model", bound="GenerativeModule")
-
-
-@runtime_checkable
-class Translates(Protocol):
-    """A model that maps one domain of pictures to another."""
-
-    directions: tuple[Direction, ...]
-
-    def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
-        """`[N, C, H, W]` in `[-1, 1]`, any H and W, to the same shape in the other domain."""
-        ...
-
-
-@runtime_checkable
-class Samples(Protocol):
-    """A model that draws pictures."""
-
-    num_classes: int | None
-    """Number of classes that it draws on demand, or None where pictures have no labels."""
-
-    def sample(
-        self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """float32 `[N, C, H, W]` in `[-1, 1]`, without a graph; modes and the global random state stay as found.
-
-        Other keyword-only arguments of a model's own are its settings, such as a temperature: options of the commands
-        `sample` and `evaluate`.
-
-        Args:
-            num_samples: N, any number.
-            labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
-            generator: On the CPU, whatever the model's device. Makes the result a function of its state; None draws
-                from fresh entropy.
-        """
-        ...
-
-
-@runtime_checkable
-class HasLatents(Samples, Protocol):
-    """A model whose pictures are a function of a latent vector."""
-
-    latent_size: int
-
-    def draw_latents(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Latents `[N, latent_size]` from the prior, on the model's device."""
-        ...
-
-    def generate(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
-        """The pictures of latents `[N, latent_size]`: float32 `[N, C, H, W]`, under the same promises as `sample`.
-
-        Settings that the model's own `sample` takes beside labels and generator, it takes too.
-        """
-        ...
-
-
-@runtime_checkable
-class HasLogProb(Protocol):
-    """A model with a density."""
-
-    def log_prob(self, images: Tensor) -> Tensor:
-        """Nats per image `[N]` of pictures `[N, C, H, W]` in `[-1, 1]`; a bound says so in its docstring."""
-        ...
-
-
-@runtime_checkable
-class Completes(Protocol):
-    """A model that fills in what is missing of a picture."""
-
-    num_levels: int
-    """Levels of each channel of a pixel, evenly spaced from -1 to 1, which known pixels must have."""
-
-    def complete(
-        self,
-        images: Tensor,
-        known: Tensor,
-        *,
-        labels: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Pictures whose unknown pixels are drawn given the others, under the same promises as `Samples.sample`.
-
-        Args:
-            images: `[N, C, H, W]` in `[-1, 1]`, of levels where known, of anything elsewhere.
-            known: Bool `[H, W]`, or `[N, H, W]` for a mask of its own for each picture; False where pixels are drawn.
-            labels: As for `Samples.sample`.
-            generator: As for `Samples.sample`.
-            temperature: 1 draws from the model, 0 takes the likeliest.
-
-        Returns:
-            float32 `[N, C, H, W]`: known pixels bit for bit as they were.
-        """
-        ...
 
 
 class GenerativeModule(pl.LightningModule):
@@ -640,3 +547,22 @@ def _given_to_constructor(frame: FrameType | None, thing: Any) -> dict[str, Any]
         positional = [*names[1 : frame.f_code.co_argcount], *(positional if rest else [])]
         frame = frame.f_back
     return given
+
+
+def load_model(checkpoint: Path, protocol: type, cannot: str) -> Any:
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: The file, or what `find_checkpoint` takes for one.
+        protocol: What it must be able to do, one of the protocols of `lightning_gen.generative`.
+        cannot: Words for a model that is not able to, such as "draws no pictures from noise".
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it cannot be loaded.
+        ValueError: If it does not follow the protocol.
+    """
+    model = GenerativeModule.load_from_checkpoint(find_checkpoint(checkpoint))
+    if not isinstance(model, protocol):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which {cannot}.")
+    return model

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gen.generative import HasLatents
-
-
-def generator_for(seed: int, number: int) -> torch.Generator:
-    """A random generator on the CPU whose state depends on these two numbers alone.
-
-    Raises:
-        ValueError: If one of them is negative.
-    """
-    for name, value in (("seed", seed), ("number of a picture", number)):
-        if value < 0:
-            raise ValueError(f"The {name} must be 0 or more, got {value}.")
-    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+from lightning_gen.capabilities import HasLatents
+from lightning_gen.randomness import generator_for
 
 
 def numbered_latents(model: HasLatents, numbers: Iterable[int], seed: int) -> Tensor:

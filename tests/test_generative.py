@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_gen.capabilities import HasLatents, Samples, Translates
 from lightning_gen.checkpoints import CheckpointError
-from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates, evaluating
+from lightning_gen.generative import GenerativeModule, evaluating
 from lightning_gen.losses import AdversarialLoss, Wasserstein
 from lightning_gen.models import GAN, KDE, CycleGAN, PixelCNN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_gen.latents import generator_for, numbered_latents, slerp
+from lightning_gen.latents import numbered_latents, slerp
+from lightning_gen.randomness import generator_for
 
 WEIGHTS = [i / 8 for i in range(9)]
 

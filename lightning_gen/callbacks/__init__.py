@@ -3,16 +3,18 @@
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
 from lightning_gen.callbacks.ema import EMA, averaged_weights
-from lightning_gen.callbacks.evaluation import GenerativeMetrics
+from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.callbacks.interruption import Interruption
-from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture, picture_grid, square_grid
+from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture
 from lightning_gen.callbacks.progress import ProgressBar
-from lightning_gen.callbacks.report import Report, write_report
-from lightning_gen.callbacks.run_folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
-from lightning_gen.callbacks.run_logger import RunLogger
+from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
 from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.callbacks.toy import PointCloud, PointMetrics
+from lightning_gen.data.grids import picture_grid, square_grid
+from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
+from lightning_gen.runs.logger import RunLogger
+from lightning_gen.runs.page import write_report
 
 __all__ = [
     "EMA",

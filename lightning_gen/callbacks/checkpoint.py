@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from lightning_gen.callbacks.run_folder import CHECKPOINTS, LAST, run_folder
+from lightning_gen.runs.folder import CHECKPOINTS, LAST, run_folder
 
 
 class LastCheckpoint(Checkpoint):

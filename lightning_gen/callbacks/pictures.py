@@ -6,7 +6,7 @@ import io
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -18,19 +18,16 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from lightning_gen.callbacks.ema import averaged_weights
-from lightning_gen.callbacks.run_folder import IMAGES, keeps_files, pictures_in, run_folder
+from lightning_gen.capabilities import Direction, Samples, Translates
+from lightning_gen.data.grids import _pil, picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.files import write_atomically
-from lightning_gen.generative import Direction, GenerativeModule, Samples, Translates, as_floats
-
-GAP = 2  # pixels around every picture of a grid
-MIN_CELL = 96  # pictures narrower than this are enlarged, so that a title fits above them
-MIN_SQUARE = 512  # grids without titles are enlarged until they are about as wide
-_GROUND, _INK = (32, 36, 44), (226, 230, 236)  # quiet on light and on dark pages
+from lightning_gen.generative import GenerativeModule, as_floats
+from lightning_gen.runs.folder import IMAGES, keeps_files, pictures_in, run_folder
 
 
 def log_picture(trainer: pl.Trainer, name: str, image: Tensor | Image.Image, step: int | None = None) -> None:
@@ -70,74 +67,6 @@ def log_picture(trainer: pl.Trainer, name: str, image: Tensor | Image.Image, ste
                 logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
         except Exception as error:
             rank_zero_warn(f"{type(logger).__name__} could not show the picture {name!r} ({error}); training goes on.")
-
-
-def picture_grid(
-    columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, Iterable[Tensor]]],
-) -> Image.Image:
-    """Pictures in rows under a row of column titles.
-
-    Pixels are kept as they are; pictures narrower than `MIN_CELL` are enlarged by repeating each pixel a whole number
-    of times. All cells are as large as the largest picture, with `GAP` pixels around them.
-
-    Args:
-        columns: Title of each column, and its pictures from top to bottom: each uint8 `[1 or 3, H, W]`. Pairs allow a
-            title to come twice.
-
-    Raises:
-        ValueError: If there is nothing to show, or a picture is not uint8 `[1 or 3, H, W]`.
-    """
-    pairs = list(columns.items() if isinstance(columns, Mapping) else columns)
-    cells = {(r, c): _pil(picture) for c, (_, column) in enumerate(pairs) for r, picture in enumerate(column)}
-    return _grid(cells, MIN_CELL, [title for title, _ in pairs])
-
-
-def square_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image.Image:
-    """Pictures side by side in rows, without titles.
-
-    Pixels are kept as they are; if all columns together are narrower than `MIN_SQUARE`, pictures are enlarged by
-    repeating each pixel a whole number of times.
-
-    Args:
-        pictures: From left to right and top to bottom: each uint8 `[1 or 3, H, W]`.
-        columns: Pictures in a row; None makes a square, or the narrowest grid that is wider than a square.
-
-    Raises:
-        ValueError: As `picture_grid`.
-    """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    cells = {divmod(i, columns): _pil(picture) for i, picture in enumerate(pictures)}
-    return _grid(cells, math.ceil(MIN_SQUARE / max(1, columns)))
-
-
-def _grid(cells: Mapping[tuple[int, int], Image.Image], min_cell: int, titles: Sequence[str] = ()) -> Image.Image:
-    """Pictures at their places (row, column), under the titles of the columns if there are any."""
-    if not cells:
-        raise ValueError("A grid needs at least one picture.")
-    width, height = max(p.width for p in cells.values()), max(p.height for p in cells.values())
-    scale = math.ceil(min_cell / width)
-    width, height = width * scale, height * scale
-    font = ImageFont.load_default(size=min(20, max(12, width // 10)))
-    header = round(1.9 * font.size) if titles else GAP  # type: ignore[union-attr]
-    rows, columns = max(r for r, _ in cells) + 1, max(c for _, c in cells) + 1
-    columns = max(columns, len(titles))
-    grid = Image.new("RGB", (GAP + columns * (width + GAP), header + rows * (height + GAP)), _GROUND)
-    draw = ImageDraw.Draw(grid)
-    for c, title in enumerate(titles):
-        draw.text((GAP + c * (width + GAP) + width / 2, header / 2), title, font=font, fill=_INK, anchor="mm")
-    for (r, c), picture in cells.items():
-        enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        grid.paste(enlarged, (GAP + c * (width + GAP), header + r * (height + GAP)))
-    return grid
-
-
-def _pil(image: Tensor) -> Image.Image:
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
-            f"A picture is a uint8 tensor [1 or 3, H, W], got {image.dtype} {list(image.shape)}. "
-            "Pictures in [-1, 1] become one by lightning_gen.data.images.to_uint8."
-        )
-    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_gen.callbacks.pictures import PicturesThroughTime, looking
+from lightning_gen.capabilities import Samples
 from lightning_gen.data.toy import Mixture, PointDistribution
-from lightning_gen.generative import Samples
 from lightning_gen.metrics.toy import ToyMetrics
 
 VIEW = 1.2

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.callbacks.pictures import picture_grid
+from lightning_gen.capabilities import Completes, Samples
+from lightning_gen.commands.common import Labels, classes_in_turn, device_of, labels_of
 from lightning_gen.commands.results import Results, Skipped
-from lightning_gen.commands.sample import Labels, classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import (
     ImageError,
     background_color,
@@ -22,9 +23,9 @@ from lightning_gen.data.images import (
     to_float,
     to_uint8,
 )
-from lightning_gen.generative import Completes, Samples
-from lightning_gen.latents import generator_for
+from lightning_gen.generative import load_model
 from lightning_gen.losses.categorical import check_temperature, images_to_levels, levels_to_images
+from lightning_gen.randomness import generator_for
 
 MAX_ROWS = 50  # pictures in the overview
 

@@ -3,52 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric import Fabric
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
-from lightning_gen.callbacks.run_folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
-from lightning_gen.checkpoints import read_checkpoint
-from lightning_gen.commands.neighbours import neighbour_grid
-from lightning_gen.commands.picture_files import Sizing, folder_loaders
 from lightning_gen.commands.readers import reads
-from lightning_gen.commands.sample import load_model
-from lightning_gen.commands.sampling import checked_settings
-from lightning_gen.data.base import examples_of, in_order
-from lightning_gen.data.fingerprint import fingerprint
-from lightning_gen.data.images import Kernel, to_uint8
-from lightning_gen.files import write_atomically
-from lightning_gen.generative import Samples
-from lightning_gen.hyperparameters import import_path
+from lightning_gen.data.images import Kernel
+from lightning_gen.evaluation.bench import Bench
+from lightning_gen.evaluation.entries import is_of, read_entries, table, write_entries
+from lightning_gen.evaluation.picture_files import folder_loaders
+from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, versions
+from lightning_gen.evaluation.reference import Reference, reference_of_file
+from lightning_gen.evaluation.sources import (
+    SPLITS,
+    Drawn,
+    Read,
+    loader_of,
+    shape_of,
+    statistics_of,
+)
+from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.limits import load_yaml
-from lightning_gen.metrics import evaluation as metrics
-from lightning_gen.metrics.evaluation import Evaluation, Figure, Pictures, Reference, as_read, draw, pictures_in
-from lightning_gen.metrics.features import FeatureExtractor
-from lightning_gen.metrics.inception import InceptionFeatures
-from lightning_gen.metrics.manifold import memorisation_ratio
-from lightning_gen.metrics.statistics import ReferenceStatistics
+from lightning_gen.runs.folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
+from lightning_gen.settings import checked_settings
 from lightning_gen.trust import restrict_configurations
 
-SPLITS = ("train", "val", "test")
-EVALUATIONS = "evaluations.json"
 NUM_SAMPLES = 50_000  # of a model, as in publications
-DRAWS_NONE = (
-    "draws no pictures from noise. Let `lightning-gen translate` write what it makes of the pictures of a folder, and "
-    "give the folder with the results as --images"
-)
 
 
 def evaluate(
@@ -169,10 +156,10 @@ def evaluate(
     _check_shape(samples[0], shape, reference, extractor)
     if neighbours and samples[0].image_shape[0] not in (1, 3):
         raise ValueError(f"neighbours draws pictures of 1 or 3 channels; these have {samples[0].image_shape[0]}.")
-    compared = metrics.reference_of_file(reference, extractor) if real is None and not alone else None
+    compared = reference_of_file(reference, extractor) if real is None and not alone else None
     kind = str(compared.record.get("split", reference)) if compared else reference
-    protocol = metrics.Protocol(
-        metrics.figures_for(extractor, kind, wanted_figures, num_samples),
+    protocol = EvaluationProtocol(
+        figures_for(extractor, kind, wanted_figures, num_samples),
         num_samples=num_samples, splits=splits, k=k, block_size=block_size, max_features=max_features,
         batch_size=batch_size, seed=seeds[0],
         sampling=settings,
@@ -211,7 +198,7 @@ def evaluate(
         entry["figures"], features = bench.measure(one, seeds if checkpoint else seeds[:1], keep=neighbours is not None)
         if neighbours:
             entry["memorisation_ratio"] = bench.neighbours(one, features, neighbours)
-        entry |= {**conditions, "versions": metrics.versions()}
+        entry |= {**conditions, "versions": versions()}
         print(table(one.title, entry))
         if file:
             # Read again, for others may have written there in the meantime.
@@ -332,329 +319,10 @@ def _check_shape(
         )
 
 
-def loader_of(data: pl.LightningDataModule, split: str) -> Any:
-    """The loader of a split of a data module that no trainer has."""
-    data.prepare_data()
-    data.setup("test" if split == "test" else "fit")
-    return getattr(data, f"{split}_dataloader")()
-
-
-def statistics_of(
-    loader: Any, name: str, split: str, extractor: FeatureExtractor, max_features: int, moments: bool
-) -> Reference:
-    """Of a split of the data of a name, or of a folder."""
-    return metrics.reference_of_loader(
-        extractor, loader, name=name, split=split, max_features=max_features, moments=moments
-    )
-
-
-def shape_of(loader: Any) -> tuple[int, int, int]:
-    """(channels, height, width) of the pictures of a loader."""
-    (image,) = _pictures_at(loader, [0])
-    channels, height, width = image.shape
-    return channels, height, width
-
-
-def _pictures_at(loader: Any, places: Sequence[int]) -> Pictures:
-    examples = examples_of(loader)
-    return pictures_in(loader.collate_fn([examples[place] for place in places]))
-
-
-def _count(loader: Any) -> int:
-    return len(examples_of(loader))  # type: ignore[arg-type]
-
-
-def batches_of(loader: Any, protocol: metrics.Protocol) -> Iterator[tuple[int, Pictures]]:
-    """(number, pictures in `[-1, 1]`) of as many as are wanted."""
-    chosen = evenly_spaced(loader, protocol.num_samples, protocol.max_features)
-    return ((number, pictures_in(batch)) for number, batch in in_order(chosen, protocol.batch_size))
-
-
-def evenly_spaced(loader: Any, number: int, first: int) -> DataLoader[Any]:
-    """A loader over a number of another's pictures, evenly spaced, of which also the first ones are evenly spaced."""
-    examples: Dataset[Any] = examples_of(loader)
-    places = [i * len(examples) // number for i in range(number)]  # type: ignore[arg-type]
-    early = {i * number // first for i in range(first)} if first < number else set()
-    places = [places[i] for i in sorted(range(number), key=lambda i: i not in early)]
-    settings = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn")}
-    return DataLoader(Subset(examples, places), **settings)
-
-
 # -- samples --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Drawn:
-    """The samples of a checkpoint."""
-
-    path: Path
-    fabric: Fabric
-
-    @cached_property
-    def model(self) -> Any:
-        """The model; loaded when something of it is asked for."""
-        return load_model(self.path, Samples, DRAWS_NONE).to(self.fabric.device)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        shape: tuple[int, int, int] = self.model.image_shape
-        return shape
-
-    @cached_property
-    def content(self) -> dict[str, str]:
-        """What makes it the same checkpoint under another name."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return {"sha256": digest.hexdigest()}
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """What it is."""
-        step = read_checkpoint(self.path).get("global_step")
-        return {
-            "checkpoint": str(self.path),
-            **self.content,
-            "class": import_path(type(self.model)),
-            "global_step": None if step is None else int(step),
-        }
-
-    @property
-    def title(self) -> str:
-        """What it is, in a line."""
-        return f"{self.path}: {type(self.model).__name__}, step {self.record['global_step']}"
-
-    @property
-    def output(self) -> Path:
-        """Where its figures go."""
-        return (run_folder_of_checkpoint(self.path) or self.path.parent) / EVALUATIONS
-
-    def batches(self, protocol: metrics.Protocol) -> Iterator[tuple[int, Tensor]]:
-        """(number, pictures `[N, C, H, W]` in `[-1, 1]`)."""
-        return ((number, self._draw(protocol, number, size)) for number, size in protocol.batches())
-
-    def pictures(self, protocol: metrics.Protocol, places: Sequence[int]) -> Tensor:
-        """Some of them, drawn again: `[N, C, H, W]`."""
-        sizes = dict(protocol.batches())
-        numbers = {place // protocol.batch_size for place in places}
-        batches = {number: self._draw(protocol, number, sizes[number]) for number in numbers}
-        return torch.stack([batches[place // protocol.batch_size][place % protocol.batch_size] for place in places])
-
-    def _draw(self, protocol: metrics.Protocol, number: int, size: int) -> Tensor:
-        with self.fabric.autocast():
-            return draw(self.model, number, size, protocol)
-
-
-@dataclass(eq=False)
-class Read:
-    """Pictures of a loader, evenly spaced if not all are wanted."""
-
-    path: Path
-    loader: Any
-    output: Path | None = None
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return shape_of(self.loader)
-
-    def __len__(self) -> int:
-        return _count(self.loader)
-
-    @cached_property
-    def content(self) -> dict[str, str]:
-        """What makes them the same pictures in another place."""
-        return {"pictures": fingerprint(self.loader)}
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What they are."""
-        return {"images": str(self.path), **self.content, "count": len(self)}
-
-    @property
-    def title(self) -> str:
-        """What they are, in a line."""
-        return f"{self.path}: {len(self)} pictures"
-
-    def batches(self, protocol: metrics.Protocol) -> Iterator[tuple[int, Pictures]]:
-        """(number, pictures in `[-1, 1]`)."""
-        return batches_of(self.loader, protocol)
-
-    def pictures(self, protocol: metrics.Protocol, places: Sequence[int]) -> Pictures:
-        """Some of those in the batches."""
-        return _pictures_at(evenly_spaced(self.loader, protocol.num_samples, protocol.max_features), places)
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class Bench:
-    """Where samples are measured, all in the same way."""
-
-    extractor: FeatureExtractor
-    reference: Reference
-    kind: str
-    protocol: metrics.Protocol
-    data: pl.LightningDataModule | None
-    sizing: Sizing
-
-    @property
-    def statistics(self) -> ReferenceStatistics:
-        """Of the reference; there is one process here."""
-        assert self.reference.statistics is not None
-        return self.reference.statistics
-
-    def measure(self, samples: Drawn | Read, seeds: Sequence[int], keep: bool) -> tuple[dict[str, Any], list[Tensor]]:
-        """The figures over the seeds, and the features of the first seed, if they are to be kept."""
-        measured: list[dict[str, float]] = []
-        features: list[Tensor] = []
-        for seed in seeds:
-            protocol = replace(self.protocol, seed=seed)
-            evaluation = self._read(samples.batches(protocol), protocol, keep)
-            if keep and not measured:
-                features = evaluation.features
-            measured.append(evaluation.figures(self.statistics))
-            del evaluation  # the features of one seed take memory enough
-        return self._described(measured, self.protocol), features
-
-    @cached_property
-    def floor(self) -> dict[str, Any]:
-        """The figures of the data's test pictures."""
-        loader = loader_of(self._data(), "test")
-        number = min(self.protocol.num_samples, _count(loader))
-        figures = metrics.figures_for(self.extractor, self.kind, self.protocol.figures, number)
-        protocol = replace(self.protocol, figures=figures, num_samples=number)
-        evaluation = self._read(batches_of(loader, protocol), protocol)
-        return self._described([evaluation.figures(self.statistics)], protocol)
-
-    def neighbours(self, samples: Drawn | Read, kept: Sequence[Tensor], path: Path) -> dict[str, Any]:
-        """Draw the samples of the first seed that are nearest to training pictures; gives the ratio of distances."""
-        features = torch.cat([*kept])[: self.protocol.max_features]
-        loader = loader_of(self._data(), "train")
-        train, val = (
-            statistics_of(
-                loader_of(self._data(), split),
-                type(self.data).__name__,
-                split,
-                self.extractor,
-                self.protocol.max_features,
-                moments=False,
-            )
-            for split in ("train", "val")
-        )
-        assert train.statistics is not None
-        assert val.statistics is not None
-        grid = neighbour_grid(
-            features,
-            lambda places: [to_uint8(image) for image in samples.pictures(self.protocol, places)],
-            train.statistics,
-            lambda places: [to_uint8(image) for image in _pictures_at(loader, places)],
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
-        return {
-            "value": memorisation_ratio(train.statistics.features, features, val.statistics.features),
-            "samples": len(features),
-            "training": len(train.statistics.features),
-            "validation": len(val.statistics.features),
-        }
-
-    def _read(
-        self, batches: Iterator[tuple[int, Pictures]], protocol: metrics.Protocol, keep: bool = False
-    ) -> Evaluation:
-        evaluation = Evaluation(self.extractor, protocol, self.reference.mean)
-        evaluation.one_by_one |= keep
-        start = time.perf_counter()
-        for done, (number, images) in enumerate(batches):
-            evaluation.add(number, as_read(images, self.extractor))
-            if done == 0:
-                start = time.perf_counter()  # what comes first takes longer
-            elif done == 1 and (seconds := (time.perf_counter() - start) * protocol.num_batches) > 20:
-                print(f"Drawing and reading {protocol.num_samples} pictures takes about {seconds / 60:.1f} min ...")
-        return evaluation
-
-    def _described(self, measured: Sequence[Mapping[str, float]], protocol: metrics.Protocol) -> dict[str, Any]:
-        """Figures by name as they are written: with the numbers of pictures, and the mean over several seeds."""
-        suffix = metrics.suffix_of(self.extractor) + (f"-{self.sizing.words}" if self.sizing.words else "")
-        described: dict[str, Any] = {}
-        for name in measured[0]:
-            values = torch.tensor([figures[name] for figures in measured], dtype=torch.float64)
-            number, real = self._numbers(name, protocol)
-            entry: dict[str, Any] = {"value": _json(values.mean()), "samples": number, "reference": real}
-            if len(values) > 1:
-                entry |= {"std": _json(values.std()), "by_seed": [_json(value) for value in values]}
-            described[name + suffix] = entry
-        return described
-
-    def _numbers(self, name: str, protocol: metrics.Protocol) -> tuple[int, int | None]:
-        """Of how many samples and real pictures a figure is; None where it is of none or of who knows how many."""
-        if name.startswith("is"):
-            return protocol.num_samples, None
-        if name.startswith("fid"):
-            return protocol.num_samples, self.reference.count or None
-        samples, real = min(protocol.num_samples, protocol.max_features), len(self.statistics.features)
-        return (min(samples, real),) * 2 if name.startswith("kid") else (samples, real)
-
-    def _data(self) -> pl.LightningDataModule:
-        assert self.data is not None
-        return self.data
-
-
-def _json(value: Tensor) -> float | None:
-    """Strict JSON knows no NaN."""
-    return value.item() if value.isfinite() else None
-
-
 # -- the file -------------------------------------------------------------------------------------------------------
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The evaluations in a file; none if there is no file.
-
-    Raises:
-        ValueError: If it is another file.
-    """
-    if not path.exists():
-        return []
-    try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text())["evaluations"]
-        return [dict(entry) for entry in entries]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is no file of evaluations ({error}). Name another output.") from error
-
-
-def write_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of evaluations, whole or not at all."""
-    write_atomically(path, json.dumps({"evaluations": entries}, indent=2, allow_nan=False) + "\n")
-
-
-def is_of(entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
-    """Whether an evaluation is of this content under these conditions."""
-    plain = json.loads(json.dumps(conditions))
-    samples = entry.get("samples", {})
-    return all(entry.get(key) == value for key, value in plain.items()) and all(
-        samples.get(key) == value for key, value in content.items()
-    )
-
-
-def table(title: str, entry: Mapping[str, Any]) -> str:
-    """The figures of an evaluation, for people."""
-    columns = ["value", "std", "samples", "reference", "floor"]
-    floor = entry.get("floor", {})
-    figures = {name: figure | {"floor": floor.get(name, {}).get("value")} for name, figure in entry["figures"].items()}
-    if "memorisation_ratio" in entry:
-        ratio = entry["memorisation_ratio"]
-        figures["memorisation_ratio"] = ratio | {"reference": ratio["training"]}
-    shown = [column for column in columns if any(figure.get(column) is not None for figure in figures.values())]
-    rows = [["", *shown]]
-    for name, figure in figures.items():
-        values = [figure.get(column) for column in shown]
-        rows.append([name, *("" if v is None else str(v) if isinstance(v, int) else f"{v:.6g}" for v in values)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    if floor:
-        lines.append(f"The floor is that of {max(figure['samples'] for figure in floor.values())} test pictures.")
-    return "\n".join([title, *lines])

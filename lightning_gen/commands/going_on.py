@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_gen.callbacks.report import finish_record
-from lightning_gen.callbacks.run_lock import lock_run, unlock_run
+from lightning_gen.runs.lock import lock_run, unlock_run
 
 
 class RunIsOver(Exception):

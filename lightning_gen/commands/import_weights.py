@@ -14,15 +14,15 @@ import lightning
 from torch import Tensor
 
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError
-from lightning_gen.limits import LimitError, load_tensors
-from lightning_gen.models import CycleGAN, Pix2Pix
-from lightning_gen.models.translation import TranslationModule
-from lightning_gen.networks import PatchDiscriminator, UNetGenerator
-from lightning_gen.networks.reference_weights import (
+from lightning_gen.commands.reference_weights import (
     load_reference_weights,
     reference_discriminator,
     reference_generator,
 )
+from lightning_gen.limits import LimitError, load_tensors
+from lightning_gen.models import CycleGAN, Pix2Pix
+from lightning_gen.models.translation import TranslationModule
+from lightning_gen.networks import PatchDiscriminator, UNetGenerator
 
 
 def import_weights(

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_gen.callbacks.pictures import picture_grid, square_grid
+from lightning_gen.capabilities import HasLatents
+from lightning_gen.commands.common import classes_in_turn, device_of, labels_of
 from lightning_gen.commands.results import Results
-from lightning_gen.commands.sample import classes_in_turn, device_of, labels_of, load_model
+from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.data.images import to_uint8
-from lightning_gen.generative import HasLatents
-from lightning_gen.latents import generator_for, numbered_latents, slerp
-from lightning_gen.metrics.scene_attributes import SceneAttributeReader, parse_conditions, train_reader
+from lightning_gen.extractors.scene_attributes import SceneAttributeReader, parse_conditions, train_reader
+from lightning_gen.generative import load_model
+from lightning_gen.latents import numbered_latents, slerp
+from lightning_gen.randomness import generator_for
 
 NOT_A_LATENT_MODEL = "has no latent vectors"
 POINTS = "draws points, not pictures"

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from lightning_gen.callbacks.run_folder import run_folder
 from lightning_gen.commands.results import Results
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.models.adversarial import gather_from_ranks
+from lightning_gen.processes import gather_from_ranks
+from lightning_gen.runs.folder import run_folder
 
 TABLE = "predictions.csv"
 

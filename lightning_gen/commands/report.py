@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_gen.callbacks.report import write_report
+from lightning_gen.runs.page import write_report
 
 
 def report(run_folder: Path) -> int:

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_gen.callbacks.pictures import square_grid
-from lightning_gen.callbacks.run_folder import find_checkpoint
+from lightning_gen.capabilities import HasLatents, Samples
+from lightning_gen.commands.common import Labels, classes_in_turn, device_of, labels_of
 from lightning_gen.commands.results import Results
-from lightning_gen.commands.sampling import checked_settings
+from lightning_gen.data.grids import square_grid
 from lightning_gen.data.images import to_uint8
 from lightning_gen.files import write_atomically
-from lightning_gen.generative import GenerativeModule, HasLatents, Samples
-from lightning_gen.latents import generator_for, numbered_latents
-
-Labels = int | list[int | str] | str
-"""A class or several, by number or by name."""
+from lightning_gen.generative import load_model
+from lightning_gen.latents import numbered_latents
+from lightning_gen.randomness import generator_for
+from lightning_gen.settings import checked_settings
 
 MAX_GRID = 400  # pictures in the overview
 
@@ -102,70 +100,6 @@ def _batches(
         else:
             images = model.sample(batch_size, labels=labels, generator=generator_for(seed, start), **settings)
         yield images[: num_samples - start]
-
-
-def load_model(checkpoint: Path, protocol: type, cannot: str) -> Any:
-    """The model of a checkpoint.
-
-    Args:
-        checkpoint: The file, or what `find_checkpoint` takes for one.
-        protocol: What it must be able to do, one of the protocols of `lightning_gen.generative`.
-        cannot: Words for a model that is not able to, such as "draws no pictures from noise".
-
-    Raises:
-        FileNotFoundError: If there is none.
-        CheckpointError: If it cannot be loaded.
-        ValueError: If it does not follow the protocol.
-    """
-    model = GenerativeModule.load_from_checkpoint(find_checkpoint(checkpoint))
-    if not isinstance(model, protocol):
-        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which {cannot}.")
-    return model
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The first device of an accelerator, by Lightning's name for it."""
-    return Fabric(accelerator=accelerator, devices=1).device
-
-
-def classes_in_turn(model: Samples, labels: Labels | None) -> list[int] | None:
-    """The classes that pictures have in turn: those given, or all of the model's; None for a model without classes.
-
-    Args:
-        model: Where it knows `class_names`, as of the checkpoints of runs on data that has them, they can be given.
-        labels: Numbers or names. Where all names are themselves numbers, a number is a name: classes called 1 to 10 are
-            asked for as 1 to 10.
-
-    Raises:
-        ValueError: If the model has no classes and labels are given, or one is unknown or out of range.
-    """
-    given = [labels] if isinstance(labels, int | str) else labels
-    if model.num_classes is None:
-        if given is not None:
-            raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
-        return None
-    if given is None:
-        return list(range(model.num_classes))
-    names: list[str] = getattr(model, "class_names", None) or []
-    known: dict[int | str, int] = {name: number for number, name in enumerate(names)}
-    # A command line has numbers where names look like some.
-    known |= {int(name): number for number, name in enumerate(names) if name.isdecimal()}
-    if not names or not all(name.isdecimal() for name in names):
-        known |= {number: number for number in range(model.num_classes)}
-    wrong = [str(label) for label in given if label not in known]
-    if wrong or not given:
-        allowed = f"lie in 0 .. {model.num_classes - 1}"
-        if names:
-            allowed += f", or be one of {', '.join(names[:20])}{', ...' if names[20:] else ''},"
-        raise ValueError(
-            f"Labels must {allowed} for this {type(model).__name__}, got {', '.join(wrong) or 'none at all'}."
-        )
-    return [known[label] for label in given]
-
-
-def labels_of(numbers: Sequence[int], classes: Sequence[int] | None) -> Tensor | None:
-    """The labels `[N]` of numbered pictures whose classes take turns."""
-    return None if classes is None else torch.tensor([classes[number % len(classes)] for number in numbers])
 
 
 def write_points(path: Path, points: Tensor) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args, get_type_hints
-
-from jsonargparse import ArgumentParser
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
@@ -32,41 +28,3 @@ def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> lis
             kept.append(argument)
             following = ""
     return [*kept, f"--sampling={json.dumps(settings)}"] if settings else kept
-
-
-def checked_settings(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings given, as the annotations of the model's `sample` have them, without those that change nothing.
-
-    Settings are the keyword-only arguments but labels, the generator, and tensors, which nobody can type in.
-
-    Args:
-        model: Has `sample`; None where nothing is sampled.
-        given: Values by name; strings are understood as on a command line.
-
-    Raises:
-        ArgumentError: If a name is unknown or a value of the wrong type.
-    """
-    if not given:
-        return {}
-    parser, defaults = ArgumentParser(exit_on_error=False), {}
-    if model is not None:
-        hints = get_type_hints(model.sample)
-        arguments = inspect.signature(model.sample).parameters.values()
-        defaults = {
-            argument.name: argument.default
-            for argument in arguments
-            if argument.kind is argument.KEYWORD_ONLY
-            and argument.name not in ("labels", "generator")
-            and Tensor not in (hint := hints.get(argument.name), *get_args(hint))
-        }
-        others = {argument.name for argument in arguments} - defaults.keys()
-        parser.add_method_arguments(type(model), "sample", skip=others, fail_untyped=False)
-    for name in given:
-        if name not in defaults:
-            whose = f"{type(model).__name__}'s `sample` takes" if model else "a folder of pictures takes"
-            raise ArgumentError(
-                None, f"Unknown option --{name}: neither one of the command, nor a setting that {whose}"
-                f"{', which are ' + ', '.join(defaults) if defaults else ''}."
-            )  # fmt: skip
-    settings = parser.parse_object(dict(given)).as_dict()
-    return {name: settings[name] for name in given if settings[name] != defaults[name]}

@@ -31,33 +31,27 @@ import lightning_gen.data
 import lightning_gen.losses
 import lightning_gen.models
 from lightning_gen import resuming
-from lightning_gen.cache import cache_folder
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
-from lightning_gen.callbacks.evaluation import GenerativeMetrics
+from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
-from lightning_gen.callbacks.run_folder import (
-    CONFIG,
-    find_checkpoint,
-    keeps_files,
-    run_folder,
-    run_folder_of_checkpoint,
-)
-from lightning_gen.callbacks.run_lock import lock_run, unlock_run
 from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.callbacks.toy import PointCloud
+from lightning_gen.capabilities import Samples, Translates
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
 from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data
 from lightning_gen.data.toy import PointDistribution
-from lightning_gen.files import write_atomically
-from lightning_gen.generative import GenerativeModule, Samples, Translates
-from lightning_gen.metrics.evaluation import suffix_of
-from lightning_gen.metrics.features import classifier_file
+from lightning_gen.evaluation.protocol import suffix_of
+from lightning_gen.extractors.classifier import classifier_file
+from lightning_gen.files import cache_folder, write_atomically
+from lightning_gen.generative import GenerativeModule
+from lightning_gen.runs.folder import CONFIG, find_checkpoint, keeps_files, run_folder, run_folder_of_checkpoint
+from lightning_gen.runs.lock import lock_run, unlock_run
 from lightning_gen.trust import restrict_configurations
 
 # Settings that Lightning refuses beside `barebones`, which many a configuration has.
@@ -350,7 +344,7 @@ def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
     if name == "TensorBoardLogger" and numbered:
         arguments["purge_step"] = step + 1
     if name == "CSVLogger" and Path(CSVLogger(**arguments.as_dict()).log_dir).resolve() == folder:
-        logger.class_path = "lightning_gen.callbacks.run_logger.ResumedCSVLogger"
+        logger.class_path = "lightning_gen.runs.logger.ResumedCSVLogger"
         arguments["keep_until"] = step
 
 

@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.capabilities import Direction, Translates
 from lightning_gen.commands.results import Results, Skipped
-from lightning_gen.commands.sample import load_model
 from lightning_gen.commands.training import quiet_lightning
 from lightning_gen.data.images import (
     ImageError,
@@ -21,8 +21,8 @@ from lightning_gen.data.images import (
     to_float,
     write_image,
 )
-from lightning_gen.generative import Direction, Translates
-from lightning_gen.models.adversarial import gather_from_ranks
+from lightning_gen.generative import load_model
+from lightning_gen.processes import gather_from_ranks
 
 
 def translate(

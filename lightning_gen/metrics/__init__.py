@@ -1,26 +1,23 @@
 """Metrics: torchmetrics modules and plain functions, and the feature extractors that they look through."""
 
+from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.extractors.classifier import ClassifierFeatures
+from lightning_gen.extractors.inception import InceptionFeatures
+from lightning_gen.extractors.module import ModuleFeatures, PointFeatures
+from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.metrics.codebook import CodebookUsage
-from lightning_gen.metrics.features import (
-    ClassifierFeatures,
-    FeatureExtractor,
-    ModuleFeatures,
-    PointFeatures,
-    SceneFeatures,
-)
-from lightning_gen.metrics.frechet import frechet_distance, frechet_distance_between, frechet_infinity
-from lightning_gen.metrics.generative import (
+from lightning_gen.metrics.feature_metrics import (
     FrechetInceptionDistance,
     InceptionScore,
     KernelInceptionDistance,
     PrecisionRecall,
 )
-from lightning_gen.metrics.inception import InceptionFeatures
-from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood, ParzenWindow
+from lightning_gen.metrics.frechet import frechet_distance, frechet_distance_between, frechet_infinity
+from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood
 from lightning_gen.metrics.manifold import authenticity, memorisation_ratio, precision_recall
+from lightning_gen.metrics.parzen import ParzenWindow
 from lightning_gen.metrics.path_length import LPIPS, perceptual_path_length
 from lightning_gen.metrics.scores import inception_score, kernel_distance
-from lightning_gen.metrics.statistics import ReferenceStatistics, load_statistics
 from lightning_gen.metrics.toy import ModeCoverage, ToyMetrics, mode_coverage, wasserstein_1
 
 __all__ = [
@@ -39,7 +36,6 @@ __all__ = [
     "ParzenWindow",
     "PointFeatures",
     "PrecisionRecall",
-    "ReferenceStatistics",
     "SceneFeatures",
     "ToyMetrics",
     "authenticity",
@@ -48,7 +44,6 @@ __all__ = [
     "frechet_infinity",
     "inception_score",
     "kernel_distance",
-    "load_statistics",
     "memorisation_ratio",
     "mode_coverage",
     "perceptual_path_length",

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_gen.generative import HasLatents, evaluating
-from lightning_gen.latents import generator_for, slerp
-from lightning_gen.metrics.features import full_float32
+from lightning_gen.capabilities import HasIntermediateLatents, HasLatents
+from lightning_gen.extractors.base import full_float32
+from lightning_gen.generative import evaluating
+from lightning_gen.latents import slerp
+from lightning_gen.randomness import generator_for
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """From two batches of pictures, float `[N, C, H, W]` in `[-1, 1]`, to N distances, of the order of a squared length."""
-
-
-@runtime_checkable
-class HasIntermediateLatents(HasLatents, Protocol):
-    """A model that maps its latents to others, w, before it draws."""
-
-    def map_latents(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
-        """The w `[N, ...]` of latents `[N, latent_size]`."""
-        ...
-
-    def synthesize(self, intermediate: Tensor) -> Tensor:
-        """The pictures of w `[N, ...]`: float32 `[N, C, H, W]`, under the same promises as `generate`."""
-        ...
 
 
 class PathLength(NamedTuple):

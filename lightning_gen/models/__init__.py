@@ -5,12 +5,13 @@ from lightning_gen.models.cyclegan import CycleGAN
 from lightning_gen.models.dcgan import DCGAN
 from lightning_gen.models.fgan import FGAN
 from lightning_gen.models.gan import GAN
+from lightning_gen.models.gated_pixelcnn import GatedPixelCNN
 from lightning_gen.models.kde import KDE
 from lightning_gen.models.lmconv import LMConv
 from lightning_gen.models.lsgan import LSGAN
 from lightning_gen.models.pix2pix import Pix2Pix
 from lightning_gen.models.pixel_rnn import DiagonalBiLSTM, RowLSTM
-from lightning_gen.models.pixelcnn import GatedPixelCNN, PixelCNN
+from lightning_gen.models.pixelcnn import PixelCNN
 from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.sngan import SNGAN

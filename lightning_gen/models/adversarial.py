@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.penalties import Penalty
+from lightning_gen.models.training import NonFiniteLossError, OptimizerFactory, has_batch_norm, linear_decay
+from lightning_gen.processes import average_gradients
 
-NetworkFactory: TypeAlias = Callable[[tuple[int, int, int]], nn.Module]
-OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 Losses: TypeAlias = Mapping[str, Tensor]
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names it and the step."""
 
 
 class AdversarialModule(GenerativeModule):
@@ -284,18 +278,6 @@ def with_momenta(network: nn.Module, change: Callable[[float], float]) -> Iterat
             module.momentum = momentum
 
 
-def average_gradients(optimizer: LightningOptimizer) -> None:
-    """Replace the gradients of an optimizer's parameters by their mean over all ranks, in one all-reduce."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-
-
 def together(
     network: nn.Module, first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -315,27 +297,6 @@ def together(
 def halved(losses: Losses) -> Losses:
     """Each term divided by two."""
     return {name: 0.5 * term for name, term in losses.items()}
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether the samples of a batch influence each other."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-
-
-def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> LambdaLR:
-    """The learning rate held constant, then lowered linearly to exactly zero after the last step.
-
-    Args:
-        optimizer: Whose rates are scheduled.
-        total_steps: Generator updates of the whole run.
-        start: Share of the run after which the decay begins, in `[0, 1]`; 1 never decays.
-    """
-
-    def factor(step: int) -> float:  # a function, not an object: its numbers must not come back from a checkpoint
-        remaining = (total_steps - step) / max(1.0, (1 - start) * total_steps)
-        return 1.0 if start >= 1 else min(1.0, max(0.0, remaining))
-
-    return LambdaLR(optimizer, factor)
 
 
 @dataclass(frozen=True)
@@ -374,33 +335,3 @@ class AdamSettings:
             # The name is what LearningRateMonitor shows.
             schedules.append({"scheduler": linear_decay(optimizer, total, self.decay_start), "name": f"lr/{name}"})
         return optimizers, schedules
-
-
-def prepare_networks(
-    *,
-    generators: Sequence[nn.Module],
-    discriminators: Sequence[nn.Module],
-    penalties: Sequence[Penalty],
-    channels_last: bool,
-    compile: bool,
-) -> None:
-    """Lay weights out channels-last and compile in place, which keeps the names of the weights.
-
-    Discriminators under a penalty that differentiates a gradient are not compiled: PyTorch cannot.
-    """
-    if channels_last:
-        for network in (*generators, *discriminators):
-            network.to(memory_format=torch.channels_last)
-    if compile:
-        double = any(penalty.double_backward for penalty in penalties)
-        for network in (*generators, *([] if double else discriminators)):
-            network.compile()
-
-
-def gather_from_ranks(value: Any) -> list[Any]:
-    """`value` of every rank, in order; to be called on all ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

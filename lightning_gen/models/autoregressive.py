@@ -17,9 +17,9 @@ from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.orders import raster_order
 from lightning_gen.losses.categorical import images_to_levels, rounding
 from lightning_gen.losses.pixels import PixelLikelihood
-from lightning_gen.models.adversarial import NonFiniteLossError, OptimizerFactory
 from lightning_gen.models.likelihood import LikelihoodModule
-from lightning_gen.networks.sampling import Method, draw_pixels
+from lightning_gen.models.training import NonFiniteLossError, OptimizerFactory
+from lightning_gen.networks.pixel_sampler import Method, draw_pixels
 
 Context: TypeAlias = Mapping[str, Tensor]
 """What a network is given beside pictures, by the name of its argument, such as labels."""
@@ -31,8 +31,9 @@ class AutoregressiveModule(LikelihoodModule):
     """A picture's probability as a product over its pixels, each given those before: p(x) = prod_i p(x_i | x_<i).
 
     A subclass makes `self.network`, which maps pictures to the parameters of all pixels in one pass, and names the
-    `likelihood` that these are of. If the network has `init_cache` and `step`, as `lightning_gen.testing.CachedNetwork`
-    says, a picture is drawn at the cost of about one pass; without, it takes a pass for each pixel.
+    `likelihood` that these are of. If the network has `init_cache` and `step`, as
+    `lightning_gen.networks.stepping.CachedNetwork` says, a picture is drawn at the cost of about one pass; without, it
+    takes a pass for each pixel.
 
     Pictures must hold levels and nothing else: 2k / (L - 1) - 1 for k of 0 to L - 1.
 

@@ -16,11 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_gen import __version__
 from lightning_gen.callbacks.ema import averaged_weights
-from lightning_gen.callbacks.run_folder import keeps_files
 from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.extractors.classifier import classifier_file
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.metrics.features import classifier_file
 from lightning_gen.networks.lenet import LeNet
+from lightning_gen.runs.folder import keeps_files
 
 WARM_UP = 0.3  # share of the run in which the learning rate rises
 

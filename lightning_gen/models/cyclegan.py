@@ -9,25 +9,18 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from lightning_gen.generative import Direction
+from lightning_gen.capabilities import Direction
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.metrics.translation import TranslationMetrics
-from lightning_gen.models.adversarial import (
-    AdamSettings,
-    Losses,
-    NetworkFactory,
-    OptimizerFactory,
-    gather_from_ranks,
-    halved,
-    prepare_networks,
-    together,
-)
+from lightning_gen.models.adversarial import AdamSettings, Losses, halved, together
 from lightning_gen.models.image_pool import ImagePool
+from lightning_gen.models.training import NetworkFactory, OptimizerFactory, prepare_networks
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import ResNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator
+from lightning_gen.processes import gather_from_ranks
 
 
 class CycleGAN(TranslationModule):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_gen.models.adversarial import NetworkFactory
 from lightning_gen.models.gan import GAN, GeneratorFactory
+from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gen.losses.divergences import DivergenceName, FDivergence, GeneratorLossName
-from lightning_gen.models.adversarial import NetworkFactory
 from lightning_gen.models.gan import GAN, GeneratorFactory
+from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 
 

@@ -21,16 +21,8 @@ from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.losses.tricks import InstanceNoise
-from lightning_gen.models.adversarial import (
-    AdamSettings,
-    AdversarialModule,
-    Losses,
-    NetworkFactory,
-    OptimizerFactory,
-    has_batch_norm,
-    prepare_networks,
-    together,
-)
+from lightning_gen.models.adversarial import AdamSettings, AdversarialModule, Losses, together
+from lightning_gen.models.training import NetworkFactory, OptimizerFactory, has_batch_norm, prepare_networks
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 
 GeneratorFactory: TypeAlias = Callable[[tuple[int, int, int], int], nn.Module]
@@ -316,7 +308,7 @@ class GAN(AdversarialModule):
     def sample(
         self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Pictures from noise: float32 `[N, C, H, W]` in `[-1, 1]`; see `lightning_gen.generative.Samples`.
+        """Pictures from noise: float32 `[N, C, H, W]` in `[-1, 1]`; see `lightning_gen.capabilities.Samples`.
 
         Raises:
             ValueError: If `num_samples` is negative, or labels are surplus, out of range or not `num_samples` many.

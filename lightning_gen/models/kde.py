@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.models.likelihood import LikelihoodModule
-from lightning_gen.networks.kernel_density import (
+from lightning_gen.losses.kernel_density import (
     KERNELS,
     Kernel,
     best_bandwidth,
@@ -20,6 +19,7 @@ from lightning_gen.networks.kernel_density import (
     log_level_probability,
     rule_of_thumb,
 )
+from lightning_gen.models.likelihood import LikelihoodModule
 
 RULES = ("cv", "scott", "silverman")
 

@@ -15,17 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
 from lightning_gen.losses.penalties import Penalty
-from lightning_gen.models.adversarial import (
-    AdamSettings,
-    Losses,
-    NetworkFactory,
-    OptimizerFactory,
-    halved,
-    moving_once,
-    prepare_networks,
-    together,
-    with_momenta,
-)
+from lightning_gen.models.adversarial import AdamSettings, Losses, halved, moving_once, together, with_momenta
+from lightning_gen.models.training import NetworkFactory, OptimizerFactory, prepare_networks
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import UNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from lightning_gen.losses.adversarial import AdversarialLoss, Hinge
-from lightning_gen.models.adversarial import NetworkFactory
 from lightning_gen.models.gan import GAN, GeneratorFactory, Latents
+from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 
 

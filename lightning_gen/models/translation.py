@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_gen.generative import Direction, as_floats, evaluating
+from lightning_gen.capabilities import Direction
+from lightning_gen.generative import as_floats, evaluating
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.networks.cyclegan import pad_to_multiple

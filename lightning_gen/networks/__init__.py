@@ -2,12 +2,13 @@
 
 from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from lightning_gen.networks.gated_pixelcnn import GatedPixelCNNNetwork
 from lightning_gen.networks.lenet import LeNet
 from lightning_gen.networks.lmconv import LMConvNetwork
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator, PixelDiscriminator
 from lightning_gen.networks.pixel_rnn import DiagonalBiLSTMNetwork, RowLSTMNetwork
-from lightning_gen.networks.pixelcnn import GatedPixelCNNNetwork, PixelCNNNetwork
+from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator

@@ -273,7 +273,7 @@ class LMConvNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, cache: LMConvCache, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.testing.CachedNetwork`.
+        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.networks.stepping.CachedNetwork`.
 
         Args:
             cache: From `init_cache`; the pixels before this one in its order stand in its `images` and went through

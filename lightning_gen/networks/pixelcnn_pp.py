@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.activation import concat_elu
 from lightning_gen.layers.conditional import check_labels
+from lightning_gen.layers.dropout import Dropout
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import (
     DownRightShiftedConv2d,
@@ -202,7 +203,7 @@ class PixelCNNPPNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, cache: PixelCNNPPCache, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.testing.CachedNetwork`.
+        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.networks.stepping.CachedNetwork`.
 
         Args:
             cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
@@ -426,20 +427,3 @@ class GatedResnet(nn.Module):
     def second_bias(self, labels: Tensor | None) -> Tensor:
         """All that is added to the second convolution, `[N, 2 F]`, or `[1, 2 F]` without labels."""
         return self.conv2.b[None] if self.classes is None else self.conv2.b + self.classes(labels)
-
-
-class Dropout(nn.Dropout):
-    """The same, six times as fast on a CPU, where PyTorch draws one number after the other.
-
-    There the share is a multiple of 2^-16.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Of any shape."""
-        if not self.training or self.p == 0 or features.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(features)
-        share = min(round(self.p * 2**16), 2**16 - 1)
-        random = torch.empty(-(-features.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        random = random[: features.numel()].as_strided(features.shape, torch.empty_like(features).stride())
-        kept = random >= share - 2**15
-        return features * kept.to(features.dtype).mul_(2**16 / (2**16 - share))

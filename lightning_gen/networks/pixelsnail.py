@@ -13,7 +13,6 @@ keys so far. A step therefore costs more the larger the picture is, as attention
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -21,11 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
+from lightning_gen.layers.dropout import Dropout
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import DownRightShiftedConv2d, DownShiftedConv2d, shift_right
 from lightning_gen.layers.weight_norm import WeightNormConv2d, data_dependent_init
 from lightning_gen.networks.building import check_image_shape
-from lightning_gen.networks.pixelcnn_pp import Dropout
+from lightning_gen.networks.pixelsnail_steps import (
+    PARTS_OF_INDICES,
+    GatedWeights,
+    PixelSNAILCache,
+    StepWeights,
+    gated_at_pixel,
+    step_indices,
+)
 from lightning_gen.networks.stepping import Run, call, places_of
 from lightning_gen.outlines import with_values
 
@@ -191,7 +198,7 @@ class PixelSNAILNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, cache: PixelSNAILCache, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.testing.CachedNetwork`.
+        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.networks.stepping.CachedNetwork`.
 
         Args:
             cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
@@ -431,132 +438,6 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     # From the second pixel on, pixel i + 1 sees those up to i: the usual mask, in which no row is empty.
     queries, keys, values = (x.unsqueeze(1) for x in (queries[:, 1:], keys[:, :-1], values[:, :-1]))
     return F.pad(F.scaled_dot_product_attention(queries, keys, values, is_causal=True).squeeze(1), (0, 0, 1, 0))
-
-
-class GatedWeights(NamedTuple):
-    """Those of a residual block of 1 x 1 convolutions, or with an axis in front of such blocks in all `Block`s."""
-
-    first: Tensor
-    """`[channels + shortcut_channels, channels]`."""
-
-    first_bias: Tensor
-    """`[1, channels]`."""
-
-    second: Tensor
-    """`[channels, 2 channels]`."""
-
-    second_bias: Tensor
-    """`[N, 2 channels]`, or `[1, 2 channels]` without labels."""
-
-
-def gated_at_pixel(features: Tensor, seen: Tensor, weights: GatedWeights) -> Tensor:
-    """A residual block of 1 x 1 convolutions at a pixel.
-
-    Args:
-        features: `[N, channels]`.
-        seen: The same, beside what comes through the shortcut, `[N, channels + shortcut_channels]`.
-        weights: Of the block.
-    """
-    hidden = F.elu(torch.addmm(weights.first_bias, F.elu(seen), weights.first))
-    return features + F.glu(torch.addmm(weights.second_bias, hidden, weights.second), dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class StepWeights:
-    """The weights as the steps take them, with biases of the class; K is the number of residual blocks of 2 x 2.
-
-    Args:
-        start: Of the first layer, `[4 (C + 1), F]`.
-        first_around: Of first convolutions, the taps above to the left, above and to the left, `[K, 3 F, F]`.
-        first_bias: `[K, 1, F]`.
-        own_first: The pixel's own tap, `[K, F, F]`.
-        second_around: As `first_around` of second convolutions, `[K, 3 F, 2 F]`.
-        second_bias: `[K, N, 2 F]`, or `[K, 1, 2 F]` without labels.
-        own_second: `[K, F, 2 F]`.
-        contents: What keys and values come from, of all blocks.
-        tells: Weights and biases of keys and values, of all blocks.
-        queries: What queries come from, block by block.
-        asks: Weights and biases of queries, divided by sqrt(attention_keys).
-        joins: What joins features and attention.
-        last: Weights and bias of the parameters.
-    """
-
-    start: Tensor
-    first_around: Tensor
-    first_bias: Tensor
-    own_first: Tensor
-    second_around: Tensor
-    second_bias: Tensor
-    own_second: Tensor
-    contents: GatedWeights
-    tells: tuple[Tensor, Tensor]
-    queries: list[GatedWeights]
-    asks: list[tuple[Tensor, Tensor]]
-    joins: list[GatedWeights]
-    last: tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class PixelSNAILCache:
-    """What is known of pictures that are generated pixel by pixel, and all that a step needs of the weights.
-
-    Of features, two rows are kept, which take turns: slot `row % 2 * W + column`. Slot 2 W stays zero, for all that
-    lies outside the picture. Of keys and values, all are kept; the last, which stay zero too, belong to no pixel.
-
-    Args:
-        images: `[N, C, H, W]`, a view of the inputs.
-        inputs: `[N, H * W + 1, C + 1]`: the pixels, each with a one, and a last row of zeros.
-        known: Inputs of all 2 x 2 convolutions, the K first ones of the residual blocks, then the K second ones,
-            `[2 W + 1, 2 K, N, F]`.
-        ends: What comes out of the residual blocks of each block, `[2 W + 1, blocks, N, F]`.
-        keys: `[blocks, N, H * W + 1, attention_keys]`.
-        values: `[blocks, N, H * W + 1, attention_values]`.
-        labels: Of the pictures.
-        places: See `lightning_gen.networks.stepping.places_of`.
-        indices: See `step_indices`.
-        masks: What is added to a pixel's scores, `[H * W, H * W + 1]`.
-        background: Coordinates of the pixels, `[H * W, 2]`.
-        weights: Of the network.
-    """
-
-    images: Tensor
-    inputs: Tensor
-    known: Tensor
-    ends: Tensor
-    keys: Tensor
-    values: Tensor
-    labels: Tensor | None
-    places: Tensor
-    indices: Tensor
-    masks: Tensor
-    background: Tensor
-    weights: StepWeights
-
-
-PARTS_OF_INDICES = [4, 3, 1, 1, 1]
-
-
-def step_indices(height: int, width: int, device: torch.device) -> Tensor:
-    """Where the steps of `PixelSNAILNetwork` find what they need, int64 `[H * W, 10]`.
-
-    Returns:
-        Of each pixel, the flat indices of the pixels above to the left, above, above to the right and to the left,
-        H * W for one outside the picture; the slots of those above to the left, above and to the left; its own slot;
-        the slot of the pixel before; and the flat index of that, or 0 for none.
-    """
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-
-    def at(down: int, right: int, *, slot: bool) -> Tensor:
-        row, column = rows + down, columns + right
-        inside = (row >= 0) & (column >= 0) & (column < width)
-        of_row, outside = (row % 2, 2 * width) if slot else (row, height * width)
-        return torch.where(inside, of_row * width + column, outside).flatten()
-
-    pixels = [at(*tap, slot=False) for tap in ((-1, -1), (-1, 0), (-1, 1), (0, -1))]
-    slots = [at(*tap, slot=True) for tap in ((-1, -1), (-1, 0), (0, -1), (0, 0))]
-    before = F.pad(slots[-1][:-1], (1, 0), value=2 * width)
-    place_before = (torch.arange(height * width) - 1).clamp(min=0)
-    return torch.stack([*pixels, *slots, before, place_before], dim=1).to(device)
 
 
 def step_weights(network: PixelSNAILNetwork, labels: Tensor | None) -> StepWeights:

@@ -13,17 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.ema import EMA
-from lightning_gen.callbacks.pictures import (
-    GAP,
-    MIN_CELL,
-    MIN_SQUARE,
-    FirstPictures,
-    SampleGrid,
-    TranslationGrid,
-    log_picture,
-    picture_grid,
-    square_grid,
-)
+from lightning_gen.callbacks.pictures import FirstPictures, SampleGrid, TranslationGrid, log_picture
+from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE, picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.generative import GenerativeModule
 

@@ -21,10 +21,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import report
-from lightning_gen.callbacks.report import MAX_POINTS, Report, write_report
-from lightning_gen.callbacks.run_folder import run_folder
+from lightning_gen.callbacks.report import Report
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.runs import page
+from lightning_gen.runs.folder import run_folder
+from lightning_gen.runs.page import MAX_POINTS, write_report
 
 
 class Toy(pl.LightningModule):
@@ -320,9 +322,9 @@ def test_page_says_how_the_run_goes(tmp_path, run, capsys):
             callback.next_page = 0.0
 
     trainer(tmp_path, callback, Reads()).fit(Toy(), batches())
-    for page in pages:
-        assert '<meta http-equiv="refresh" content="30">' in page
-        assert '<span class="pill running">running</span>' in page
+    for text in pages:
+        assert '<meta http-equiv="refresh" content="30">' in text
+        assert '<span class="pill running">running</span>' in text
     assert "step <b>4</b> of 6" in pages[-2]
     last = (run / "index.html").read_text()
     assert 'http-equiv="refresh"' not in last
@@ -376,7 +378,7 @@ def test_full_disk_costs_the_report_and_not_the_run(tmp_path, run, monkeypatch, 
     write_atomically(run / "index.html", "earlier")
 
     def full(path, *args, **kwargs):
-        if path.suffix in (".jsonl", ".json", ".html", ".tmp") and "report.html" not in path.name:
+        if path.suffix in (".jsonl", ".json", ".html", ".tmp") and "page.html" not in path.name:
             raise OSError(28, "No space left on device")
         return original(path, *args, **kwargs)
 
@@ -545,7 +547,7 @@ def test_many_losses_are_grouped_by_kind():
         "lr-generator",
         "lr-discriminator",
     ]
-    groups = report._groups(names)
+    groups = page._groups(names)
     assert list(groups) == [f"train/{kind}" for kind in kinds] + ["train", "lr"]
     assert groups["train"] == ["train/total"]
     assert groups["lr"] == ["lr-generator", "lr-discriminator"]
@@ -554,13 +556,13 @@ def test_many_losses_are_grouped_by_kind():
 def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
     shares = [f"val/{name}-lenet64" for name in ("precision", "recall", "density", "coverage")]
     names = ["val/fid-lenet64", "val/is", "val/is_std", "val/kid-lenet64", "val/kid_stderr-lenet64", *shares]
-    assert list(report._groups(names).values()) == [names[:1], names[1:3], names[3:5], shares]
+    assert list(page._groups(names).values()) == [names[:1], names[1:3], names[3:5], shares]
 
 
 def test_long_curves_keep_mean_and_range():
     values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
     values[3] = math.nan
-    curve = report._thinned(list(range(len(values))), values)
+    curve = page._thinned(list(range(len(values))), values)
     assert len(curve["x"]) == len(curve["y"]) == MAX_POINTS
     assert curve["x"][-1] == len(values) - 1
     for i in (0, 17, MAX_POINTS - 1):
@@ -573,7 +575,7 @@ def test_long_curves_keep_mean_and_range():
     ("seconds", "text"), [(59, "59 s"), (3540, "59 min"), (3600, "1 h 00 min"), (3630 * 48, "2.0 days")]
 )
 def test_durations_read_well(seconds, text):
-    assert report._duration(seconds) == text
+    assert page._duration(seconds) == text
 
 
 # -- the folder

@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_gen.capabilities import Completes
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.complete import known_pixels
 from lightning_gen.data.images import read_image, to_uint8
-from lightning_gen.generative import Completes, GenerativeModule
-from lightning_gen.latents import generator_for
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import images_to_levels, levels_to_images
+from lightning_gen.randomness import generator_for
 
 
 class Filler(GenerativeModule):

@@ -71,4 +71,4 @@ def test_the_wheel_holds_them(tmp_path):
     with ZipFile(wheel) as archive:
         files = archive.namelist()
     assert {f"lightning_gen/configs/{name}.yaml" for name in NAMES} <= set(files)
-    assert {"lightning_gen/py.typed", "lightning_gen/callbacks/report.html", "lightning_gen/__main__.py"} <= set(files)
+    assert {"lightning_gen/py.typed", "lightning_gen/runs/page.html", "lightning_gen/__main__.py"} <= set(files)

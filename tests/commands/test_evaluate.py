@@ -17,20 +17,23 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from lightning_gen.callbacks.evaluation import GenerativeMetrics
+from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.checkpoints import AtomicCheckpointIO
-from lightning_gen.commands import evaluate as evaluating
-from lightning_gen.commands.evaluate import Bench, evaluate, evenly_spaced, shape_of, with_run
+from lightning_gen.commands.evaluate import evaluate, with_run
 from lightning_gen.data import Digits
 from lightning_gen.data.base import examples_of
 from lightning_gen.data.images import from_uint8, read_image, to_float, to_uint8, write_image
+from lightning_gen.evaluation import sources
+from lightning_gen.evaluation.bench import Bench
+from lightning_gen.evaluation.engine import Evaluation
+from lightning_gen.evaluation.sources import evenly_spaced, shape_of
+from lightning_gen.extractors.base import FeatureExtractor, Features
+from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.latents import generator_for
 from lightning_gen.metrics import InceptionScore, KernelInceptionDistance
-from lightning_gen.metrics.evaluation import Evaluation
-from lightning_gen.metrics.features import FeatureExtractor, Features, SceneFeatures
 from lightning_gen.models import GAN, CycleGAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
+from lightning_gen.randomness import generator_for
 
 SHAPE = (1, 8, 8)
 SETTINGS = {"num_samples": 90, "batch_size": 32, "splits": 3, "block_size": 40, "accelerator": "cpu"}
@@ -481,7 +484,7 @@ def test_a_model_goes_when_it_is_measured(monkeypatch):
     """Several large ones need no more memory than one."""
     for name in "abc":
         save(small(), Path(f"run/{name}.ckpt"))
-    loaded, alive = evaluating.load_model, []
+    loaded, alive = sources.load_model, []
 
     def load(*arguments):
         gc.collect()
@@ -490,7 +493,7 @@ def test_a_model_goes_when_it_is_measured(monkeypatch):
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(evaluating, "load_model", load)
+    monkeypatch.setattr(sources, "load_model", load)
     evaluate("run", data=Digits(num_workers=0), extractor=Quarters(), **SETTINGS, figures="fid")
     assert len(alive) == 3
 
@@ -709,7 +712,7 @@ def test_what_cannot_be_done_is_said(settings, message):
 
 def test_points_have_no_neighbours_to_look_at():
     from lightning_gen.data import RingOfGaussians
-    from lightning_gen.metrics.features import PointFeatures
+    from lightning_gen.extractors.module import PointFeatures
 
     generator, discriminator = partial(MLPGenerator, widths=(8,)), partial(MLPDiscriminator, widths=(4,))
     save(GAN((2, 1, 1), generator, discriminator, latent_size=2), Path("a.ckpt"))

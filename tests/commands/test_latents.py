@@ -12,11 +12,12 @@ from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands import latents as commands
 from lightning_gen.data.images import from_uint8, read_image, to_uint8
 from lightning_gen.data.scenes import SceneAttributes, render
+from lightning_gen.extractors.scene_attributes import train_reader
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.latents import generator_for, numbered_latents, slerp
-from lightning_gen.metrics.scene_attributes import train_reader
+from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
+from lightning_gen.randomness import generator_for
 
 
 def save(model, path):
@@ -203,7 +204,7 @@ def test_concepts_in_words_are_found_and_add_up(tmp_path, quick_reader, capsys):
     ],
 )
 def test_what_the_sum_should_show(capsys, conditions, said):
-    from lightning_gen.metrics.scene_attributes import STATEMENTS, SceneAttributeReader
+    from lightning_gen.extractors.scene_attributes import STATEMENTS, SceneAttributeReader
 
     reader = SceneAttributeReader(16, 16)
     reader.accuracy = dict.fromkeys(STATEMENTS, 1.0)

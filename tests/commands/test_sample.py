@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from lightning_gen.checkpoints import AtomicCheckpointIO
-from lightning_gen.commands.sample import classes_in_turn, labels_of
+from lightning_gen.commands.common import classes_in_turn, labels_of
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.latents import generator_for, numbered_latents
+from lightning_gen.latents import numbered_latents
 from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
+from lightning_gen.randomness import generator_for
 
 
 def save(model, path, **extra):

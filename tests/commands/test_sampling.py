@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.evaluate import evaluate
 from lightning_gen.commands.sample import sample
-from lightning_gen.commands.sampling import checked_settings, with_sampling
+from lightning_gen.commands.sampling import with_sampling
 from lightning_gen.data.images import read_image, to_uint8
+from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.latents import generator_for
-from lightning_gen.metrics.features import ModuleFeatures
 from lightning_gen.models import GatedPixelCNN
+from lightning_gen.randomness import generator_for
+from lightning_gen.settings import checked_settings
 
 
 class Sprayer(GenerativeModule):

@@ -18,7 +18,6 @@ from PIL import Image
 
 from lightning_gen.callbacks import LastCheckpoint, TranslationGrid
 from lightning_gen.callbacks.pictures import SampleGrid
-from lightning_gen.callbacks.run_folder import find_checkpoint, find_checkpoints
 from lightning_gen.callbacks.toy import PointCloud
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
@@ -31,6 +30,7 @@ from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.models import CycleGAN
+from lightning_gen.runs.folder import find_checkpoint, find_checkpoints
 
 RUN = Path("runs/cyclegan/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -794,7 +794,7 @@ def test_pictures_are_drawn_as_the_configuration_says_and_go_on(tiny, command, m
 
 def extractor_config(**settings):
     extractor = Namespace(
-        class_path="lightning_gen.metrics.features.ClassifierFeatures", init_args=Namespace(**settings)
+        class_path="lightning_gen.extractors.classifier.ClassifierFeatures", init_args=Namespace(**settings)
     )
     metrics = Namespace(
         class_path="lightning_gen.callbacks.GenerativeMetrics", init_args=Namespace(extractor=extractor)

@@ -21,17 +21,10 @@ from torch import nn
 import lightning_gen.data
 import lightning_gen.models
 from lightning_gen.callbacks import LastCheckpoint
+from lightning_gen.capabilities import Completes, HasLatents, HasLogProb, Samples, Translates
 from lightning_gen.cli import main
 from lightning_gen.commands.training import CommandLine, Trainer
-from lightning_gen.generative import (
-    Completes,
-    GenerativeModule,
-    HasLatents,
-    HasLogProb,
-    Samples,
-    Translates,
-    evaluating,
-)
+from lightning_gen.generative import GenerativeModule, evaluating
 from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import GAN, KDE, Classifier
 from lightning_gen.models.autoregressive import AutoregressiveModule

@@ -15,9 +15,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 import lightning_gen.models
+from lightning_gen.capabilities import Completes, HasLogProb, Samples, Translates
 from lightning_gen.commands.training import Trainer, pictures_for
 from lightning_gen.data.base import DrawDataset, ImageDataModule
-from lightning_gen.generative import Completes, GenerativeModule, HasLogProb, Samples, Translates
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import (
     DCGAN,

@@ -8,14 +8,9 @@ import torch
 from sklearn.neighbors import KernelDensity
 from torchmetrics import MetricCollection
 
-from lightning_gen.metrics import likelihood
-from lightning_gen.metrics.likelihood import (
-    SIGMAS,
-    BitsPerDim,
-    NegativeLogLikelihood,
-    ParzenWindow,
-    parzen_log_likelihood,
-)
+from lightning_gen.metrics import parzen
+from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood
+from lightning_gen.metrics.parzen import SIGMAS, ParzenWindow, parzen_log_likelihood
 
 
 def rng(seed=0):
@@ -229,7 +224,7 @@ def test_parts_do_not_change_a_density(monkeypatch):
     images, samples = unit(pictures(50, 1)), unit(pictures(40, 2))
     whole = parzen_log_likelihood(images, samples, [0.1, 0.2])
     for at_a_time in (7, 130):  # less than one picture needs, and three of them
-        monkeypatch.setattr(likelihood, "_DISTANCES_AT_A_TIME", at_a_time)
+        monkeypatch.setattr(parzen, "_DISTANCES_AT_A_TIME", at_a_time)
         parts = parzen_log_likelihood(images, samples, [0.1, 0.2])
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
 

@@ -11,9 +11,9 @@ import torchvision
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from lightning_gen.latents import generator_for
 from lightning_gen.metrics.path_length import LPIPS, perceptual_path_length
 from lightning_gen.models import GAN
+from lightning_gen.randomness import generator_for
 
 SIZE = 24
 

@@ -16,13 +16,8 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.losses import Drift, GradientPenalty, Penalty, Wasserstein
 from lightning_gen.models import CycleGAN
-from lightning_gen.models.adversarial import (
-    AdversarialModule,
-    NonFiniteLossError,
-    linear_decay,
-    moving_once,
-    together,
-)
+from lightning_gen.models.adversarial import AdversarialModule, moving_once, together
+from lightning_gen.models.training import NonFiniteLossError, linear_decay
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
 
 SHAPE = (3, 16, 16)

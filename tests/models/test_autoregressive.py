@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_gen.capabilities import Completes, HasLogProb, Samples
 from lightning_gen.data import Digits
-from lightning_gen.generative import Completes, GenerativeModule, HasLogProb, Samples
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.layers.orders import random_order
 from lightning_gen.losses import Bernoulli
 from lightning_gen.losses.categorical import images_to_levels, levels_to_images
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, PixelSNAIL, RowLSTM
-from lightning_gen.models.adversarial import NonFiniteLossError
 from lightning_gen.models.autoregressive import AutoregressiveModule
+from lightning_gen.models.training import NonFiniteLossError
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive
 
 SIDE = 3

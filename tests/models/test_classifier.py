@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from lightning_gen import __version__
 from lightning_gen.callbacks import EMA
 from lightning_gen.data.base import ImageDataModule
+from lightning_gen.extractors.classifier import ClassifierFeatures
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.hyperparameters import CLASS_KEY
-from lightning_gen.metrics.features import ClassifierFeatures
 from lightning_gen.models.classifier import Classifier, one_cycle
 from lightning_gen.networks.lenet import LeNet
 

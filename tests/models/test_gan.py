@@ -17,10 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
+from lightning_gen.capabilities import HasLatents, Samples, Translates
 from lightning_gen.commands.training import Trainer
 from lightning_gen.data.folders import ImageFolder
 from lightning_gen.data.toy import GridOfGaussians
-from lightning_gen.generative import GenerativeModule, HasLatents, Samples, Translates
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import (
     R1,
     GradientPenalty,
@@ -34,8 +35,8 @@ from lightning_gen.losses import (
 )
 from lightning_gen.losses.constraints import WeightClipping
 from lightning_gen.models import DCGAN, FGAN, GAN, LSGAN, SNGAN, WGAN, WGANGP
-from lightning_gen.models.adversarial import NonFiniteLossError
 from lightning_gen.models.gan import SAMPLES_AT_ONCE
+from lightning_gen.models.training import NonFiniteLossError
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator

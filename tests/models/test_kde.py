@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
+from lightning_gen.capabilities import Samples
 from lightning_gen.commands.training import Trainer
-from lightning_gen.generative import GenerativeModule, Samples
-from lightning_gen.models.kde import KDE
-from lightning_gen.networks import kernel_density
-from lightning_gen.networks.kernel_density import (
+from lightning_gen.generative import GenerativeModule
+from lightning_gen.losses import kernel_density
+from lightning_gen.losses.kernel_density import (
     KERNELS,
     best_bandwidth,
     kernel_noise,
@@ -23,6 +23,7 @@ from lightning_gen.networks.kernel_density import (
     log_radial_integral,
     rule_of_thumb,
 )
+from lightning_gen.models.kde import KDE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fit will run with no optimizer", "ignore:You're resuming from")
 

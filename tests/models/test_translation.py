@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_gen.generative import Translates
+from lightning_gen.capabilities import Translates
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d
 from lightning_gen.losses.categorical import bernoulli_log_prob, categorical_log_prob, levels_to_images
-from lightning_gen.networks import pixelcnn
-from lightning_gen.networks.pixelcnn import GatedPixelCNNNetwork, PixelCNNNetwork
+from lightning_gen.networks import gated_pixelcnn
+from lightning_gen.networks.gated_pixelcnn import GatedPixelCNNNetwork
+from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.stepping import call
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
 
@@ -250,9 +251,9 @@ def test_a_vertical_stack_that_is_shifted_in_each_layer_is_seen_to_have_a_blind_
         def forward(self, input):
             return super().forward(shift_down(input))
 
-    shift_down = pixelcnn.shift_down
-    monkeypatch.setattr(pixelcnn, "VerticalConv2d", Shifted)
-    monkeypatch.setattr(pixelcnn, "shift_down", lambda features: features)
+    shift_down = gated_pixelcnn.shift_down
+    monkeypatch.setattr(gated_pixelcnn, "VerticalConv2d", Shifted)
+    monkeypatch.setattr(gated_pixelcnn, "shift_down", lambda features: features)
     network = build(GatedPixelCNNNetwork, shape, layers=3, kernel_size=3)
     assert_autoregressive(network, shape, num_draws=1)  # so this check alone would not find it
     report = receptive_field_report(network, shape, position)
@@ -262,7 +263,7 @@ def test_a_vertical_stack_that_is_shifted_in_each_layer_is_seen_to_have_a_blind_
 
 
 def test_a_vertical_stack_that_is_not_shifted_is_caught(monkeypatch):
-    monkeypatch.setattr(pixelcnn, "shift_down", lambda features: features)
+    monkeypatch.setattr(gated_pixelcnn, "shift_down", lambda features: features)
     with pytest.raises(AssertionError, match="Not autoregressive"):
         assert_autoregressive(build(GatedPixelCNNNetwork, (1, 4, 5)), (1, 4, 5), num_draws=1)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_gen.layers.dropout import Dropout
 from lightning_gen.layers.shifted import (
     DownRightShiftedConv2d,
     DownRightShiftedConvTranspose2d,
@@ -15,7 +16,7 @@ from lightning_gen.layers.shifted import (
 from lightning_gen.layers.weight_norm import WeightNormalized
 from lightning_gen.losses.logistic_mixture import logistic_mixture_channels
 from lightning_gen.networks import pixelcnn_pp
-from lightning_gen.networks.pixelcnn_pp import Block, Dropout, GatedResnet, PixelCNNPPNetwork
+from lightning_gen.networks.pixelcnn_pp import Block, GatedResnet, PixelCNNPPNetwork
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
 
 SHAPES = [(1, 8, 8), (3, 4, 8), (3, 8, 4), (2, 4, 4)]

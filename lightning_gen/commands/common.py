@@ -1,0 +1,59 @@
+"""What commands that draw pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lightning_gen.capabilities import Samples
+
+Labels = int | list[int | str] | str
+"""A class or several, by number or by name."""
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The first device of an accelerator, by Lightning's name for it."""
+    return Fabric(accelerator=accelerator, devices=1).device
+
+
+def classes_in_turn(model: Samples, labels: Labels | None) -> list[int] | None:
+    """The classes that pictures have in turn: those given, or all of the model's; None for a model without classes.
+
+    Args:
+        model: Where it knows `class_names`, as of the checkpoints of runs on data that has them, they can be given.
+        labels: Numbers or names. Where all names are themselves numbers, a number is a name: classes called 1 to 10 are
+            asked for as 1 to 10.
+
+    Raises:
+        ValueError: If the model has no classes and labels are given, or one is unknown or out of range.
+    """
+    given = [labels] if isinstance(labels, int | str) else labels
+    if model.num_classes is None:
+        if given is not None:
+            raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
+        return None
+    if given is None:
+        return list(range(model.num_classes))
+    names: list[str] = getattr(model, "class_names", None) or []
+    known: dict[int | str, int] = {name: number for number, name in enumerate(names)}
+    # A command line has numbers where names look like some.
+    known |= {int(name): number for number, name in enumerate(names) if name.isdecimal()}
+    if not names or not all(name.isdecimal() for name in names):
+        known |= {number: number for number in range(model.num_classes)}
+    wrong = [str(label) for label in given if label not in known]
+    if wrong or not given:
+        allowed = f"lie in 0 .. {model.num_classes - 1}"
+        if names:
+            allowed += f", or be one of {', '.join(names[:20])}{', ...' if names[20:] else ''},"
+        raise ValueError(
+            f"Labels must {allowed} for this {type(model).__name__}, got {', '.join(wrong) or 'none at all'}."
+        )
+    return [known[label] for label in given]
+
+
+def labels_of(numbers: Sequence[int], classes: Sequence[int] | None) -> Tensor | None:
+    """The labels `[N]` of numbered pictures whose classes take turns."""
+    return None if classes is None else torch.tensor([classes[number % len(classes)] for number in numbers])

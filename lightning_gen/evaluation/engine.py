@@ -1,0 +1,121 @@
+"""All figures of a set of pictures from one pass through one extractor, on one process or several.
+
+Pictures come in global batches: rank r of W takes the batches r, r + W, ..., so the figures do not depend on W. Each
+rank reads its own pictures; what is sent is one all-reduce of the packed moments, and the features to rank 0 where a
+figure needs them one by one. Rank 0 computes, and all ranks get the figures. Splits, blocks and subsets are dealt as
+the metrics of `lightning_gen.metrics` deal them, whatever the order of the pictures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_gen.capabilities import Samples
+from lightning_gen.evaluation.pictures import Pictures, features_of
+from lightning_gen.evaluation.protocol import EvaluationProtocol
+from lightning_gen.evaluation.statistics import ReferenceStatistics
+from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
+from lightning_gen.metrics.manifold import authenticity, precision_recall
+from lightning_gen.metrics.scores import in_canonical_order, inception_score, kernel_distance
+from lightning_gen.processes import from_rank_zero, gathered, rank, together, total
+from lightning_gen.randomness import generator_for
+
+
+def draw(model: Samples, number: int, size: int, protocol: EvaluationProtocol) -> Tensor:
+    """Batch `number` of the samples of a protocol's seed, whose classes take turns: float `[size, C, H, W]`."""
+    labels = None
+    if model.num_classes is not None:
+        first = number * protocol.batch_size
+        labels = torch.arange(first, first + size) % model.num_classes
+    return model.sample(size, labels=labels, generator=generator_for(protocol.seed, number), **protocol.sampling)
+
+
+class Evaluation:
+    """Collects the features of samples, batch by batch, and gives the figures.
+
+    Args:
+        extractor: On the device where it shall work.
+        protocol: What is measured.
+        shift: Mean of the reference's features `[D]`, the same on all ranks, so that no digits cancel in the moments.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, protocol: EvaluationProtocol, shift: Tensor | None = None) -> None:
+        self.extractor = extractor
+        self.protocol = protocol
+        self.moments = Moments(extractor.num_features, shift) if "fid" in protocol.figures else None
+        self.one_by_one = bool(set(protocol.figures) - {"fid"})
+        self.features: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.places: list[Tensor] = []
+
+    def add(self, number: int, images: Pictures) -> None:
+        """Read a batch.
+
+        Args:
+            number: Of the batch, over all ranks.
+            images: As the extractor takes them, on any device.
+        """
+        features, logits = features_of(images, self.extractor)
+        if self.moments is not None:
+            self.moments.update(features)
+        if self.one_by_one:
+            first = number * self.protocol.batch_size
+            self.places.append(torch.arange(first, first + len(images)))
+            self.features.append(features.cpu())
+            if logits is not None:
+                self.logits.append(logits.cpu())
+
+    def figures(self, reference: ReferenceStatistics | None) -> dict[str, float]:
+        """The figures by name, on all ranks; all ranks must call it, and rank 0 with the reference."""
+        protocol = self.protocol
+        moments = None
+        if self.moments is not None:
+            moments = Moments.unpack(total(self.moments.pack()), self.moments.shift)
+        features = logits = None
+        if self.one_by_one:
+            features = gathered(self.features, self.places, self.extractor.num_features)
+            if "is" in protocol.figures:
+                logits = gathered(self.logits, self.places, self.extractor.num_classes or 0)
+        figures: dict[str, float] = {}
+        with together():
+            if rank() == 0:
+                assert reference is not None
+                figures = _figures(protocol, moments, features, logits, reference)
+        return from_rank_zero(figures)
+
+
+def _figures(
+    protocol: EvaluationProtocol,
+    moments: Moments | None,
+    features: Tensor | None,
+    logits: Tensor | None,
+    real: ReferenceStatistics,
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    wanted = protocol.figures
+    if moments is not None:
+        figures["fid"] = frechet_distance(real.moments(), moments.gaussian())
+    if features is None:
+        return figures
+    if "fid_infinity" in wanted:
+        figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(
+            real.moments(), in_canonical_order(features)
+        )[:2]
+    if "is" in wanted and logits is not None:
+        figures["is"], figures["is_std"] = inception_score(in_canonical_order(logits), protocol.splits)
+    few = features[: protocol.max_features]
+    if "kid" in wanted:
+        figures["kid"], error = kernel_distance(
+            in_canonical_order(real.features), in_canonical_order(few), block_size=protocol.block_size
+        )[:2]
+        if math.isfinite(error):  # there is none of a single block
+            figures["kid_stderr"] = error
+    if "prdc" in wanted:
+        figures |= precision_recall(real.features, few, protocol.k, real_radii=real.radii(protocol.k))._asdict()
+    if "authpct" in wanted:
+        figures["authpct"] = authenticity(real.features, few)
+    return figures

@@ -1,0 +1,60 @@
+"""The file of evaluations: what was measured, of what, and under which conditions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning_gen.data  # noqa: F401  (so that short class names are known)
+from lightning_gen.files import write_atomically
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The evaluations in a file; none if there is no file.
+
+    Raises:
+        ValueError: If it is another file.
+    """
+    if not path.exists():
+        return []
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text())["evaluations"]
+        return [dict(entry) for entry in entries]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is no file of evaluations ({error}). Name another output.") from error
+
+
+def write_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of evaluations, whole or not at all."""
+    write_atomically(path, json.dumps({"evaluations": entries}, indent=2, allow_nan=False) + "\n")
+
+
+def is_of(entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of this content under these conditions."""
+    plain = json.loads(json.dumps(conditions))
+    samples = entry.get("samples", {})
+    return all(entry.get(key) == value for key, value in plain.items()) and all(
+        samples.get(key) == value for key, value in content.items()
+    )
+
+
+def table(title: str, entry: Mapping[str, Any]) -> str:
+    """The figures of an evaluation, for people."""
+    columns = ["value", "std", "samples", "reference", "floor"]
+    floor = entry.get("floor", {})
+    figures = {name: figure | {"floor": floor.get(name, {}).get("value")} for name, figure in entry["figures"].items()}
+    if "memorisation_ratio" in entry:
+        ratio = entry["memorisation_ratio"]
+        figures["memorisation_ratio"] = ratio | {"reference": ratio["training"]}
+    shown = [column for column in columns if any(figure.get(column) is not None for figure in figures.values())]
+    rows = [["", *shown]]
+    for name, figure in figures.items():
+        values = [figure.get(column) for column in shown]
+        rows.append([name, *("" if v is None else str(v) if isinstance(v, int) else f"{v:.6g}" for v in values)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    if floor:
+        lines.append(f"The floor is that of {max(figure['samples'] for figure in floor.values())} test pictures.")
+    return "\n".join([title, *lines])

@@ -1,0 +1,154 @@
+"""Folders of pictures, whoever made them, as what is measured: how many there are, and of which size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from lightning_gen.data.base import Draw, DrawDataset, collate_sizes
+from lightning_gen.data.images import (
+    ImageError,
+    Kernel,
+    check_channels,
+    faults_of,
+    find_images,
+    image_size,
+    in_words,
+    read_image,
+    resize_image,
+    to_float,
+)
+from lightning_gen.extractors.base import FeatureExtractor
+
+Size = tuple[int, int]  # height and width
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The size that all pictures of some folders have, or are brought to.
+
+    Attributes:
+        size: (height, width); None for pictures as they are, whose extractor brings them to one size.
+        kernel: Of the resize; None where there is none.
+    """
+
+    size: Size | None
+    kernel: Kernel | None = None
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[Path],
+        extractor: FeatureExtractor,
+        kernel: Kernel | None = None,
+        wanted: Size | None = None,
+        whose: str = "",
+    ) -> Sizing:
+        """Decide it by the headers of files alone.
+
+        Args:
+            files: All pictures of all folders.
+            extractor: May take one size only, or any at once.
+            kernel: Of the resize that is asked for.
+            wanted: The size of pictures that are in no folder; None where there are none.
+            whose: Those, in words.
+
+        Raises:
+            ImageError: If a file is no picture, or is of another size than others where nothing brings them to one.
+        """
+        with ThreadPoolExecutor(16) as threads:  # on a disk elsewhere each file is a wait
+            sizes = dict(zip(files, threads.map(image_size, files), strict=True))
+        _, height, width = extractor.image_shape
+        taken = None if height is None or width is None else (height, width)
+        if kernel is not None:
+            return cls(wanted or taken or sizes[files[0]], kernel)
+        first = wanted or taken or sizes[files[0]]
+        if extractor.resizes:
+            return cls(first if set(sizes.values()) == {first} else None)
+        others = f"{whose} are" if wanted else f"{extractor.name} takes" if taken else f"{files[0]} is"
+        for file, size in sizes.items():
+            if size != first:
+                raise ImageError(
+                    f"{file} is {size[0]} x {size[1]} (height x width), but {others} {first[0]} x {first[1]}. "
+                    "--resize bicubic brings all pictures of folders to one size, and the figures' names say so."
+                )
+        return cls(first)
+
+    @property
+    def words(self) -> str:
+        """Such as "bicubic32x32"; empty where nothing is resized."""
+        return f"{self.kernel}{self.size[0]}x{self.size[1]}" if self.kernel and self.size else ""
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFiles(DrawDataset):
+    """Pictures of a folder in gray or colour: `{"image"}`, float32 `[C, H, W]` in `[-1, 1]`."""
+
+    files: list[Path]
+    channels: int
+    sizing: Sizing
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        file, wanted = self.files[draw.index], self.sizing.size
+        pixels = read_image(file, self.channels)
+        if self.sizing.kernel and wanted:
+            pixels = resize_image(pixels, wanted, self.sizing.kernel)
+        if wanted and pixels.shape[1:] != wanted:
+            found, others = (" x ".join(map(str, size)) for size in (pixels.shape[1:], wanted))
+            raise ImageError(f"{file} is {found} pixels, unlike its header says, and others are {others}.")
+        return {"image": to_float(pixels)}
+
+
+def folder_loaders(
+    folders: Sequence[Path | None],
+    channels: int,
+    extractor: FeatureExtractor,
+    kernel: Kernel | None = None,
+    wanted: Size | None = None,
+    whose: str = "",
+) -> tuple[dict[Path, DataLoader[Any]], Sizing]:
+    """Loaders over all pictures of folders, in batches of pictures or, where sizes differ, of lists of them.
+
+    Args:
+        folders: Those that there are; None for one that there is not.
+        channels: 1 (gray) or 3 (RGB).
+        extractor: As of `Sizing.of`, and so are those that follow.
+        kernel: Of the resize that is asked for.
+        wanted: The size of pictures that are in no folder.
+        whose: Those, in words.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist or holds no pictures.
+        ImageError: As `Sizing.of`.
+        ValueError: If a resize is asked for and there are no folders.
+    """
+    found = {folder: find_images(folder) for folder in folders if folder}
+    for folder, inside in found.items():
+        if faults := faults_of(inside):
+            raise ImageError(f"{in_words(faults, len(inside), folder)} Mend or remove them.")
+    files = [file for inside in found.values() for file in inside]
+    if not files:
+        if kernel:
+            raise ValueError("resize is for pictures of folders, as --images or as --reference; there are none.")
+        return {}, Sizing(None)
+    sizing = Sizing.of(files, extractor, kernel, wanted, whose)
+    settings: dict[str, Any] = {
+        "batch_size": 64,
+        "num_workers": min(8, max(0, (os.cpu_count() or 1) - 2)),
+        "collate_fn": default_collate if sizing.size else collate_sizes,
+    }
+    loaders = {
+        folder: DataLoader(PictureFiles(inside, check_channels(channels), sizing), **settings)
+        for folder, inside in found.items()
+    }
+    return loaders, sizing

@@ -1,0 +1,169 @@
+"""The real pictures that samples are compared with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_gen.data.base import examples_of, in_order
+from lightning_gen.data.fingerprint import fingerprint
+from lightning_gen.evaluation.pictures import Pictures, as_read, features_of, pictures_in
+from lightning_gen.evaluation.protocol import EvaluationProtocol
+from lightning_gen.evaluation.statistics import ReferenceStatistics, cached, load_statistics
+from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.generative import check_range
+from lightning_gen.metrics.frechet import Moments
+from lightning_gen.processes import from_rank_zero, gathered, rank, together, total, world_size
+
+READ_AT_ONCE = 100  # real pictures
+QUANTIZER = "round((x + 1) * 127.5), clipped to 0 .. 255"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        record: What the pictures are and how they were read.
+        count: Of pictures; 0 where that is not known.
+        mean: Of their features `[D]`, float64, on the CPU; None where no figure needs moments.
+        statistics: On rank 0; None elsewhere.
+    """
+
+    record: dict[str, Any]
+    count: int
+    mean: Tensor | None
+    statistics: ReferenceStatistics | None
+
+    @classmethod
+    def of(cls, statistics: ReferenceStatistics | None) -> Reference:
+        """From what rank 0 has, on all ranks; all must call it."""
+        known = None
+        if statistics is not None:
+            mean = statistics.gaussian.mean if statistics.gaussian else None
+            known = statistics.record, statistics.count, mean
+        known = from_rank_zero(known)
+        assert known is not None
+        return cls(*known, statistics)
+
+    @classmethod
+    def none(cls, extractor: FeatureExtractor) -> Reference:
+        """For figures that compare with nothing."""
+        features, indices = torch.empty(0, extractor.num_features), torch.empty(0, dtype=torch.int64)
+        return cls({}, 0, None, ReferenceStatistics({"count": 0}, None, features, indices))
+
+    def check(self, protocol: EvaluationProtocol) -> None:
+        """Raise a `ValueError` if there are fewer real pictures than a figure needs."""
+        for figure, needed in protocol.least_samples().items():
+            if figure != "is" and 0 < self.count < needed:
+                split = self.record.get("split", "the reference")
+                raise ValueError(f"{figure} needs at least {needed} real pictures, but {split} has {self.count}.")
+
+
+def reference_of_loader(
+    extractor: FeatureExtractor, loader: Any, *, name: str, split: str, max_features: int, moments: bool = True
+) -> Reference:
+    """Statistics of the pictures behind a loader, from the cache or computed by all ranks together.
+
+    Args:
+        extractor: On the device where it shall work.
+        loader: Over batches of pictures, of which the data set counts and not the order.
+        name: Of the data.
+        split: "train", "val", "test" or another word for these pictures.
+        max_features: Pictures, evenly spaced, of which the features are kept.
+        moments: Whether mean and covariance of the features are needed.
+    """
+
+    def pictures_of(batch: Any) -> Pictures:
+        images = pictures_in(batch)
+        if extractor.quantized and isinstance(images, Tensor):  # to 8 bits all outside would be black or white
+            check_range(images, "An evaluation", "the data")
+        return as_read(images, extractor)
+
+    with together():
+        num_images = len(examples_of(loader))  # type: ignore[arg-type]
+        record = {
+            "data": name,
+            "split": split,
+            "pictures": fingerprint(loader, pictures_of) if rank() == 0 else "",
+            "count": num_images,
+            "max_features": max_features,
+            "quantizer": QUANTIZER if extractor.quantized else "none",
+            "extractor": extractor.record,
+        }
+
+    def compute() -> ReferenceStatistics | None:
+        batches = in_order(loader, READ_AT_ONCE, num_replicas=world_size(), rank=rank())
+        read = ((number, pictures_of(batch)) for number, batch in batches)
+        with isolate_rng():  # a dataset of the user's own may draw from the global random state
+            return reference_statistics(extractor, read, READ_AT_ONCE, num_images, max_features, wanted, moments)
+
+    wanted = record if moments else {**record, "moments": "none"}
+    return Reference.of(cached(wanted, compute, more=record))
+
+
+def reference_of_file(path: str | Path, extractor: FeatureExtractor) -> Reference:
+    """Saved statistics: ours, or an .npz with `mu` and `sigma`; read by rank 0.
+
+    Raises:
+        StatisticsError: If they are damaged, or of another extractor.
+    """
+    statistics = None
+    with together():
+        if rank() == 0:
+            statistics = load_statistics(path, extractor)
+    return Reference.of(statistics)
+
+
+def reference_statistics(
+    extractor: FeatureExtractor,
+    batches: Iterable[tuple[int, Pictures]],
+    batch_size: int,
+    num_images: int,
+    max_features: int,
+    record: Mapping[str, Any],
+    with_moments: bool = True,
+) -> ReferenceStatistics | None:
+    """Statistics of real pictures: collective, whole on rank 0 and None elsewhere.
+
+    Args:
+        extractor: On the device where it shall work.
+        batches: Of this rank: (number over all ranks, pictures as the extractor takes them).
+        batch_size: Of all batches but the last.
+        num_images: Pictures over all ranks.
+        max_features: Pictures, evenly spaced, of which the features are kept.
+        record: What the pictures are and how they were read.
+        with_moments: Whether to compute mean and covariance.
+    """
+    kept = torch.arange(min(num_images, max_features)) * num_images // min(num_images, max_features)
+    read = ((number, features_of(images, extractor).features) for number, images in batches)
+    with together():
+        first = next(read, None)
+    # Rank 0 has the first batch of all.
+    shift = from_rank_zero(None if first is None else first[1].double().mean(0).cpu())
+    if shift is None:
+        raise ValueError("There are no real pictures to compare with.")
+    moments = Moments(extractor.num_features, shift) if with_moments else None
+    rows: list[Tensor] = []
+    places: list[Tensor] = []
+    with together():
+        for number, features in itertools.chain([first] if first else [], read):
+            if moments is not None:
+                moments.update(features)
+            start = number * batch_size
+            here = kept[(kept >= start) & (kept < start + len(features))]
+            places.append(here)
+            rows.append(features[(here - start).to(features.device)].cpu())
+    packed = None if moments is None else total(moments.pack())
+    kept_features = gathered(rows, places, extractor.num_features)
+    if rank() != 0:
+        return None
+    gaussian = None if packed is None else Moments.unpack(packed, shift).gaussian()
+    return ReferenceStatistics(dict(record), gaussian, kept_features, kept)
