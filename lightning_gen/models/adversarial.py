@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +15,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from lightning_gen.generative import GenerativeModule
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.penalties import Penalty
-from lightning_gen.models.training import NonFiniteLossError, OptimizerFactory, has_batch_norm, linear_decay
+from lightning_gen.models.training import (
+    OptimizerFactory,
+    WatchedModule,
+    has_batch_norm,
+    linear_decay,
+    prepare_networks,
+)
 from lightning_gen.processes import average_gradients
 
 Losses: TypeAlias = Mapping[str, Tensor]
 
 
-class AdversarialModule(GenerativeModule):
+class AdversarialModule(WatchedModule):
     """A model whose players are updated in turn, by hand.
 
     One step means one generator update: `trainer.global_step`, `max_steps`, checkpoint names and schedules count the
@@ -45,6 +50,9 @@ class AdversarialModule(GenerativeModule):
             which Lightning cannot for such a model; in a batch, if it has fewer pictures than pieces.
     """
 
+    channels_last: bool
+    compile_networks: bool
+    updates = "generator updates"
     instead_of: ClassVar[Mapping[str, str]] = {
         "gradient_clip_val": "Players are updated one by one: set model.gradient_clip_norm instead, which clips the "
         "gradient of each.",
@@ -63,7 +71,6 @@ class AdversarialModule(GenerativeModule):
         self.gradient_clip_norm, self.micro_batches = gradient_clip_norm, micro_batches
         self.automatic_optimization = False
         self.penalties: list[Penalty] = []
-        self._first_bad_step: dict[str, Tensor] = {}
 
     def update(
         self, optimizer: LightningOptimizer, losses: Callable[[], Losses] | Pieces, *, count: bool = True
@@ -103,7 +110,9 @@ class AdversarialModule(GenerativeModule):
                     # penalties.
                     with torch.autocast(self.device.type, enabled=False):
                         self.manual_backward(torch.stack(list(found.values())).sum())
-            self._record(terms)
+            for name, term in terms.items():
+                self.log(f"train/{name}", term, prog_bar=True)
+            self.watch(terms)
             if ddp:
                 average_gradients(optimizer)
             if self.gradient_clip_norm is not None:
@@ -203,46 +212,16 @@ class AdversarialModule(GenerativeModule):
             )
         return int(total)
 
-    def on_fit_start(self) -> None:
-        """Forget what went wrong in an earlier run of the same model."""
-        super().on_fit_start()
-        self._first_bad_step = {}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save after a loss that was not finite."""
-        self._raise_if_bad()
-        super().on_save_checkpoint(checkpoint)
-
     def _schedules(self) -> list[Any]:
         schedules = self.lr_schedulers() or []
         return schedules if isinstance(schedules, list) else [schedules]
 
-    def _record(self, terms: Losses) -> None:
-        for name, term in terms.items():
-            value = term.detach()
-            self.log(f"train/{name}", value, prog_bar=True)
-            step = torch.where(value.isfinite(), torch.iinfo(torch.int64).max, self.trainer.global_step)
-            earlier = self._first_bad_step.get(name)
-            self._first_bad_step[name] = step if earlier is None else torch.minimum(earlier, step)
-        if self.device.type == "cpu":
-            self._raise_if_bad()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the losses where the device waits anyway, because they are logged."""
-        cadence = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if cadence and (self.batches_before + 1) % cadence == 0:
-            self._raise_if_bad()
-
-    def _raise_if_bad(self) -> None:
-        never = torch.iinfo(torch.int64).max
-        bad = {name: int(step) for name, step in self._first_bad_step.items() if int(step) < never}
-        if bad:
-            step = min(bad.values())
-            names = ", ".join(f"train/{name}" for name, first in bad.items() if first == step)
-            raise NonFiniteLossError(
-                f"{names} became NaN or infinite in the step after {step} generator updates. Training stopped and no "
-                "checkpoint was written since. Go on from the last one with a lower learning rate or in float32."
-            )
+    def prepare(self, stage: str, generators: Sequence[nn.Module], discriminators: Sequence[nn.Module]) -> None:
+        """Lay out and, for training, compile the networks; no discriminators that PyTorch cannot compile."""
+        compile = self.compile_networks and stage == "fit"
+        double = any(penalty.double_backward for penalty in self.penalties)
+        prepare_networks(generators, channels_last=self.channels_last, compile=compile)
+        prepare_networks(discriminators, channels_last=self.channels_last, compile=compile and not double)
 
 
 @dataclass(frozen=True)

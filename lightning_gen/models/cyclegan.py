@@ -16,7 +16,7 @@ from lightning_gen.losses.penalties import Penalty
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdamSettings, Losses, halved, together
 from lightning_gen.models.image_pool import ImagePool
-from lightning_gen.models.training import NetworkFactory, OptimizerFactory, prepare_networks
+from lightning_gen.models.training import NetworkFactory, OptimizerFactory
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import ResNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator
@@ -189,13 +189,7 @@ class CycleGAN(TranslationModule):
     def setup(self, stage: str) -> None:
         """Lay out and compile the networks."""
         super().setup(stage)
-        prepare_networks(
-            generators=[self.generator_AtoB, self.generator_BtoA],
-            discriminators=[self.discriminator_A, self.discriminator_B],
-            penalties=self.penalties,
-            channels_last=self.channels_last,
-            compile=self.compile_networks and stage == "fit",
-        )
+        self.prepare(stage, [self.generator_AtoB, self.generator_BtoA], [self.discriminator_A, self.discriminator_B])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the histories of all ranks."""

@@ -22,7 +22,7 @@ from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.losses.tricks import InstanceNoise
 from lightning_gen.models.adversarial import AdamSettings, AdversarialModule, Losses, together
-from lightning_gen.models.training import NetworkFactory, OptimizerFactory, has_batch_norm, prepare_networks
+from lightning_gen.models.training import NetworkFactory, OptimizerFactory, has_batch_norm
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 
 GeneratorFactory: TypeAlias = Callable[[tuple[int, int, int], int], nn.Module]
@@ -375,13 +375,7 @@ class GAN(AdversarialModule):
     def setup(self, stage: str) -> None:
         """Lay out and compile the networks."""
         super().setup(stage)
-        prepare_networks(
-            generators=[self.generator],
-            discriminators=[self.discriminator],
-            penalties=self.penalties,
-            channels_last=self.channels_last,
-            compile=self.compile_networks and stage == "fit",
-        )
+        self.prepare(stage, [self.generator], [self.discriminator])
 
     def on_train_start(self) -> None:
         """Refuse a run that ends before the generator's first update."""

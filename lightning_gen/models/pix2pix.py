@@ -16,7 +16,7 @@ from lightning_gen.hyperparameters import made_by
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.models.adversarial import AdamSettings, Losses, halved, moving_once, together, with_momenta
-from lightning_gen.models.training import NetworkFactory, OptimizerFactory, prepare_networks
+from lightning_gen.models.training import NetworkFactory, OptimizerFactory
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import UNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator
@@ -164,10 +164,4 @@ class Pix2Pix(TranslationModule):
     def setup(self, stage: str) -> None:
         """Lay out and compile the networks."""
         super().setup(stage)
-        prepare_networks(
-            generators=[self.generator_AtoB],
-            discriminators=[self.discriminator],
-            penalties=self.penalties,
-            channels_last=self.channels_last,
-            compile=self.compile_networks and stage == "fit",
-        )
+        self.prepare(stage, [self.generator_AtoB], [self.discriminator])

@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_gen.losses.penalties import Penalty
+from lightning_gen.generative import GenerativeModule
 
 NetworkFactory: TypeAlias = Callable[[tuple[int, int, int]], nn.Module]
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
 
 
+NEVER = torch.iinfo(torch.int64).max
+
+
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite; the message names it and the step."""
+
+
+class WatchedModule(GenerativeModule):
+    """A model that trains no further once a loss is NaN or infinite, and then writes no checkpoint.
+
+    On a CPU that is before the step is taken; on an accelerator, where asking would make it wait, at the next logging
+    step and before any checkpoint is written.
+    """
+
+    updates: ClassVar[str] = "updates"
+    """What `trainer.global_step` counts, in the words of the message."""
+    _first_bad_step: Mapping[str, Tensor] = MappingProxyType({})
+
+    def watch(self, losses: Mapping[str, Tensor]) -> None:
+        """Look at losses of the step that is about to be taken, logged as `train/NAME`.
+
+        Raises:
+            NonFiniteLossError: On a CPU, if one is not finite.
+        """
+        first = dict(self._first_bad_step)
+        for name, loss in losses.items():
+            step = torch.where(loss.detach().isfinite(), NEVER, self.trainer.global_step)
+            first[name] = torch.minimum(first[name], step) if name in first else step
+        self._first_bad_step = first
+        if self.device.type == "cpu":
+            self._raise_if_bad()
+
+    def on_fit_start(self) -> None:
+        """Forget what went wrong in an earlier run of the same model."""
+        super().on_fit_start()
+        self._first_bad_step = {}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the losses where the device waits anyway, because they are logged."""
+        cadence = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if cadence and (self.batches_before + 1) % cadence == 0:
+            self._raise_if_bad()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save after a loss that was not finite."""
+        self._raise_if_bad()
+        super().on_save_checkpoint(checkpoint)
+
+    def _raise_if_bad(self) -> None:
+        bad = {name: step for name, first in self._first_bad_step.items() if (step := int(first)) < NEVER}
+        if bad:
+            step = min(bad.values())
+            names = ", ".join(f"train/{name}" for name, first in bad.items() if first == step)
+            raise NonFiniteLossError(
+                f"{names} became NaN or infinite in the step after {step} {self.updates}. Training stopped and no "
+                "checkpoint was written since. Go on from the last one with a lower learning rate or in float32."
+            )
 
 
 def has_batch_norm(network: nn.Module) -> bool:
@@ -41,22 +97,11 @@ def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> Lambda
     return LambdaLR(optimizer, factor)
 
 
-def prepare_networks(
-    *,
-    generators: Sequence[nn.Module],
-    discriminators: Sequence[nn.Module],
-    penalties: Sequence[Penalty],
-    channels_last: bool,
-    compile: bool,
-) -> None:
-    """Lay weights out channels-last and compile in place, which keeps the names of the weights.
-
-    Discriminators under a penalty that differentiates a gradient are not compiled: PyTorch cannot.
-    """
-    if channels_last:
-        for network in (*generators, *discriminators):
-            network.to(memory_format=torch.channels_last)
-    if compile:
-        double = any(penalty.double_backward for penalty in penalties)
-        for network in (*generators, *([] if double else discriminators)):
+def prepare_networks(networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
+    """Lay weights out channels-last and compile in place, which keeps the names of the weights."""
+    for network in networks:
+        # Weights only: DDP fails on a mask in that layout which is the only one (PyTorch 2.14).
+        for weight in (weight for weight in network.parameters() if channels_last and weight.ndim == 4):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if compile:
             network.compile()

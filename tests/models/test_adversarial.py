@@ -371,7 +371,7 @@ def test_on_an_accelerator_nothing_waits_until_the_next_logging_step():
     for batches, loss in ((0, 1.0), (5, 1.0), (11, float("nan")), (12, 1.0)):
         model._trainer = SimpleNamespace(global_step=batches // 3, log_every_n_steps=5)
         model.batches_before = batches
-        model._record({"generator": torch.tensor(loss)})
+        model.watch({"generator": torch.tensor(loss)})
         model.on_train_batch_end(None, None, 0)
     with pytest.raises(NonFiniteLossError, match="after 3 generator updates"):  # by then, no checkpoint can be written
         model.on_save_checkpoint({"state_dict": {}})
