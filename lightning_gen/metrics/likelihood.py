@@ -62,7 +62,7 @@ class _MeanOverImages(FullPrecision):
         """Of the figure, from the scatter of all images of all ranks; every rank must call it. NaN for one image."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             variance = (self.squares - self.total.square() / self.count).clamp(min=0) / (self.count - 1)
-            return self.scale * (variance / self.count).sqrt()
+            return abs(self.scale) * (variance / self.count).sqrt()
 
     def _check(self, log_prob: Tensor) -> None:
         if log_prob.ndim != 1 or not log_prob.is_floating_point():
@@ -103,6 +103,22 @@ class NegativeLogLikelihood(_MeanOverImages):
         if binarization not in (None, *known):
             raise ValueError(f"binarization must be one of {', '.join(known)}, or None; got {binarization!r}.")
         super().__init__(f"nll-{binarization}" if binarization else "nll", **kwargs)
+
+
+class LowerBound(NegativeLogLikelihood):
+    """Mean of a lower bound of log p(x) over images, in nats an image, such as a VAE's ELBO: more is better.
+
+    Args:
+        bound: Its name, which takes the place of "nll" in that of the figure.
+        binarization: As of `NegativeLogLikelihood`.
+        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, bound: str, binarization: Binarization | None = None, **kwargs: Any) -> None:
+        super().__init__(binarization, **kwargs)
+        self.name, self.scale = self.name.replace("nll", bound), -1.0
 
 
 class BitsPerDim(_MeanOverImages):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.metrics.likelihood import BitsPerDim, NegativeLogLikelihood
+from lightning_gen.metrics.likelihood import BitsPerDim, LowerBound, NegativeLogLikelihood
 
 
 class LikelihoodModule(GenerativeModule):
@@ -17,6 +17,9 @@ class LikelihoodModule(GenerativeModule):
     `val/nll` and `test/nll` are nats a picture, with the name of the data's binarization where there is one, such as
     `val/nll-static`: figures of different binarizations do not compare. With levels there are bits per dim too, such as
     `val/bpd`, whose name tells the levels where they are not 256.
+
+    Where `log_prob` is a lower bound, the class says so by `bound`, and its figures never pass for likelihoods: with
+    "elbo" they are `val/elbo`, the mean of the bound itself in nats, of which more is better, and `val/bpd-elbo`.
 
     Args:
         image_shape: (channels, height, width).
@@ -27,6 +30,8 @@ class LikelihoodModule(GenerativeModule):
     """
 
     prediction_name = "log_prob"
+    bound: ClassVar[str | None] = None
+    """What `log_prob` is where it is a lower bound, such as "elbo"; None where it is exact."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_levels: int | None) -> None:
         super().__init__(image_shape)
@@ -34,7 +39,7 @@ class LikelihoodModule(GenerativeModule):
         self.metrics = nn.ModuleDict()
 
     def log_prob(self, images: Tensor) -> Tensor:
-        """Nats of each picture `[N]`; a subclass says of what."""
+        """Nats of each picture `[N]`, exact or as `bound` says."""
         raise NotImplementedError
 
     def batch_log_prob(self, batch: Any) -> Tensor:
@@ -53,10 +58,12 @@ class LikelihoodModule(GenerativeModule):
             )
         binarization = getattr(data, "binarization", None)
         for part in ("val", "test"):
-            figures: list[nn.Module] = [NegativeLogLikelihood(binarization)]
+            nats = LowerBound(self.bound, binarization) if self.bound else NegativeLogLikelihood(binarization)
+            self.metrics[part] = figures = nn.ModuleList([nats])
             if self.num_levels is not None:
-                figures.append(BitsPerDim(self.image_shape, self.num_levels))
-            self.metrics[part] = nn.ModuleList(figures)
+                bits = BitsPerDim(self.image_shape, self.num_levels)
+                bits.name += f"-{self.bound}" if self.bound else ""
+                figures.append(bits)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log nats and bits per dim."""
