@@ -31,7 +31,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from benchmarks.inception_weights import random_inception_weights
 from benchmarks.train_step import device_name
-from lightning_gen.data.scenes import SceneAttributes, render
+from lightning_gen.data.scene_attributes import SceneAttributes
+from lightning_gen.data.scene_painting import render
 from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance, frechet_distance_between
 from lightning_gen.metrics.scores import kernel_distance

@@ -20,7 +20,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
-from lightning_gen.data.scenes import SceneAttributes, render
+from lightning_gen.data.scene_attributes import SceneAttributes
+from lightning_gen.data.scene_painting import render
 from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_gen.data.images import from_uint8
-from lightning_gen.data.scenes import ROOFS, WALLS, SceneAttributes, render
+from lightning_gen.data.scene_attributes import ROOFS, WALLS, SceneAttributes
+from lightning_gen.data.scene_painting import render
 
 SIZE = 32  # larger pictures are read at this size
 
@@ -130,7 +131,7 @@ def train_reader(
 
     Args:
         image_shape: Of the pictures: (3, height, width), at least 16 x 16.
-        domain: One of `lightning_gen.data.scenes.DOMAINS`.
+        domain: One of `lightning_gen.data.scene_painting.DOMAINS`.
         num_scenes: Scenes to learn from.
         epochs: How often each is seen.
         seed: Of weights, order and noise; the global random state stays as found.

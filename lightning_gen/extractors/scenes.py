@@ -29,7 +29,7 @@ class SceneFeatures(FeatureExtractor):
         num_scenes: Scenes that the reader learns from.
         epochs: How often it sees each.
         seed: Of its training.
-        domain: One of `lightning_gen.data.scenes.DOMAINS`.
+        domain: One of `lightning_gen.data.scene_painting.DOMAINS`.
         weights: The file of a reader of pictures of this size, whatever it was trained with; None means the one in the
             cache folder that was trained with these settings.
 

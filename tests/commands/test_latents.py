@@ -11,7 +11,8 @@ from PIL import Image
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands import latents as commands
 from lightning_gen.data.images import from_uint8, read_image, to_uint8
-from lightning_gen.data.scenes import SceneAttributes, render
+from lightning_gen.data.scene_attributes import SceneAttributes
+from lightning_gen.data.scene_painting import render
 from lightning_gen.extractors.scene_attributes import train_reader
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.latents import numbered_latents, slerp
