@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -47,16 +48,17 @@ class Samples(Protocol):
 
 @runtime_checkable
 class HasLatents(Samples, Protocol):
-    """A model whose pictures are a function of a latent vector."""
+    """A model whose pictures are a function of latents; `lightning_gen.sampling.LatentSampling` has the methods."""
 
-    latent_size: int
+    latent_shape: tuple[int, ...]
+    """Of one latent: `(D,)` for a vector, `(C, H, W)` for maps."""
 
     def draw_latents(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Latents `[N, latent_size]` from the prior, on the model's device."""
+        """Latents `[N, *latent_shape]` from the prior, on the model's device."""
         ...
 
     def generate(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
-        """The pictures of latents `[N, latent_size]`: float32 `[N, C, H, W]`, under the same promises as `sample`.
+        """The pictures of latents `[N, *latent_shape]`: float32 `[N, C, H, W]`, under the same promises as `sample`.
 
         Settings that the model's own `sample` takes beside labels and generator, it takes too.
         """
@@ -104,13 +106,51 @@ class Completes(Protocol):
 
 
 @runtime_checkable
-class HasIntermediateLatents(HasLatents, Protocol):
-    """A model that maps its latents to others, w, before it draws."""
+class HasStyles(HasLatents, Protocol):
+    """A model that maps its latents to styles, w, before it draws."""
 
     def map_latents(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
-        """The w `[N, ...]` of latents `[N, latent_size]`."""
+        """The styles `[N, ...]` of latents `[N, *latent_shape]`, such as `[N, layers, width]`."""
         ...
 
-    def synthesize(self, intermediate: Tensor) -> Tensor:
-        """The pictures of w `[N, ...]`: float32 `[N, C, H, W]`, under the same promises as `generate`."""
+    def synthesize(self, styles: Tensor) -> Tensor:
+        """The pictures of styles: float32 `[N, C, H, W]`, a function of them alone, as `generate` promises."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A model that encodes pictures and decodes them again."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What is left of pictures `[N, C, H, W]`: float32 of the same shape, as `Samples.sample` promises."""
+        ...
+
+
+@runtime_checkable
+class HasCodes(Reconstructs, Protocol):
+    """A model that encodes pictures as whole numbers, in one map or in several from coarse to fine."""
+
+    num_codes: int
+    """Codes lie in 0 .. num_codes - 1."""
+    code_shape: tuple[int, int] | list[tuple[int, int]]
+    """(h, w) of the map; one for each where there are several."""
+
+    def codes(self, images: Tensor) -> Tensor | list[Tensor]:
+        """int64 `[N, h, w]` of pictures `[N, C, H, W]` in `[-1, 1]`, or a list of such maps."""
+        ...
+
+    def decode(self, codes: Tensor | list[Tensor]) -> Tensor:
+        """The pictures of codes as `codes` gives them: float32 `[N, C, H, W]`, without a graph."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What a model reads captions with; a frozen dataclass of plain data, so that a checkpoint holds it."""
+
+    num_tokens: int
+    """Tokens lie in 0 .. num_tokens - 1."""
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """int64 `[N, length]` on the host, of N captions."""
         ...

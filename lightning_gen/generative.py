@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_gen.capabilities import Tokenizer
 from lightning_gen.checkpoints import CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.data.images import from_uint8
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path
@@ -61,6 +62,10 @@ class GenerativeModule(pl.LightningModule):
     """Settings of the trainer that are refused in training, and what to do instead."""
     prediction_name = "value"
     """What the numbers are that `predict_step` gives, where it gives numbers: the name of their column."""
+    # What the model is given besides pictures; see `declare_context`.
+    num_classes: int | None = None
+    condition_channels: int | None = None
+    text: Tokenizer | None = None
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -196,6 +201,139 @@ class GenerativeModule(pl.LightningModule):
             )
         return self.own(images), labels
 
+    # -- what is given besides pictures -----------------------------------------------------------------------------
+
+    def declare_context(
+        self,
+        *,
+        num_classes: int | None = None,
+        condition_channels: int | None = None,
+        text: Tokenizer | None = None,
+    ) -> None:
+        """Say what the model is given besides pictures; None leaves it out, whether the data has it or not.
+
+        Args:
+            num_classes: Classes, of which batches have a "label" each.
+            condition_channels: Channels of a map `[N, channels, H, W]`, which batches have under "condition".
+            text: Makes tokens of captions, a list of strings, which batches have under "caption".
+
+        Raises:
+            ValueError: If a number is below 1.
+        """
+        for name, number, what in (
+            ("num_classes", num_classes, "labels"),
+            ("condition_channels", condition_channels, "a condition"),
+        ):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, or null for a model without {what}; got {number}.")
+        self.num_classes, self.condition_channels, self.text = num_classes, condition_channels, text
+
+    def context(
+        self,
+        number: int,
+        labels: Tensor | int | None = None,
+        condition: Tensor | None = None,
+        captions: Sequence[str] | Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What networks are given besides so many pictures, by the names of their arguments, on the model's device.
+
+        Args:
+            number: N.
+            labels: Classes `[N]`, int64, or one for all. Their range is looked at on the host only: on a device that
+                would wait for it.
+            condition: `[N, condition_channels, H, W]`.
+            captions: N texts, or what `text` has made of them.
+
+        Returns:
+            All of "labels" `[N]`, "condition" and "captions" (int64 `[N, length]`, of tokens) that the model takes.
+
+        Raises:
+            ValueError: If one is missing, surplus, of another shape or not as many, or labels are out of range.
+        """
+        context: dict[str, Tensor] = {}
+        name = f"This {type(self).__name__}"
+        if self.num_classes is None:
+            if labels is not None:
+                raise ValueError(f"{name} has no classes (num_classes), but labels were given. Leave them out.")
+        elif labels is None:
+            raise ValueError(
+                f"{name} has num_classes={self.num_classes}, but no labels were given. Give them (data needs a "
+                "'label'; ImageFolder gives it with --data.labels true), or leave num_classes out."
+            )
+        else:
+            labels = torch.as_tensor(labels, dtype=torch.int64)
+            if labels.ndim > 1 or (labels.ndim and len(labels) != number):
+                raise ValueError(f"Labels must be [N] or one for all, got {list(labels.shape)} for {number} pictures.")
+            self._look_at_labels(labels)
+            context["labels"] = labels.expand(number).to(self.device)
+        if self.condition_channels is None:
+            if condition is not None:
+                raise ValueError(f"{name} is conditioned on no map (condition_channels), but one was given.")
+        else:
+            shape = (number, self.condition_channels, *self.image_shape[1:])
+            if condition is None or condition.shape != shape:
+                raise ValueError(
+                    f"{name} needs a condition of shape {list(shape)}, got "
+                    f"{'none' if condition is None else list(condition.shape)}."
+                )
+            context["condition"] = self.own(condition)
+        if self.text is None:
+            if captions is not None:
+                raise ValueError(f"{name} reads no captions (text), but some were given.")
+        elif captions is None or isinstance(captions, str) or len(captions) != number:
+            raise ValueError(
+                f"{name} needs {number} captions, a list of strings, got "
+                f"{'none' if captions is None else repr(captions) if isinstance(captions, str) else len(captions)}. "
+                "Give them (data needs a 'caption')."
+            )
+        else:
+            context["captions"] = (captions if isinstance(captions, Tensor) else self.text(captions)).to(self.device)
+        return context
+
+    def _look_at_labels(self, labels: Tensor) -> None:
+        if self.num_classes is None or labels.device.type != "cpu" or not labels.numel():
+            return
+        low, high = int(labels.min()), int(labels.max())
+        if not 0 <= low <= high < self.num_classes:
+            raise ValueError(
+                f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes={self.num_classes}; got "
+                f"{low} .. {high}."
+            )
+
+    def sampling_context(
+        self,
+        num_samples: int,
+        labels: Tensor | int | None = None,
+        condition: Tensor | None = None,
+        captions: Sequence[str] | Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """As `context`, of pictures that are to be drawn: without labels all classes come in turn.
+
+        Raises:
+            ValueError: As `context`, or if the number is negative.
+        """
+        if num_samples < 0:
+            raise ValueError(f"num_samples must be 0 or more, got {num_samples}.")
+        if labels is None and self.num_classes is not None:
+            labels = torch.arange(num_samples) % self.num_classes
+        labels = None if labels is None else torch.as_tensor(labels).cpu()  # where a look costs no wait
+        return self.context(num_samples, labels, condition, captions)
+
+    def images_and_context(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures of a batch, and of what else is in it all that the model is given.
+
+        Raises:
+            ValueError: As `images_and_labels` and `context`.
+        """
+        images, labels = self.images_and_labels(batch)
+        others: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {}
+        return images, self.context(
+            len(images),
+            None if self.num_classes is None else labels,
+            None if self.condition_channels is None else others.get("condition"),
+            None if self.text is None else others.get("caption"),
+        )
+
     def setup(self, stage: str) -> None:
         """Compare the number of classes with that of the data, take their names, and begin to look at pictures anew.
 
@@ -212,7 +350,7 @@ class GenerativeModule(pl.LightningModule):
         warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`")
         self._lowest, self._has_spoken = {}, False
         data: Any = getattr(self.trainer, "datamodule", None)
-        own, known = getattr(self, "num_classes", None), getattr(data, "num_classes", -1)
+        own, known = self.num_classes, getattr(data, "num_classes", -1)
         if own is None or known in (own, -1):
             names = getattr(data, "class_names", None)
             if own is not None and isinstance(names, list | tuple) and len(names) == own:
@@ -240,14 +378,19 @@ class GenerativeModule(pl.LightningModule):
         return []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at the values of the first pictures, on the host, where looking costs no wait for the device.
+        """Look at labels and the first pictures, on the host, where that costs no wait, and make tokens of captions.
 
         Points (pictures of one pixel) may lie anywhere. Where something is done to batches on the device, it may well
         be what brings them to `[-1, 1]`, and nothing is looked at.
 
         Raises:
-            ValueError: If a value is outside `[-1, 1]`.
+            ValueError: If a value is outside `[-1, 1]`, or a label no class.
         """
+        labels = _parts_of(batch)[1]
+        if isinstance(labels, Tensor) and labels.ndim == 1:
+            self._look_at_labels(labels)
+        if self.text is not None and isinstance(batch, Mapping) and isinstance(batch.get("caption"), list):
+            batch = {**batch, "caption": self.text(batch["caption"])}
         stage = None if self._trainer is None else self.trainer.state.stage
         seen = self._lowest.setdefault((stage, dataloader_idx), [])
         if stage is None or len(seen) == LOOKED_AT or self.image_shape[1:] == (1, 1) or self._changed_on_device():
@@ -337,7 +480,7 @@ class GenerativeModule(pl.LightningModule):
     def _take_class_names(self, saved: Any) -> None:
         if saved is None:  # the data has no names, or the checkpoint is older than they are
             return
-        number = getattr(self, "num_classes", None)
+        number = self.num_classes
         if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved) or len(saved) != number:
             raise CheckpointError(f"class_names in the checkpoint must be the names of {number} classes.")
         for i, (before, now) in enumerate(zip(saved, self.class_names or saved, strict=True)):
@@ -436,13 +579,7 @@ def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
     Raises:
         ValueError: If the batch is none of these, or `as_floats` refuses the pictures.
     """
-    images, labels = None, None
-    if isinstance(batch, Mapping):
-        images, labels = (next((batch[key] for key in keys if key in batch), None) for keys in (PICTURES, LABELS))
-    elif isinstance(batch, list | tuple) and len(batch) in (1, 2):
-        images, labels = (*batch, None)[:2]
-    elif isinstance(batch, Tensor):
-        images = batch
+    images, labels = _parts_of(batch)
     if images is not None:
         return as_floats(images, name), labels
     found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
@@ -450,6 +587,16 @@ def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
         f"{name} needs batches that are a dictionary with 'image' (and 'label'), a pair (pictures, labels) or pictures "
         f"alone; got {found}."
     )
+
+
+def _parts_of(batch: Any) -> tuple[Any, Any]:
+    """What stands in the places of pictures and labels, if anything."""
+    if isinstance(batch, Mapping):
+        images, labels = (next((batch[key] for key in keys if key in batch), None) for keys in (PICTURES, LABELS))
+        return images, labels
+    if isinstance(batch, list | tuple) and len(batch) in (1, 2):
+        return batch[0], batch[1] if len(batch) == 2 else None
+    return (batch if isinstance(batch, Tensor) else None), None
 
 
 def as_floats(images: Any, name: str) -> Tensor:

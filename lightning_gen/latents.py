@@ -1,4 +1,4 @@
-"""Latent vectors by number, and the ways between them."""
+"""Latents by number, and the ways between them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_gen.randomness import generator_for
 
 
 def numbered_latents(model: HasLatents, numbers: Iterable[int], seed: int) -> Tensor:
-    """Latents `[N, latent_size]`, of which each depends on the seed and its own number alone.
+    """Latents `[N, *latent_shape]`, of which each depends on the seed and its own number alone.
 
     So picture i of a seed is the same however many are drawn, and in whatever company.
 

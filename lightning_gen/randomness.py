@@ -17,3 +17,10 @@ def generator_for(seed: int, number: int) -> torch.Generator:
             raise ValueError(f"The {name} must be 0 or more, got {value}.")
     state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def fresh_generator() -> torch.Generator:
+    """A random generator on the CPU from fresh entropy, which leaves the global random state alone."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator

@@ -19,6 +19,7 @@ callbacks
 evaluation
 metrics testing
 extractors
+sampling
 generative
 networks
 layers losses data runs

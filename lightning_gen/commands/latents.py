@@ -60,14 +60,14 @@ def interpolate(
     model = _load(checkpoint)
     results = Results(output, r"pair_\d{3,}/\d{3,}\.png", overwrite)
     classes = classes_in_turn(model, label)
-    latents = numbered_latents(model, range(2 * pairs), seed)
+    latents = numbered_latents(model, range(2 * pairs), seed).flatten(1)
     model.to(device_of(accelerator))
 
     between = slerp if method == "slerp" else torch.lerp
     shown: list[Tensor] = []
     for pair, (start, end) in enumerate(zip(latents[::2], latents[1::2], strict=True)):
         path = torch.stack([between(start, end, step / (steps - 1)) for step in range(steps)])
-        images = model.generate(path, labels_of([pair] * steps, classes))
+        images = model.generate(path.unflatten(1, model.latent_shape), labels_of([pair] * steps, classes))
         for step, image in enumerate(images):
             results.write(f"pair_{pair:03d}/{step:03d}.png", image)
         shown += to_uint8(images).cpu()
@@ -141,7 +141,7 @@ def arithmetic(
     means = {name: latents.mean(0, keepdim=True) for name, latents in exemplars.items()}
     result = means["a"] - means["b"] + means["c"]
     # A stream of its own: the numbers of pictures end before it.
-    shifts = torch.rand(9, model.latent_size, generator=generator_for(seed, 2**32)) * 2 - 1
+    shifts = torch.rand(9, *model.latent_shape, generator=generator_for(seed, 2**32)) * 2 - 1
     shifts[4] = 0
     images = {name: _generate(model, torch.cat([exemplars[name], means[name]]), classes) for name in concepts}
     results = _generate(model, result + noise * shifts.to(result), classes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_gen.capabilities import HasIntermediateLatents, HasLatents
+from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.extractors.base import full_float32
 from lightning_gen.generative import evaluating
 from lightning_gen.latents import slerp
@@ -107,7 +107,7 @@ def perceptual_path_length(
         distance: Of pictures; a module is put into evaluation mode meanwhile. None takes `LPIPS`.
         num_samples: Pairs. Each costs two pictures.
         epsilon: The step, as a share of the path.
-        space: "z" for great circles between latents, "w" for lines between the w of a `HasIntermediateLatents`.
+        space: "z" for great circles between latents, "w" for lines between the w of a `HasStyles`.
         sampling: "full" takes t evenly from [0, 1) for each pair; "end" takes t = 0, so it stays where latents are
             drawn (StyleGAN2, arXiv 1912.04958, reports that in w).
         discard: Share of the distances that is discarded at either end, from 0 to below 0.5.
@@ -132,7 +132,7 @@ def perceptual_path_length(
         raise ValueError(f"space must be z or w, got {space!r}.")
     if not isinstance(model, HasLatents):
         raise ValueError(
-            f"{type(model).__name__} is no model with latents: those have latent_size, num_classes, draw_latents, "
+            f"{type(model).__name__} is no model with latents: those have latent_shape, num_classes, draw_latents, "
             "generate and sample."
         )
     if isinstance(model, nn.Module) and any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
@@ -141,7 +141,7 @@ def perceptual_path_length(
     draw: Callable[..., Tensor] = model.generate
     between: Callable[..., Tensor] = slerp
     if space == "w":
-        if not isinstance(model, HasIntermediateLatents):
+        if not isinstance(model, HasStyles):
             raise ValueError(f"{type(model).__name__} has no w (map_latents, synthesize); take space='z'.")
         map_latents, draw, between = model.map_latents, model.synthesize, _lerp
 
@@ -161,7 +161,8 @@ def perceptual_path_length(
             if map_latents is not None:
                 start, end = _both(map_latents, start, end, labels)
                 labels = None
-            here, there = between(start, end, t), between(start, end, t + epsilon)
+            ends = start.flatten(1), end.flatten(1)
+            here, there = (between(*ends, at).view(start.shape) for at in (t, t + epsilon))
             if not parts:
                 _check_repeatable(*_both(draw, here[:1], here[:1], None if labels is None else labels[:1]))
             distances = distance(*_both(draw, here, there, labels))
@@ -187,9 +188,8 @@ def _draw_pairs(model: HasLatents, numbers: list[int], seed: int) -> tuple[Tenso
 
 
 def _lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """Straight lines `[N, ...]` at one weight each, `[N]`, reckoned as `slerp` does."""
-    weight = weight.view(-1, *[1] * (start.ndim - 1))
-    return torch.lerp(start.double(), end.double(), weight).to(start)
+    """Straight lines `[N, D]` at one weight each, `[N]`, reckoned as `slerp` does."""
+    return torch.lerp(start.double(), end.double(), weight[:, None]).to(start)
 
 
 def _both(function: Callable[..., Tensor], a: Tensor, b: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.models.training import NonFiniteLossError, OptimizerFactory
 from lightning_gen.networks.pixel_sampler import Method, draw_pixels
+from lightning_gen.randomness import fresh_generator
+from lightning_gen.sampling import samples_at_once
 
 Context: TypeAlias = Mapping[str, Tensor]
 """What a network is given beside pictures, by the name of its argument, such as labels."""
-
-SAMPLES_AT_ONCE = 256
 
 
 class AutoregressiveModule(LikelihoodModule):
@@ -75,12 +75,10 @@ class AutoregressiveModule(LikelihoodModule):
             raise ValueError(
                 f"lr_decay, a factor for each step, must be above 0 and at most 1 (constant); got {lr_decay}."
             )
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or null for a model without labels; got {num_classes}.")
+        self.declare_context(num_classes=num_classes, condition_channels=condition_channels)
         self.network: nn.Module
         self.likelihood = likelihood
         self.num_levels: int = likelihood.num_levels
-        self.num_classes, self.condition_channels = num_classes, condition_channels
         self.learning_rate, self.lr_decay, self.optimizer = learning_rate, lr_decay, optimizer
         self.channels_last, self.compile_network = channels_last, compile
         self._bad_step: Tensor | None = None  # the first whose loss was not finite
@@ -134,13 +132,14 @@ class AutoregressiveModule(LikelihoodModule):
         """
         images = self.checked_images(images).to(self.device)
         levels = self.levels_of(images)
-        context = self.context(len(images), labels, condition)
+        averaged = labels is None and self.num_classes is not None
+        context = self.context(len(images), 0 if averaged else labels, condition)
         with evaluating(self.network):
-            if self.num_classes is None or "labels" in context:
+            if not averaged:
                 return self._log_prob(images, levels, context)
-            classes = torch.arange(self.num_classes, device=self.device)
+            classes = torch.arange(self.num_classes or 0, device=self.device)
             every = [self._log_prob(images, levels, {**context, "labels": c.expand(len(images))}) for c in classes]
-            return torch.stack(every).logsumexp(0) - math.log(self.num_classes)
+            return torch.stack(every).logsumexp(0) - math.log(len(every))
 
     def _log_prob(self, images: Tensor, levels: Tensor, context: Context) -> Tensor:
         """Nats `[N]` of pictures and their levels, in the mode that the network is in."""
@@ -184,11 +183,7 @@ class AutoregressiveModule(LikelihoodModule):
         Raises:
             ValueError: If a setting is out of range, or labels or condition do not fit.
         """
-        if num_samples < 0:
-            raise ValueError(f"num_samples must be 0 or more, got {num_samples}.")
-        if labels is None and self.num_classes is not None:
-            labels = torch.arange(num_samples) % self.num_classes
-        context = self.context(num_samples, labels, condition)
+        context = self.sampling_context(num_samples, labels, condition)
         images = torch.zeros(num_samples, *self.image_shape)
         hole = torch.ones(num_samples, *self.image_shape[1:], dtype=torch.bool)
         settings = {"temperature": temperature, "method": method, "compile": compile}
@@ -232,15 +227,11 @@ class AutoregressiveModule(LikelihoodModule):
         """
         images = self.checked_images(images).float().cpu()
         hole = self._checked_hole(known, len(images))
-        if labels is None and self.num_classes is not None:
-            labels = torch.arange(len(images)) % self.num_classes
-        context = self.context(len(images), labels, condition)
+        context = self.sampling_context(len(images), labels, condition)
         blank = images.masked_fill(hole.unsqueeze(1), -1.0)
         self.levels_of(blank)
         result = torch.empty_like(images, device=self.device)
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = generator or fresh_generator()
         # Pictures with one mask have one order, and go together.
         masks, which = hole.unique(dim=0, return_inverse=True)
         settings = {"temperature": temperature, "method": method, "compile": compile}
@@ -269,15 +260,14 @@ class AutoregressiveModule(LikelihoodModule):
         **settings: Any,
     ) -> Tensor:
         """Pictures on the model's device whose pixels in the hole are drawn in an order."""
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = generator or fresh_generator()
         if settings["method"] == "cached" and not hasattr(self.network, "step"):
             settings["method"] = "naive"
         parts = [images[:0].to(self.device)]
         with evaluating(self.network):
-            for start in range(0, len(images), SAMPLES_AT_ONCE):
-                part = slice(start, start + SAMPLES_AT_ONCE)
+            size = samples_at_once(self.image_shape)
+            for start in range(0, len(images), size):
+                part = slice(start, start + size)
                 given = {name: value[part] for name, value in context.items()} | dict(order.settings)
                 parts.append(
                     draw_pixels(
@@ -310,68 +300,9 @@ class AutoregressiveModule(LikelihoodModule):
             )
         return images
 
-    def images_and_context(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures of a batch, and what the network is given besides.
-
-        Raises:
-            ValueError: If something is missing, or has another shape.
-        """
-        images, labels = self.images_and_labels(batch)
-        condition = batch.get("condition") if isinstance(batch, Mapping) else None
-        if self.condition_channels is None:
-            condition = None
-        labels = None if self.num_classes is None else labels
-        if self.num_classes is not None and labels is None:
-            raise ValueError(
-                f"This {type(self).__name__} has num_classes={self.num_classes}, but the batches have no labels. Give "
-                "data with a 'label' (ImageFolder: --data.labels true), or leave num_classes out."
-            )
-        return images, self.context(len(images), labels, condition)
-
-    def context(
-        self, number: int, labels: Tensor | int | None = None, condition: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Labels and condition of so many pictures, on the model's device.
-
-        Raises:
-            ValueError: If they are surplus, out of range, or not as many; or the condition is missing or of another
-                shape.
-        """
-        context: dict[str, Tensor] = {}
-        name = type(self).__name__
-        if labels is not None:
-            if self.num_classes is None:
-                raise ValueError(f"This {name} has no classes (num_classes), but labels were given.")
-            labels = torch.as_tensor(labels, dtype=torch.int64)
-            if labels.ndim > 1 or (labels.ndim and len(labels) != number):
-                raise ValueError(f"Labels must be [N] or one for all, got {list(labels.shape)} for {number} pictures.")
-            if labels.device.type == "cpu" and labels.numel():
-                low, high = int(labels.min()), int(labels.max())
-                if not 0 <= low <= high < self.num_classes:
-                    raise ValueError(
-                        f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes={self.num_classes}; got "
-                        f"{low} .. {high}."
-                    )
-            context["labels"] = labels.expand(number).to(self.device)
-        if self.condition_channels is None:
-            if condition is not None:
-                raise ValueError(f"This {name} is conditioned on no map (condition_channels), but one was given.")
-            return context
-        shape = (number, self.condition_channels, *self.image_shape[1:])
-        if condition is None or condition.shape != shape:
-            raise ValueError(
-                f"This {name} needs a condition of shape {list(shape)}, got "
-                f"{'none' if condition is None else list(condition.shape)}."
-            )
-        context["condition"] = self.own(condition)
-        return context
-
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at levels and labels too, on the host."""
-        images, labels = self.images_and_labels(batch)
-        self.levels_of(images)
-        if labels is not None and self.num_classes is not None:
-            self.context(len(images), labels, *([] if self.condition_channels is None else [batch["condition"]]))
+        """Look at levels too, on the host."""
+        self.levels_of(self.images_and_labels(batch)[0])
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _checked_hole(self, known: Tensor, number: int) -> Tensor:

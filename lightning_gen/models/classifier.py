@@ -71,7 +71,7 @@ class Classifier(GenerativeModule):
                 f"{noise_std}."
             )
         self.network = LeNet(self.image_shape, num_classes=num_classes, num_features=num_features)
-        self.num_classes = num_classes
+        self.declare_context(num_classes=num_classes)
         self.learning_rate, self.noise_std, self.keep = learning_rate, noise_std, keep
         # Lightning adds the counts up over ranks and batches, so that every picture counts once however they are dealt.
         with torch.device("cpu"):  # where a model is made without its weights, counts begin at zero all the same
@@ -108,16 +108,8 @@ class Classifier(GenerativeModule):
         Raises:
             ValueError: If labels are missing or out of range, or the pictures do not fit.
         """
-        images, labels = self.images_and_labels(batch)
-        if labels is None:
-            raise ValueError("A classifier learns from labels, but the batches have none. The data needs a 'label'.")
-        # An accelerator is waited for here, which takes no time that counts beside a network this small.
-        if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
-            raise ValueError(
-                f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes={self.num_classes}; got "
-                f"{int(labels.min())} .. {int(labels.max())}."
-            )
-        return images, labels.long()
+        images, context = self.images_and_context(batch)
+        return images, context["labels"]
 
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule over the whole run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import lightning.pytorch as pl
 import torch
@@ -24,14 +24,12 @@ from lightning_gen.losses.tricks import InstanceNoise
 from lightning_gen.models.adversarial import AdamSettings, AdversarialModule, Losses, together
 from lightning_gen.models.training import NetworkFactory, OptimizerFactory, has_batch_norm
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
+from lightning_gen.sampling import Latents, LatentSampling
 
 GeneratorFactory: TypeAlias = Callable[[tuple[int, int, int], int], nn.Module]
-Latents = Literal["normal", "uniform"]
-
-SAMPLES_AT_ONCE = 256
 
 
-class GAN(AdversarialModule):
+class GAN(LatentSampling, AdversarialModule):
     """A generator that turns noise into pictures, against a discriminator that tells them from real ones.
 
     One batch of real pictures makes one discriminator update; every `n_critic`-th makes a generator update too, which
@@ -107,8 +105,7 @@ class GAN(AdversarialModule):
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or null for a model without labels; got {num_classes}.")
+        self.declare_context(num_classes=num_classes)
         if discriminator_learning_rate is not None and discriminator_learning_rate <= 0:
             raise ValueError(
                 "discriminator_learning_rate must be above 0, or null for learning_rate; got "
@@ -122,8 +119,8 @@ class GAN(AdversarialModule):
         self.loss = loss or NonSaturating()
         self.penalties = list(penalties or [])
         self.constraint, self.instance_noise = constraint, instance_noise
-        self.latent_size, self.latent_distribution = latent_size, latent_distribution
-        self.num_classes, self.n_critic, self.generator_batch_factor = num_classes, n_critic, generator_batch_factor
+        self.latent_size, self.latent_shape, self.latent_distribution = latent_size, (latent_size,), latent_distribution
+        self.n_critic, self.generator_batch_factor = n_critic, generator_batch_factor
         self.learning_rates = (learning_rate, discriminator_learning_rate or learning_rate)
         self.adam = AdamSettings(learning_rate, betas, decay_start)
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
@@ -194,18 +191,6 @@ class GAN(AdversarialModule):
 
     # -- its pieces -------------------------------------------------------------------------------------------------
 
-    def latents(self, num: int) -> Tensor:
-        """Latents `[num, latent_size]` for training, from the random state of this rank and batch."""
-        return self._draw_latents(num, self.device, None)
-
-    def _draw_latents(self, num: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        # Never in halves, which have few numbers; so a seed means the same pictures whatever the weights are.
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        size, settings = (num, self.latent_size), {"device": device, "dtype": dtype, "generator": generator}
-        if self.latent_distribution == "uniform":
-            return torch.rand(size, **settings) * 2 - 1  # type: ignore[call-overload]
-        return torch.randn(size, **settings)  # type: ignore[call-overload]
-
     def random_labels(self, num: int) -> Tensor | None:
         """Labels `[num]` of fakes for training, all classes alike; None where there are no classes."""
         return None if self.num_classes is None else torch.randint(self.num_classes, (num,), device=self.device)
@@ -229,7 +214,7 @@ class GAN(AdversarialModule):
         Raises:
             ValueError: If labels are missing or out of range, or one picture is too few.
         """
-        images, labels = self.images_and_labels(batch)
+        images, context = self.images_and_context(batch)
         if len(images) < 2 * self.micro_batches and (
             has_batch_norm(self.generator) or has_batch_norm(self.discriminator)
         ):
@@ -238,88 +223,7 @@ class GAN(AdversarialModule):
                 f"A {piece} of one picture gives batch norm nothing to average over. Raise data.batch_size, or choose "
                 "networks without batch norm."
             )
-        return images, self._checked_labels(labels)
-
-    def _checked_labels(self, labels: Tensor | None) -> Tensor | None:
-        if self.num_classes is None:
-            return None
-        if labels is None:
-            raise ValueError(
-                f"This {type(self).__name__} has num_classes={self.num_classes}, but no labels were given. Give them "
-                "(data needs a 'label'; ImageFolder gives it with --data.labels true), or leave num_classes out."
-            )
-        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
-            raise ValueError(
-                f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes={self.num_classes}; got "
-                f"{int(labels.min())} .. {int(labels.max())}."
-            )
-        return labels
-
-    # -- pictures from noise ----------------------------------------------------------------------------------------
-
-    def draw_latents(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Latents `[N, latent_size]` from the prior, on the model's device; the global random state stays as found.
-
-        Args:
-            num_samples: N.
-            generator: Makes them a function of its state, and of its device; None draws from fresh entropy.
-        """
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
-        return self._draw_latents(num_samples, generator.device, generator).to(self.device)
-
-    @torch.no_grad()
-    def generate(self, latents: Tensor, labels: Tensor | int | None = None) -> Tensor:
-        """The pictures of latents.
-
-        Args:
-            latents: `[N, latent_size]`.
-            labels: Classes `[N]`, int64, or one for all; needed where the model has classes.
-
-        Returns:
-            float32 `[N, C, H, W]` in `[-1, 1]`.
-
-        Raises:
-            ValueError: If the latents have another width, or labels are missing, surplus or out of range.
-        """
-        if latents.ndim != 2 or latents.shape[1] != self.latent_size:
-            raise ValueError(
-                f"Latents must be [N, {self.latent_size}] for this {type(self).__name__}, got {list(latents.shape)}."
-            )
-        if labels is not None:
-            if self.num_classes is None:
-                raise ValueError(f"This {type(self).__name__} has no classes (num_classes), but labels were given.")
-            labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
-            if labels.ndim and len(labels) != len(latents):
-                raise ValueError(f"{len(labels)} labels were given for {len(latents)} latents.")
-            labels = labels.expand(len(latents))
-        labels = self._checked_labels(labels)
-        with evaluating(self.generator):
-            images = [
-                self.generate_from(
-                    latents[i : i + SAMPLES_AT_ONCE].to(self.device),
-                    None if labels is None else labels[i : i + SAMPLES_AT_ONCE].to(self.device),
-                ).float()
-                for i in range(0, len(latents), SAMPLES_AT_ONCE)
-            ]
-        return torch.cat(images) if images else torch.empty(0, *self.image_shape, device=self.device)
-
-    def sample(
-        self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Pictures from noise: float32 `[N, C, H, W]` in `[-1, 1]`; see `lightning_gen.capabilities.Samples`.
-
-        Raises:
-            ValueError: If `num_samples` is negative, or labels are surplus, out of range or not `num_samples` many.
-        """
-        if num_samples < 0:
-            raise ValueError(f"num_samples must be 0 or more, got {num_samples}.")
-        if labels is None and self.num_classes is not None:
-            labels = torch.arange(num_samples) % self.num_classes
-        elif isinstance(labels, Tensor) and labels.ndim and len(labels) != num_samples:
-            raise ValueError(f"{len(labels)} labels were given for {num_samples} samples.")
-        return self.generate(self.draw_latents(num_samples, generator), labels)
+        return images, context.get("labels")
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -338,8 +242,8 @@ class GAN(AdversarialModule):
         return self.sample(len(self.images_and_labels(batch)[0]), generator=torch.Generator().manual_seed(batch_idx))
 
     def _evaluate(self, batch: Any, batch_idx: int, name: str) -> None:
-        real, labels = self.images_and_labels(batch)
-        labels = self._checked_labels(labels)
+        real, context = self.images_and_context(batch)
+        labels = context.get("labels")
         # The same noise each time, so that the curve shows the players alone.
         noise = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         fake = self.generate(self.draw_latents(len(real), noise), labels).to(real.dtype)

@@ -20,6 +20,7 @@ from lightning_gen.losses.kernel_density import (
     rule_of_thumb,
 )
 from lightning_gen.models.likelihood import LikelihoodModule
+from lightning_gen.randomness import fresh_generator
 
 RULES = ("cv", "scott", "silverman")
 
@@ -66,7 +67,6 @@ class KDE(LikelihoodModule):
     instead_of: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("gradient_clip_val", "accumulate_grad_batches"), "A KDE has no gradients. Leave it out."
     )
-    num_classes = None
     centres: Tensor
 
     def __init__(
@@ -217,16 +217,11 @@ class KDE(LikelihoodModule):
             ValueError: If `num_samples` is negative or labels are given; if there is no data yet, or a bandwidth cannot
                 be chosen.
         """
-        if num_samples < 0:
-            raise ValueError(f"num_samples must be 0 or more, got {num_samples}.")
-        if labels is not None:
-            raise ValueError("A KDE has no classes, but labels were given. Leave them out.")
+        self.sampling_context(num_samples, labels)
         if self._trainer is not None and self.trainer.training and not self.num_centres:
             return torch.zeros(num_samples, *self.image_shape, device=self.device)
         self._choose()
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = generator or fresh_generator()
         chosen = torch.randint(len(self.centres), (num_samples,), generator=generator)
         noise = kernel_noise(self.kernel, num_samples, math.prod(self.image_shape), generator)
         images = self.centres[chosen.to(self.device)].cpu() + self.width.item() * noise.view(-1, *self.image_shape)

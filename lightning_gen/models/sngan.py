@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from lightning_gen.losses.adversarial import AdversarialLoss, Hinge
-from lightning_gen.models.gan import GAN, GeneratorFactory, Latents
+from lightning_gen.models.gan import GAN, GeneratorFactory
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
+from lightning_gen.sampling import Latents
 
 
 class SNGAN(GAN):

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from lightning_gen.losses.adversarial import AdversarialLoss, Wasserstein
 from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.penalties import GradientPenalty, Penalty
-from lightning_gen.models.gan import GAN, GeneratorFactory, Latents
+from lightning_gen.models.gan import GAN, GeneratorFactory
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
+from lightning_gen.sampling import Latents
 
 
 class WGAN(GAN):

@@ -44,7 +44,7 @@ class Painter(GenerativeModule):
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int | None = None) -> None:
         super().__init__(image_shape)
         self.save_hyperparameters()
-        self.num_classes, self.latent_size = num_classes, 4
+        self.num_classes, self.latent_shape = num_classes, (4,)
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def draw_latents(self, num_samples, generator=None):

@@ -53,7 +53,7 @@ class Sprayer(GenerativeModule):
 
 
 class Latent(Sprayer):
-    latent_size = 16
+    latent_shape = (16,)
 
     def draw_latents(self, num_samples, generator=None):
         return torch.rand(num_samples, 16, generator=generator)

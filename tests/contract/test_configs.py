@@ -354,7 +354,7 @@ def generates(model):
         return untouched(model, lambda: model.draw_latents(number, torch.Generator().manual_seed(0)))
 
     latents = draw(7)
-    assert latents.shape == (7, model.latent_size)
+    assert latents.shape == (7, *model.latent_shape)
     labels = None if model.num_classes is None else torch.arange(7) % model.num_classes
     images = untouched(model, lambda: model.generate(latents, labels))
     assert torch.equal(images, model.sample(7, labels=labels, generator=torch.Generator().manual_seed(0)))

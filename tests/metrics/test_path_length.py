@@ -26,7 +26,7 @@ class Model:
     """G(z) = f(z) as a picture one pixel high, in float64; w is z."""
 
     num_classes = None
-    latent_size = SIZE
+    latent_shape = (SIZE,)
     sample = NotImplemented
 
     def __init__(self, function=lambda z: z, normalized=False):
@@ -247,7 +247,7 @@ class Noisy(Model):
 
 class WithoutW:
     num_classes = None
-    latent_size = SIZE
+    latent_shape = (SIZE,)
     sample = draw_latents = generate = NotImplemented
 
 

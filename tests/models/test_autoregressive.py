@@ -382,7 +382,7 @@ def test_samples_are_of_their_class():
     for wrong, words in ((3, "0 .. 2"), (torch.tensor([0, 1]), "for 4 pictures"), (-1, "0 .. 2")):
         with pytest.raises(ValueError, match=words):
             model.sample(4, labels=wrong)
-    with pytest.raises(ValueError, match="have no labels"):
+    with pytest.raises(ValueError, match="no labels were given"):
         fit(model, DataLoader(BINARY, 64))
 
 
