@@ -106,3 +106,31 @@ def on_ranks(tmp_path):
         return answers
 
     return call
+
+
+# What a kill, a full disk, a failing one or a person may leave in a file of records.
+DAMAGE = [
+    '{"step": 6, "tr',
+    '{"step": 6, "train/loss": [[1], {"a": null}], "train/x": {"b": 2}, "model": [1], "status": 7, "max_steps": []}',
+    '{"step": true, "seconds": {}, "metrics": [1, 2], "checkpoint": {"a": 1}, "model": {}, "data": 1e999}',
+    '{"step": 6, "train/loss": 1'
+    + "0" * 4000
+    + ', "max_steps": 1'
+    + "0" * 400
+    + ', "images_seen": 1'
+    + "0" * 400
+    + "}",
+    '{"step": 1' + "0" * 400 + ', "seconds": 1e308, "max_steps": NaN, "images_seen": "many"}',
+    '{"step": 1' + "0" * 5000 + "}",
+    '{"step": 6, "seconds": -1e308, "images_seen": NaN, "\\ud800": "\\udfff", "": 1, "max_steps": -Infinity}',
+    '{"step": 6, "a": ' + "[" * 900 + "]" * 900 + ', "metrics": {"a": ' + "[" * 900 + "]" * 900 + "}}",
+    "[" * 90_000,
+    "\x00" * 40,
+    "null",
+]
+
+
+@pytest.fixture(params=DAMAGE, ids=range(len(DAMAGE)))
+def damage(request):
+    """A text that may stand in a file of records."""
+    return request.param

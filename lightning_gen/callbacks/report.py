@@ -300,9 +300,3 @@ def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-# -- reading a folder -------------------------------------------------------------------------------------------------
-
-
-# -- the page ---------------------------------------------------------------------------------------------------------

@@ -9,30 +9,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from lightning_gen import __version__
 from lightning_gen.files import write_atomically
-from lightning_gen.runs.folder import (
-    CONFIG,
-    ENVIRONMENT,
-    HISTORY,
-    IMAGES,
-    PAGE,
-    RESULTS,
-    pictures_in,
-)
-from lightning_gen.runs.history import (
-    Line,
-    number,
-    read_history,
-    read_object,
-    strict_json,
-)
+from lightning_gen.runs.folder import CONFIG, ENVIRONMENT, HISTORY, IMAGES, PAGE, RESULTS, pictures_in
+from lightning_gen.runs.history import Line, number, read_history, read_object, strict_json
 
 REFRESH = 30  # seconds after which the page of a run that goes on loads itself again
 MAX_POINTS = 240  # of a curve on the page; a longer one is drawn as means of stretches, with their range behind
@@ -40,12 +26,16 @@ MAX_LINES = 6  # training losses in one chart; if there are more, each kind gets
 _NO_CURVE = ("step", "seconds", "images_seen")
 
 
+def _read(path: Path) -> str | None:
+    """A file's text, None where there is none."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace")
+    return None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a file, empty where there is none."""
-    try:
-        return read_object(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return {}
+    return read_object(_read(path) or "")
 
 
 def write_report(folder: str | os.PathLike[str], status: str | None = None) -> Path:
@@ -75,25 +65,25 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
         )
     history = read_history(folder / HISTORY)
     environment = _read_json(folder / ENVIRONMENT)
-    status = status or _text(environment.get("status"))
-    model, data = _text(environment.get("model")) or folder.resolve().name, _text(environment.get("data"))
-    slots = {
-        "title": escape(f"{model} on {data}" if data else model),
-        "heading": escape(model) + (f" <small>on {escape(data)}</small>" if data else ""),
-        "where": escape("/".join(folder.resolve().parts[-3:]).lstrip("/")),
-        "refresh": f'<meta http-equiv="refresh" content="{REFRESH}">\n' if status == "running" else "",
-        "status": _status_html(folder, status, history, environment),
-        "results": _results_html(results),
-        "pictures": _pictures_html(panels),
-        "curves": _CURVES if any(set(line) - set(_NO_CURVE) for line in history) else "",
-        "details": _details_html(folder, environment),
-        "version": __version__,
-        # Within <script>, "<" could end the script.
-        "data": strict_json({"panels": panels, "charts": _charts(history)}).replace("<", "\\u003c"),
-    }
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    tested = [name] if (name := _text(results.get("checkpoint"))) else []
+    tested += [f"step {_thousands(step)}"] if (step := number(results.get("step"))) is not None else []
+    text = _TEMPLATES.get_template("page.html").render(
+        version=__version__,
+        refresh=REFRESH,
+        model=_text(environment.get("model")) or folder.resolve().name,
+        data=_text(environment.get("data")),
+        where="/".join(folder.resolve().parts[-3:]).lstrip("/"),
+        status=status or _text(environment.get("status")),
+        progress=_progress(history, environment),
+        news=_last_news(folder),
+        tested=tested,
+        tables=_tables(results.get("metrics")),
+        panels=panels,
+        charts=_charts(history),
+        config=_read(folder / CONFIG),
+        environment={name.replace("_", " "): _text(value) for name, value in environment.items() if value is not None},
+    )
     page = folder / PAGE
-    text = re.sub(r"\{\{ (\w+) \}\}", lambda slot: slots[slot[1]], template)
     write_atomically(page, text.encode(errors="replace"))  # the names of files may hold what is no character
     return page
 
@@ -172,40 +162,32 @@ def _thinned(steps: list[int], values: list[float]) -> dict[str, Any]:
     return curve
 
 
-def _status_html(folder: Path, status: str, history: Sequence[Line], environment: Mapping[str, Any]) -> str:
-    parts = []
-    if status:
-        kind = status.partition(":")[0]
-        parts.append(f'<span class="pill {escape(kind)}">{escape(status[:500])}</span>')
-    bar = ""
-    if history:
-        last, total = history[-1], number(environment.get("max_steps"))
-        of = f" of {_thousands(total)}" if total else ""
-        parts.append(f"<span>step <b>{_thousands(last['step'])}</b>{of}</span>")
-        if total:
-            share = min(1.0, last["step"] / total)
-            bar = f'<div class="done"><i style="width:{share:.2%}"></i></div>' if status == "running" else ""
-        seconds = number(last.get("seconds"))
-        if seconds is not None and math.isfinite(seconds):
-            parts.append(f"<span>{_duration(seconds)} of training</span>")
-        images = next((number(line["images_seen"]) for line in reversed(history) if "images_seen" in line), None)
-        if images is not None:
-            parts.append(f"<span>{_thousands(images)} images seen</span>")
+def _progress(history: Sequence[Line], environment: Mapping[str, Any]) -> dict[str, float | None] | None:
+    """How far the run is, by the last line of its history: steps done and to do, the share in percent, and so on."""
+    if not history:
+        return None
+    step, steps, seconds = history[-1]["step"], number(environment.get("max_steps")), number(history[-1].get("seconds"))
+    return {
+        "step": step,
+        "steps": steps,
+        "share": min(100.0, 100 * step / steps) if steps else None,
+        "seconds": seconds if seconds is not None and math.isfinite(seconds) else None,
+        "images": next((number(line["images_seen"]) for line in reversed(history) if "images_seen" in line), None),
+    }
+
+
+def _last_news(folder: Path) -> datetime | None:
     written = [path.stat().st_mtime for name in (HISTORY, RESULTS, ENVIRONMENT) if (path := folder / name).is_file()]
     with suppress(ValueError, OverflowError, OSError):  # no moment at all, or one that no calendar has
-        moment = datetime.fromtimestamp(max(written)).astimezone()
-        parts.append(f'<span>last news <time datetime="{moment.isoformat()}">{moment:%Y-%m-%d %H:%M}</time></span>')
-    return f'<div class="status">{"".join(parts)}</div>{bar}'
+        return datetime.fromtimestamp(max(written)).astimezone()
+    return None
 
 
-def _results_html(results: Mapping[str, Any]) -> str:
-    """The metrics of the last test: those of directions in a table with a column for each, the others in one beside."""
-    metrics = results.get("metrics")
-    if not isinstance(metrics, dict) or not metrics:
-        return ""
+def _tables(metrics: Any) -> list[dict[str, Any]]:
+    """The metrics of the last test: those of directions in a table with a column for each, the others in another."""
     directed: defaultdict[str, dict[str, str]] = defaultdict(dict)
     plain: dict[str, dict[str, str]] = {}
-    for name, value in metrics.items():
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
         figure = number(value)
         text = "" if figure is None else f"{figure:.4g}"
         name = name.removeprefix("test/")
@@ -214,75 +196,11 @@ def _results_html(results: Mapping[str, Any]) -> str:
             directed[match[1]][match[2].replace("to", " to ")] = text
         else:
             plain[name] = {"": text}
-    tables = "".join(_table_html(rows) for rows in (directed, plain) if rows)
-    tested = [name] if (name := _text(results.get("checkpoint"))) else []
-    tested += [f"step {_thousands(step)}"] if (step := number(results.get("step"))) is not None else []
-    return f"""<section>
-<div class="heading"><h2>Test</h2><p>{escape(", ".join(tested))}</p></div>
-<div class="tables">{tables}</div>
-</section>"""
-
-
-def _table_html(rows: Mapping[str, Mapping[str, str]]) -> str:
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    titles = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    head = f"<thead><tr><th></th>{titles}</tr></thead>" if any(columns) else ""
-    body = ""
-    for name, row in rows.items():
-        cells = "".join(f"<td>{escape(row.get(column, ''))}</td>" for column in columns)
-        body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
-    return f'<div class="card scroll"><table class="results">{head}<tbody>{body}</tbody></table></div>'
-
-
-_CURVES = """<section>
-<div class="heading"><h2>Curves</h2><div class="controls">
-<label><input type="checkbox" id="log"> logarithmic</label>
-<label>smoothing <input type="range" id="smooth" min="0" max="0.98" step="0.02" value="0"></label>
-</div></div>
-<div class="charts" id="charts"></div>
-<noscript>The curves are drawn by a script in this page; the numbers are in history.jsonl.</noscript>
-</section>"""
-_TIME = """<div class="controls time" id="time-controls" hidden>
-<button type="button" id="play" aria-label="Play">▶</button>
-<input type="range" id="time" min="0" aria-label="Step"><output id="now" for="time"></output></div>"""
-
-
-def _pictures_html(panels: Sequence[Mapping[str, Any]]) -> str:
-    if not panels:
-        return ""
-    figures = []
-    for i, panel in enumerate(panels):
-        step, name = panel["steps"][-1], escape(panel["name"])
-        source = escape(f"{panel['folder']}/step_{step:08d}.png")
-        figures.append(
-            f'<figure class="card" id="panel-{i}" data-step="{step}">'
-            f"<figcaption><b>{name}</b><span>step {_thousands(step)}</span></figcaption>"
-            f'<a href="{source}"><img src="{source}" alt="{name}" loading="lazy"></a></figure>'
-        )
-    pictures = "\n".join(figures)
-    return f"""<section>
-<div class="heading"><h2>Pictures</h2>{_TIME}</div>
-<div class="panels">
-{pictures}
-</div>
-</section>"""
-
-
-def _details_html(folder: Path, environment: Mapping[str, Any]) -> str:
-    parts = []
-    if (folder / CONFIG).is_file():
-        with suppress(OSError):
-            config = escape((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
-            parts.append(f'<details class="card" id="config"><summary>Settings</summary><pre>{config}</pre></details>')
-    facts = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_text(value))}</td></tr>"
-        for name, value in environment.items()
-        if value is not None
-    )
-    if facts:
-        table = f'<div class="scroll"><table class="facts">{facts}</table></div>'
-        parts.append(f'<details class="card" id="environment"><summary>Environment</summary>{table}</details>')
-    return "\n".join(parts)
+    return [
+        {"columns": list(dict.fromkeys(column for row in rows.values() for column in row)), "rows": rows}
+        for rows in (directed, plain)
+        if rows
+    ]
 
 
 def _text(value: Any) -> str:
@@ -304,3 +222,15 @@ def _duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{days:.1f} days"
+
+
+# What a run's files say may be anybody's words: all of it is escaped.
+_TEMPLATES = Environment(
+    loader=PackageLoader("lightning_gen.runs", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"thousands": _thousands, "duration": _duration}
+_TEMPLATES.policies |= {"json.dumps_function": strict_json, "json.dumps_kwargs": {}}

@@ -2,31 +2,26 @@
 
 import json
 import math
-import os
 import re
 import time
 import warnings
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import report
 from lightning_gen.callbacks.report import Report
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.runs import page
 from lightning_gen.runs.folder import run_folder
-from lightning_gen.runs.page import MAX_POINTS, write_report
+from lightning_gen.runs.page import write_report
 
 
 class Toy(pl.LightningModule):
@@ -77,28 +72,6 @@ class Model(GenerativeModule):
         self.weight = torch.nn.Parameter(torch.ones(()))
 
 
-# What a kill, a full disk, a failing one or a person may leave in a file of records.
-DAMAGE = [
-    '{"step": 6, "tr',
-    '{"step": 6, "train/loss": [[1], {"a": null}], "train/x": {"b": 2}, "model": [1], "status": 7, "max_steps": []}',
-    '{"step": true, "seconds": {}, "metrics": [1, 2], "checkpoint": {"a": 1}, "model": {}, "data": 1e999}',
-    '{"step": 6, "train/loss": 1'
-    + "0" * 4000
-    + ', "max_steps": 1'
-    + "0" * 400
-    + ', "images_seen": 1'
-    + "0" * 400
-    + "}",
-    '{"step": 1' + "0" * 400 + ', "seconds": 1e308, "max_steps": NaN, "images_seen": "many"}',
-    '{"step": 1' + "0" * 5000 + "}",
-    '{"step": 6, "seconds": -1e308, "images_seen": NaN, "\\ud800": "\\udfff", "": 1, "max_steps": -Infinity}',
-    '{"step": 6, "a": ' + "[" * 900 + "]" * 900 + ', "metrics": {"a": ' + "[" * 900 + "]" * 900 + "}}",
-    "[" * 90_000,
-    "\x00" * 40,
-    "null",
-]
-
-
 def batches(num=20):
     return DataLoader(torch.zeros(num, 1))
 
@@ -126,41 +99,10 @@ def metrics(lines):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-def page_data(run):
-    page = (run / "index.html").read_text()
-    return strict(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-
-
 @pytest.fixture
 def run(tmp_path):
     """Where the first run of a test lies."""
     return tmp_path / "run" / "version_0"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A finished run's folder, made by hand."""
-    folder = tmp_path / "runs" / "a & <b>"
-    lines = [
-        {
-            "step": s,
-            "seconds": s / 2,
-            "train/generator": 1 / s,
-            "train/discriminator": "NaN",
-            "val/psnr_AtoB": s,
-            "val/psnr_BtoA": -s,
-        }
-        for s in range(1, 50)
-    ]
-    write_atomically(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_atomically(folder / "config.yaml", "note: </pre><script>alert(1)</script>\n")
-    write_atomically(folder / "environment.json", json.dumps({"model": "<i>GAN", "data": "A&B", "status": "finished"}))
-    for panel, steps in {"AtoB": (0, 10, 20), "val/50% #1": (5, 20), "test_AtoB": (20,)}.items():
-        for step in steps:
-            path = folder / "images" / panel / f"step_{step:08d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 4)).save(path)
-    return folder
 
 
 # -- the history
@@ -293,7 +235,6 @@ def test_each_line_is_written_at_once_and_on_the_disk_before_a_checkpoint(tmp_pa
     assert order == [("history.jsonl", 1), "saved", ("history.jsonl", 2), "saved"]
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
 def test_a_damaged_record_is_gone_on_with(tmp_path, run, damage):
     fitted = trainer(tmp_path, Report(), max_steps=4)
     fitted.fit(Toy(), batches())
@@ -420,184 +361,7 @@ def test_results_without_a_run_have_a_page_of_their_own(tmp_path, run):
     assert "<td>21.5</td>" in (run / "index.html").read_text()
 
 
-# -- the page
-
-
-class References(HTMLParser):
-    """All that a page would fetch, and all tags."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.found, self.tags = [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.found += [
-            value for name, value in attributes if name in ("src", "href", "srcset", "data", "action", "poster")
-        ]
-
-
-def test_page_needs_nothing_from_outside(folder):
-    page = write_report(folder).read_text()
-    references = References(page)
-    assert not re.search(r"https?:|//|@import|url\((?!#)", re.sub(r"(?s)<pre>.*?</pre>", "", page).replace("url(#", ""))
-    assert not {"link", "iframe", "object"} & set(references.tags)
-    pictures = {reference for reference in references.found if reference.endswith(".png")}
-    assert pictures == set(references.found)
-    assert len(pictures) == 3
-    for picture in pictures:
-        assert (folder / unquote(picture)).is_file()
-
-
-def test_page_has_all_curves_and_panels(folder):
-    write_report(folder)
-    data = page_data(folder)
-    curves = {chart["title"]: {line["name"]: line for line in chart["lines"]} for chart in data["charts"]}
-    assert {title: list(lines) for title, lines in curves.items()} == {
-        "train": ["generator", "discriminator"],
-        "val/psnr": ["AtoB", "BtoA"],
-    }
-    assert curves["val/psnr"]["BtoA"]["x"] == list(range(1, 50))
-    assert curves["val/psnr"]["BtoA"]["y"] == [-s for s in range(1, 50)]
-    assert curves["train"]["discriminator"]["y"] == [None] * 49
-    assert curves["train"]["discriminator"]["last"] == "NaN"
-    assert [(panel["name"], panel["steps"]) for panel in data["panels"]] == [
-        ("AtoB", [0, 10, 20]),
-        ("val/50% #1", [5, 20]),
-        ("test_AtoB", [20]),
-    ]
-
-
-def test_page_escapes_what_it_shows(folder):
-    write_atomically(
-        folder / "results.json", json.dumps({"checkpoint": "<c>", "metrics": {"test/<m>_AtoB": 1, "x": None}})
-    )
-    with (folder / "history.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 50, "</script><b>": 1}) + "\n")
-    page = write_report(folder, "stopped: <s>").read_text()
-    for raw in ("<script>alert", "<i>GAN", "<c>", "<m>", "<s>", "<b>GAN", "</script><b>"):
-        assert raw not in page
-    assert "<title>&lt;i&gt;GAN on A&amp;B</title>" in page
-    assert "a &amp; &lt;b&gt;" in page
-    assert page_data(folder)["charts"][-1]["title"] == "</script><b>"
-
-
-@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
-def test_page_of_damaged_files_shows_what_can_be_read(folder, damage):
-    good = (folder / "history.jsonl").read_text()
-    for name in ("environment.json", "results.json"):
-        (folder / name).write_text(damage)
-    (folder / "history.jsonl").write_text(f"{damage}\n{good}{damage}")
-    write_report(folder)
-    curves = {line["name"]: line for chart in page_data(folder)["charts"] for line in chart["lines"]}
-    assert curves["BtoA"]["x"] == list(range(1, 50))
-
-
-def test_pictures_of_odd_names_are_shown_or_left_out(folder):
-    images, names = folder / "images", {panel["name"] for panel in panels_of(folder)}
-    for name in (
-        "step_².png",
-        "step_5.png",
-        "step_0000000x.png",
-        f"step_{'9' * 200}.png",
-        "step_-0000001.png",
-        "step_.png",
-    ):
-        (images / "AtoB" / name).write_bytes(b"")
-        (images / "odd only").mkdir(exist_ok=True)
-        (images / "odd only" / name).write_bytes(b"")
-    strange = [
-        images / os.fsdecode(b"\xff\xfe"),
-        images / '"><script>',
-        images / "a\nb",
-        images / "%2e%2e",
-        images / "AtoB" / "x",
-    ]
-    for panel in strange:
-        panel.mkdir()
-        Image.new("RGB", (4, 4)).save(panel / "step_00000003.png")
-    shown = panels_of(folder)
-    assert {panel["name"] for panel in shown} == names | {path.relative_to(images).as_posix() for path in strange}
-    assert next(panel["steps"] for panel in shown if panel["name"] == "AtoB") == [0, 10, 20]
-    for panel in shown:
-        assert (folder / os.fsdecode(unquote_to_bytes(panel["folder"]))).is_dir()
-    assert "<script>" not in (folder / "index.html").read_text().replace("<script>\n", "")
-
-
-def panels_of(folder):
-    write_report(folder)
-    return page_data(folder)["panels"]
-
-
-def test_page_is_a_function_of_the_folder(folder):
-    assert write_report(folder).read_bytes() == write_report(str(folder)).read_bytes()
-    assert (folder / "index.html").exists()
-
-
-def test_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither history.jsonl nor pictures in images/"):
-        write_report(tmp_path)
-
-
-def test_many_losses_are_grouped_by_kind():
-    kinds = ("generator", "cycle", "identity", "discriminator")
-    names = [f"train/{kind}_{domain}" for kind in kinds for domain in "AB"] + [
-        "train/total",
-        "lr-generator",
-        "lr-discriminator",
-    ]
-    groups = page._groups(names)
-    assert list(groups) == [f"train/{kind}" for kind in kinds] + ["train", "lr"]
-    assert groups["train"] == ["train/total"]
-    assert groups["lr"] == ["lr-generator", "lr-discriminator"]
-
-
-def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
-    shares = [f"val/{name}-lenet64" for name in ("precision", "recall", "density", "coverage")]
-    names = ["val/fid-lenet64", "val/is", "val/is_std", "val/kid-lenet64", "val/kid_stderr-lenet64", *shares]
-    assert list(page._groups(names).values()) == [names[:1], names[1:3], names[3:5], shares]
-
-
-def test_long_curves_keep_mean_and_range():
-    values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
-    values[3] = math.nan
-    curve = page._thinned(list(range(len(values))), values)
-    assert len(curve["x"]) == len(curve["y"]) == MAX_POINTS
-    assert curve["x"][-1] == len(values) - 1
-    for i in (0, 17, MAX_POINTS - 1):
-        stretch = [v for v in values[7 * i : 7 * i + 7] if math.isfinite(v)]
-        assert curve["y"][i] == pytest.approx(sum(stretch) / len(stretch), rel=1e-5)
-        assert (curve["low"][i], curve["high"][i]) == pytest.approx((min(stretch), max(stretch)), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(59, "59 s"), (3540, "59 min"), (3600, "1 h 00 min"), (3630 * 48, "2.0 days")]
-)
-def test_durations_read_well(seconds, text):
-    assert page._duration(seconds) == text
-
-
-# -- the folder
-
-
-@pytest.mark.parametrize("make", [CSVLogger, TensorBoardLogger])
-def test_folder_is_that_of_the_logger_and_of_the_checkpoints(tmp_path, make):
-    pl_trainer = trainer(tmp_path, logger=make(tmp_path, "run"), enable_checkpointing=True)
-    pl_trainer.fit(Toy(), batches())
-    assert run_folder(pl_trainer) == Path(pl_trainer.logger.log_dir) == tmp_path / "run" / "version_0"
-    assert run_folder(pl_trainer) == Path(pl_trainer.checkpoint_callback.dirpath).parent
-
-
-def test_folder_without_a_logger(tmp_path):
-    assert run_folder(trainer(tmp_path, logger=False, default_root_dir=tmp_path)) == tmp_path
-
-
-def test_asking_for_the_folder_starts_no_wandb_run(tmp_path):
-    logger = WandbLogger(project="toys", save_dir=tmp_path, id="abc")
-    assert run_folder(trainer(tmp_path, logger=[logger, CSVLogger(tmp_path)])) == tmp_path / "toys" / "abc"
-    assert logger._experiment is None
-    assert not list(tmp_path.iterdir())
+# -- processes
 
 
 def test_ranks_agree_on_the_folder_and_only_the_first_writes(tmp_path):

@@ -1,13 +1,16 @@
-"""One rule for finding a checkpoint, and the run that it is of."""
+"""The folder of a run, and one rule for finding a checkpoint and the run that it is of."""
 
 import os
 import shutil
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder_of_checkpoint
+from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +130,31 @@ def test_all_checkpoints_come_by_number(run):
     assert find_checkpoints(str(odd)) == [odd]
     os.chdir(run)
     assert find_checkpoints("checkpoints/step=[29]0*") == [path.relative_to(run) for path in ordered[:2]]
+
+
+# -- the folder of a trainer
+
+
+def trainer(**settings):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    return pl.Trainer(max_steps=2, limit_val_batches=0, **quiet, **settings)
+
+
+@pytest.mark.parametrize("make", [CSVLogger, TensorBoardLogger])
+def test_folder_is_that_of_the_logger_and_of_the_checkpoints(tmp_path, make):
+    pl_trainer = trainer(logger=make(tmp_path, "run"))
+    pl_trainer.fit(BoringModel())
+    assert run_folder(pl_trainer) == Path("run/version_0"), "as people write it from where they are"
+    assert Path(pl_trainer.logger.log_dir) == tmp_path / "run" / "version_0"
+    assert Path(pl_trainer.checkpoint_callback.dirpath).parent == tmp_path / "run" / "version_0"
+
+
+def test_folder_without_a_logger(tmp_path):
+    assert run_folder(trainer(logger=False, default_root_dir=tmp_path)) == tmp_path
+
+
+def test_asking_for_the_folder_starts_no_wandb_run(tmp_path):
+    logger = WandbLogger(project="toys", save_dir=tmp_path, id="abc")
+    assert run_folder(trainer(logger=[logger, CSVLogger(tmp_path)])) == Path("toys/abc")
+    assert logger._experiment is None
+    assert not list(tmp_path.iterdir())
