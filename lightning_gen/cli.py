@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known, so that `--help` is instant
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import signal
@@ -119,7 +120,7 @@ def _run(arguments: list[str]) -> int:
         module, _, name = _FUNCTIONS[command].rpartition(".")
         commands = importlib.import_module(f"lightning_gen.commands.{module}")
         function: Any = getattr(commands, name)
-        if command in ("sample", "evaluate"):
+        if "sampling" in inspect.signature(function).parameters:
             from lightning_gen.commands.sampling import with_sampling
 
             rest = with_sampling(function, rest)

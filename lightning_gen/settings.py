@@ -11,14 +11,18 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 
-def checked_settings(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings given, as the annotations of the model's `sample` have them, without those that change nothing.
+def checked_settings(
+    model: Any, given: Mapping[str, Any] | None, owner: str | None = None, method: str = "sample"
+) -> dict[str, Any]:
+    """The settings given, as the annotations of the model's method have them, without those that change nothing.
 
     Settings are the keyword-only arguments but labels, the generator, and tensors, which nobody can type in.
 
     Args:
-        model: Has `sample`; None where nothing is sampled.
+        model: Has the method; None where nothing is sampled.
         given: Values by name; strings are understood as on a command line.
+        owner: Who has them as its `sampling`, such as "GenerativeMetrics"; None for a command, whose options they are.
+        method: Of the model, "sample" or another that takes settings.
 
     Raises:
         ArgumentError: If a name is unknown or a value of the wrong type.
@@ -27,8 +31,8 @@ def checked_settings(model: Any, given: Mapping[str, Any] | None) -> dict[str, A
         return {}
     parser, defaults = ArgumentParser(exit_on_error=False), {}
     if model is not None:
-        hints = get_type_hints(model.sample)
-        arguments = inspect.signature(model.sample).parameters.values()
+        function = getattr(model, method)
+        hints, arguments = get_type_hints(function), inspect.signature(function).parameters.values()
         defaults = {
             argument.name: argument.default
             for argument in arguments
@@ -37,13 +41,13 @@ def checked_settings(model: Any, given: Mapping[str, Any] | None) -> dict[str, A
             and Tensor not in (hint := hints.get(argument.name), *get_args(hint))
         }
         others = {argument.name for argument in arguments} - defaults.keys()
-        parser.add_method_arguments(type(model), "sample", skip=others, fail_untyped=False)
+        parser.add_method_arguments(type(model), method, skip=others, fail_untyped=False)
     for name in given:
         if name not in defaults:
-            whose = f"{type(model).__name__}'s `sample` takes" if model else "a folder of pictures takes"
-            raise ArgumentError(
-                None, f"Unknown option --{name}: neither one of the command, nor a setting that {whose}"
-                f"{', which are ' + ', '.join(defaults) if defaults else ''}."
-            )  # fmt: skip
+            what = f"{owner} has sampling {name}" if owner else f"Unknown option --{name}"
+            command = "" if owner else "neither one of the command, nor "
+            whose = f"{type(model).__name__}'s `{method}` takes" if model else "a folder of pictures takes"
+            known = f", which are {', '.join(defaults)}" if defaults else ""
+            raise ArgumentError(None, f"{what}: {command or 'not '}a setting that {whose}{known}.")
     settings = parser.parse_object(dict(given)).as_dict()
     return {name: settings[name] for name in given if settings[name] != defaults[name]}

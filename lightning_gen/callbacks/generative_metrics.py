@@ -25,6 +25,7 @@ from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.files import write_atomically
 from lightning_gen.processes import rank, together, world_size
 from lightning_gen.runs.folder import EVALUATION, keeps_files, run_folder
+from lightning_gen.settings import checked_settings
 
 
 class GenerativeMetrics(pl.Callback):
@@ -62,8 +63,10 @@ class GenerativeMetrics(pl.Callback):
         block_size: Pictures in one block of the kernel distance.
         max_features: Pictures on either side of kid, prdc and authpct, at most.
         seed: Of the noise.
+        sampling: Settings of the model's own `sample`, such as `{"temperature": 0.5}`.
 
     Raises:
+        ArgumentError: When the trainer starts, if the model's `sample` does not take a setting.
         ValueError: If a number is out of range, or (when the trainer starts) the extractor does not fit the pictures or
             a figure cannot be computed.
         TypeError: If the model draws no samples (when the trainer starts).
@@ -83,6 +86,7 @@ class GenerativeMetrics(pl.Callback):
         block_size: int = 1000,
         max_features: int = 10_000,
         seed: int = 0,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.extractor = extractor
@@ -91,6 +95,7 @@ class GenerativeMetrics(pl.Callback):
             "splits": splits, "k": k, "block_size": block_size, "max_features": max_features,
             "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
+        self.sampling = sampling
         self.num_samples = {"val/": num_samples, "test/": test_num_samples}
         for number in self.num_samples.values():
             self._protocol(tuple(figures or ("fid",)), number)
@@ -115,6 +120,7 @@ class GenerativeMetrics(pl.Callback):
                 f"GenerativeMetrics needs a model with `sample` and `num_classes`; {type(pl_module).__name__} has not "
                 "both. Take GenerativeMetrics out of trainer.callbacks."
             )
+        self.settings["sampling"] = checked_settings(pl_module, self.sampling, "GenerativeMetrics")
         if self.extractor is None:
             self.extractor = InceptionFeatures()
         shape = getattr(pl_module, "image_shape", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,6 +27,7 @@ from lightning_gen.data.images import (
 from lightning_gen.generative import load_model
 from lightning_gen.losses.categorical import check_temperature, images_to_levels, levels_to_images
 from lightning_gen.randomness import generator_for
+from lightning_gen.settings import checked_settings
 
 MAX_ROWS = 50  # pictures in the overview
 
@@ -39,6 +41,7 @@ def complete(
     labels: Labels | None = None,
     seed: int = 0,
     temperature: float = 1.0,
+    sampling: dict[str, Any] | None = None,
     resize: bool = False,
     background: str = "white",
     limit: int | None = None,
@@ -69,6 +72,7 @@ def complete(
             have in turn. By default all classes take turns.
         seed: Of the noise, 0 or more.
         temperature: 1 draws from the model, 0 takes the likeliest level of each pixel.
+        sampling: Other settings of the model's own `complete`, each an option.
         resize: Whether a picture of another size is cut, at the center, to the model's aspect ratio and then resized.
         background: Colour behind transparent pixels.
         limit: How many files are taken, the first in order; by default all.
@@ -82,6 +86,7 @@ def complete(
     check_temperature(temperature)
     background_color(background)
     model = load_model(checkpoint, Completes, "does not complete pictures")
+    settings = checked_settings(model, {"temperature": temperature, **(sampling or {})}, method="complete")
     channels, size = model.image_shape[0], model.image_shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"{checkpoint} completes pictures of {channels} channels, which files do not have.")
@@ -108,7 +113,7 @@ def complete(
             known.to(model.device),
             labels=turns,
             generator=generator,
-            temperature=temperature,
+            **settings,
         ).cpu()
         for i, completion in enumerate(images):
             results.write(f"completions/{name}_{i}.png", completion)

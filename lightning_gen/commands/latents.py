@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from lightning_gen.extractors.scene_attributes import SceneAttributeReader, pars
 from lightning_gen.generative import load_model
 from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.randomness import generator_for
+from lightning_gen.settings import checked_settings
 
 NOT_A_LATENT_MODEL = "has no latent vectors"
 POINTS = "draws points, not pictures"
@@ -32,6 +33,7 @@ def interpolate(
     method: Literal["slerp", "lerp"] = "slerp",
     seed: int = 0,
     label: int | str | None = None,
+    sampling: dict[str, Any] | None = None,
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
@@ -49,6 +51,7 @@ def interpolate(
             latents; lerp goes straight.
         seed: Of the latents, 0 or more.
         label: The class of all pictures, by number or name. By default the pairs have all classes in turn.
+        sampling: Settings of the model's own `sample`, each an option, such as --psi 0.7.
         overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
             removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
@@ -58,6 +61,7 @@ def interpolate(
     if steps < 2:
         raise ValueError(f"steps must be at least 2, the two ends; got {steps}.")
     model = _load(checkpoint)
+    settings = checked_settings(model, sampling)
     results = Results(output, r"pair_\d{3,}/\d{3,}\.png", overwrite)
     classes = classes_in_turn(model, label)
     latents = numbered_latents(model, range(2 * pairs), seed).flatten(1)
@@ -67,7 +71,7 @@ def interpolate(
     shown: list[Tensor] = []
     for pair, (start, end) in enumerate(zip(latents[::2], latents[1::2], strict=True)):
         path = torch.stack([between(start, end, step / (steps - 1)) for step in range(steps)])
-        images = model.generate(path.unflatten(1, model.latent_shape), labels_of([pair] * steps, classes))
+        images = model.generate(path.unflatten(1, model.latent_shape), labels_of([pair] * steps, classes), **settings)
         for step, image in enumerate(images):
             results.write(f"pair_{pair:03d}/{step:03d}.png", image)
         shown += to_uint8(images).cpu()
@@ -87,6 +91,7 @@ def arithmetic(
     noise: float = 0.25,
     candidates: int = 512,
     domain: str = "day",
+    sampling: dict[str, Any] | None = None,
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> int:
@@ -112,6 +117,7 @@ def arithmetic(
         noise: Each coordinate of the eight pictures around the result differs from it by at most this.
         candidates: Pictures among which a named concept is looked for.
         domain: The domain of Scenes that the model has learnt, for named concepts.
+        sampling: Settings of the model's own `sample`, each an option, such as --psi 0.7.
         overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
             removed first; other files stay.
         accelerator: As in Lightning: auto, cpu, gpu, ...
@@ -124,16 +130,22 @@ def arithmetic(
     numbers = {name: _numbers(text) for name, text in concepts.items()}
     conditions = {name: parse_conditions(text) for name, text in concepts.items() if numbers[name] is None}
     model = _load(checkpoint)
+    settings = checked_settings(model, sampling)
     files = Results(output, r"([abc]_(\d+|mean)|result_\d)\.png", overwrite)
     classes = classes_in_turn(model, label)
     if classes and len(classes) > 1:
         raise ValueError(f"This {type(model).__name__} has {model.num_classes} classes. Choose one with the label.")
     model.to(device_of(accelerator))
+
+    def draw(latents: Tensor) -> Tensor:
+        images: Tensor = model.generate(latents, labels_of(range(len(latents)), classes), **settings)
+        return images.cpu()
+
     reader = None
     if conditions:
         reader = train_reader(model.image_shape, domain)
         latents = numbered_latents(model, range(candidates), seed)
-        chances = reader(_generate(model, latents, classes))
+        chances = reader(draw(latents))
         for name, wanted in conditions.items():
             numbers[name] = _surest(reader.chance(chances, wanted), concepts[name], candidates)
 
@@ -143,8 +155,8 @@ def arithmetic(
     # A stream of its own: the numbers of pictures end before it.
     shifts = torch.rand(9, *model.latent_shape, generator=generator_for(seed, 2**32)) * 2 - 1
     shifts[4] = 0
-    images = {name: _generate(model, torch.cat([exemplars[name], means[name]]), classes) for name in concepts}
-    results = _generate(model, result + noise * shifts.to(result), classes)
+    images = {name: draw(torch.cat([exemplars[name], means[name]])) for name in concepts}
+    results = draw(result + noise * shifts.to(result))
     _write(files, images, results)
     for name, chosen in numbers.items():
         print(f"{name}: pictures {', '.join(map(str, chosen or ()))} of seed {seed}")
@@ -159,10 +171,6 @@ def _load(checkpoint: Path) -> Any:
     if model.image_shape[1:] == (1, 1):
         raise ValueError(f"{checkpoint} holds a {type(model).__name__} that {POINTS}; `sample` writes them.")
     return model
-
-
-def _generate(model: HasLatents, latents: Tensor, classes: Sequence[int] | None) -> Tensor:
-    return model.generate(latents, labels_of(range(len(latents)), classes)).cpu()
 
 
 def _numbers(text: str) -> list[int] | None:

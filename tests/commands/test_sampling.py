@@ -10,14 +10,18 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_gen.callbacks import GenerativeMetrics
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.evaluate import evaluate
+from lightning_gen.commands.latents import interpolate
 from lightning_gen.commands.sample import sample
 from lightning_gen.commands.sampling import with_sampling
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.models import GatedPixelCNN
 from lightning_gen.randomness import generator_for
 from lightning_gen.settings import checked_settings
@@ -167,3 +171,79 @@ def test_figures_say_under_which_they_were_drawn():
     assert len({entry["figures"]["fid-sequential4"]["value"] for entry in entries}) == 3
     with pytest.raises(ArgumentError, match=r"--strength: .* a folder of pictures takes"):
         evaluate(images=Path("real"), sampling={"strength": 1}, **settings)
+
+
+# -- one setting, every door ----------------------------------------------------------------------------------------
+
+
+class Truncated(Latent):
+    """A model with a setting that nobody else has: latents are pulled to their mean by psi."""
+
+    def sample(self, num_samples, *, labels=None, generator=None, psi: float = 1.0):
+        return self.generate(self.draw_latents(num_samples, generator), labels, psi=psi)
+
+    def generate(self, latents, labels=None, *, psi: float = 1.0):
+        return (0.5 + psi * (latents - 0.5)).view(-1, *self.image_shape) * 2 - 1
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def pulled(latents, psi):
+    return to_uint8((0.5 + psi * (latents - 0.5)).view(-1, 1, 4, 4) * 2 - 1)
+
+
+QUARTERS = partial(ModuleFeatures, nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), image_shape=(1, 4, 4))
+
+
+def test_a_setting_of_the_models_own_arrives_in_pictures_of_the_commands(command):
+    model = Truncated((1, 4, 4))
+    checkpoint = ["--checkpoint", save(model), "--accelerator", "cpu"]
+    ended = command("sample", *checkpoint, "--num_samples", 3, "--output", "out", "--psi", 0.25)
+    assert ended.code == 0, ended.err
+    latents = numbered_latents(model, range(3), 0)
+    for i, image in enumerate(pulled(latents, 0.25)):
+        assert torch.equal(read_image(f"out/00000{i}.png", 1), image)
+    ended = command("interpolate", *checkpoint, "--pairs", 1, "--steps", 3, "--output", "between", "--psi=0.25")
+    assert ended.code == 0, ended.err
+    middle = pulled(slerp(latents[0], latents[1], 0.5), 0.25)[0]
+    assert torch.equal(read_image("between/pair_000/001.png", 1), middle)
+    for name in ("sample", "interpolate"):
+        ended = command(name, *checkpoint, "--output", "none", "--psy", 0.25)
+        assert ended.code == 2
+        assert "Unknown option --psy: neither one of the command, nor a setting that Truncated's `sample` takes, " in (
+            ended.err
+        )
+    with pytest.raises(ArgumentError, match=r"takes, which are psi\."):
+        interpolate(Path("a.ckpt"), Path("none"), sampling={"psy": 1})
+    assert not Path("none").exists()
+
+
+def test_a_setting_of_the_models_own_arrives_in_figures():
+    checkpoint = save(Truncated((1, 4, 4)))
+    sample(checkpoint, Path("real"), num_samples=40, accelerator="cpu")
+    images = torch.stack([read_image(f"real/{i:06d}.png", 1) for i in range(40)])
+    loader = DataLoader(TensorDataset(images), batch_size=40)
+    figures = {}
+    for psi in (None, 1.0, 0.25):
+        sampling = None if psi is None else {"psi": psi}
+        evaluate(
+            str(checkpoint), reference="real", extractor=QUARTERS(), figures=["fid"], num_samples=40, sampling=sampling,
+            output=Path(f"{psi}.json"), accelerator="cpu",
+        )  # fmt: skip
+        (entry,) = json.loads(Path(f"{psi}.json").read_text())["evaluations"]
+        metrics = GenerativeMetrics(QUARTERS(), ["fid"], num_samples=40, reference="val", sampling=sampling)
+        logger = pl.loggers.CSVLogger(".", "run", str(psi))
+        trainer = pl.Trainer(accelerator="cpu", callbacks=[metrics], logger=logger, enable_progress_bar=False)
+        (results,) = trainer.validate(Truncated((1, 4, 4)), loader, verbose=False)
+        record = json.loads(Path(f"run/{psi}/evaluation.json").read_text())
+        figures[psi] = entry["figures"]["fid-sequential4"]["value"]
+        assert results["val/fid-sequential4"] == pytest.approx(figures[psi], rel=1e-6)
+        # A setting that is as it is anyway leaves no trace.
+        expected = {"psi": 0.25} if psi == 0.25 else None
+        assert record["protocol"].get("sampling") == entry["protocol"].get("sampling") == expected
+    assert figures[None] == figures[1.0] != figures[0.25]
+    metrics = GenerativeMetrics(QUARTERS(), sampling={"psy": 0.25})
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[metrics], logger=False, enable_progress_bar=False)
+    with pytest.raises(ArgumentError, match=r"^GenerativeMetrics has sampling psy: not a setting that Truncated's "):
+        trainer.validate(Truncated((1, 4, 4)), loader, verbose=False)
