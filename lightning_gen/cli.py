@@ -106,17 +106,17 @@ def _code_of(interrupt: KeyboardInterrupt) -> int:
 def _run(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in ("fit", "validate", "test", "predict"):
-        from lightning_gen.commands.configs import limit_aliases
+        from lightning_gen.commands.configs import set_yaml_loader
         from lightning_gen.commands.training import run_trainer
 
-        limit_aliases()
+        set_yaml_loader()
         return run_trainer(arguments)
     if command in _FUNCTIONS:
         from jsonargparse import auto_cli
 
-        from lightning_gen.commands.configs import limit_aliases
+        from lightning_gen.commands.configs import set_yaml_loader
 
-        limit_aliases()
+        set_yaml_loader()
         module, _, name = _FUNCTIONS[command].rpartition(".")
         commands = importlib.import_module(f"lightning_gen.commands.{module}")
         function: Any = getattr(commands, name)

@@ -83,15 +83,21 @@ def _as_plain(value: Any) -> Any:
 
 
 def import_path(thing: Any) -> str:
-    """`module.name` of a class or function, checked to lead back to it.
+    """The name of a class or function, checked to lead back to it.
+
+    Of this package and torch it is the public one, `lightning_gen.models.GAN`, which outlasts a move of the file that
+    it is defined in. Others keep the name of their module, since that is what a user may have trusted.
 
     Raises:
         TypeError: If it does not, as for lambdas and local classes.
     """
-    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
-    if getattr(sys.modules.get(module or ""), name, None) is not thing:
-        raise TypeError(f"{module}.{name} does not lead back to {thing!r}.")
-    return f"{module}.{name}"
+    module, name = getattr(thing, "__module__", None) or "", getattr(thing, "__qualname__", "")
+    parts = module.split(".")
+    packages = [".".join(parts[:end]) for end in range(2, len(parts))] if parts[0] in ("lightning_gen", "torch") else []
+    for path in (*packages, module):
+        if getattr(sys.modules.get(path), name, None) is thing:
+            return f"{path}.{name}"
+    raise TypeError(f"{module}.{name} does not lead back to {thing!r}.")
 
 
 # -- and back -------------------------------------------------------------------------------------------------------

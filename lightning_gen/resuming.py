@@ -76,7 +76,7 @@ def keep_changes(checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], sc
             schedule_states.append({**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1})
             continue
         saved, old = schedule_states[i], before["schedules"][i]
-        if old["class"] != new["class"]:
+        if _kind(old["class"]) != _kind(new["class"]):
             changes.append(Change(f"schedule {i}", old["class"], new["class"]))
             place = {name: saved[name] for name in ("last_epoch", "_step_count") if name in saved}
             schedule_states[i] = {**schedule.state_dict(), **place}
@@ -89,11 +89,11 @@ def differences(before: Any, now: Any, name: str = "") -> list[Change]:
     """Where two structures of plain data differ."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         classes = before.get("class_path"), now.get("class_path")
-        if name and classes[0] != classes[1]:  # whose arguments have nothing to do with each other
+        if name and _kind(classes[0]) != _kind(classes[1]):  # whose arguments have nothing to do with each other
             return [Change(name, *classes)]
         found = []
         for key in dict.fromkeys((*before, *now)):
-            if not str(key).startswith("_"):
+            if key != "class_path" and not str(key).startswith("_"):
                 found += differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
         return found
     return [] if _equal(before, now) else [Change(name, before, now)]
@@ -126,12 +126,16 @@ def _class_of(thing: Any) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
+def _kind(path: Any) -> tuple[str, str]:
+    """A class that a file names: its package and its name, which stay where the file that it is defined in moves."""
+    return str(path).partition(".")[0], str(path).rpartition(".")[2]
+
+
 def _share_a_state(before: str, now: type) -> bool:
     """Whether an optimizer can go on with the state of another, as AdamW with that of Adam."""
     earlier = getattr(torch.optim, before.rpartition(".")[2], None) if before.startswith("torch.optim.") else None
-    return before == f"{now.__module__}.{now.__qualname__}" or bool(
-        earlier and (issubclass(now, earlier) or issubclass(earlier, now))
-    )
+    same = _kind(before) == _kind(f"{now.__module__}.{now.__qualname__}")
+    return same or bool(earlier and (issubclass(now, earlier) or issubclass(earlier, now)))
 
 
 def _plain(value: Any) -> Any:

@@ -38,6 +38,9 @@ _LIGHTNING = tuple(
         "pytorch.strategies", "fabric.plugins",
     )
 )  # fmt: skip
+_ROOMS = (
+    "models", "networks", "layers", "losses", "data", "callbacks", "extractors", "metrics", "evaluation", "runs"
+)  # fmt: skip
 _NEVER = ("lightning_gen.__main__", "lightning_gen.cli", "lightning_gen.commands")  # they do things
 _named: list[str] | None = None  # arguments of the command line, where a configuration may be a stranger's
 
@@ -65,6 +68,20 @@ def trust(names: Iterable[str]) -> None:
     os.environ[ENVIRONMENT] = ",".join(dict.fromkeys((*trusted(), *_checked(tuple(names)))))
 
 
+def public_name(path: str) -> str:
+    """Where to find what a file of this or an earlier version names in this package: `lightning_gen.models.GAN`.
+
+    Files move, and a class keeps its name. It is looked for in the package that the path begins with, then in the
+    others. What is public in none, and what is of another package, keeps its path.
+    """
+    parts = path.split(".")
+    if len(parts) > 2 and parts[0] == "lightning_gen" and parts[1] in _ROOMS:
+        for room in dict.fromkeys((parts[1], *_ROOMS)):
+            if parts[-1] in getattr(importlib.import_module(f"lightning_gen.{room}"), "__all__", ()):
+                return f"lightning_gen.{room}.{parts[-1]}"
+    return path
+
+
 def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None) -> Any:
     """The class or function that a checkpoint names.
 
@@ -79,6 +96,7 @@ def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None) -> 
     if not isinstance(path, str) or not _is_path(path):
         raise UntrustedNameError(f"{path!r} names nothing that can be imported here.")
     packages = (*trusted(), *_checked(tuple(trust)))
+    path = public_name(path)
     module, _, name = path.rpartition(".")
     here = (loaded,) if loaded and _is_under(path, (loaded,)) and module in sys.modules else ()
     allowed = (*_OWN_PARTS, *_TORCH, *packages, *here)

@@ -12,6 +12,7 @@ import lightning_gen.models
 from lightning_gen.callbacks import EMA, LastCheckpoint
 from lightning_gen.data import Digits, PairedScenes, UnpairedScenes
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.hyperparameters import CLASS_KEY
 from lightning_gen.losses import (
     DRAGAN,
     R1,
@@ -74,6 +75,24 @@ def test_it_holds_the_class_the_weights_and_the_count(name):
     weights = model.state_dict()
     weights.pop(COUNT, None)
     equal(dict(weights), dict(saved))
+
+
+def paths_in(value):
+    """The import paths in plain data."""
+    if isinstance(value, dict):
+        yield from (value[key] for key in ("class_path", CLASS_KEY) if key in value)
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from paths_in(item)
+
+
+def test_what_it_names_is_public_when_it_is_written_again(name):
+    checkpoint = contents(name)
+    load(name).on_save_checkpoint(checkpoint)
+    before, now = (list(paths_in(c["hyper_parameters"])) for c in (contents(name), checkpoint))
+    assert [path.rpartition(".")[2] for path in now] == [path.rpartition(".")[2] for path in before]
+    assert [path for path in now if path.count(".") > 2] == []
 
 
 @torch.no_grad()

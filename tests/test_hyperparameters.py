@@ -23,12 +23,12 @@ def test_hyperparameters_are_plain_data():
     assert plain == {
         "a": [1, 2],
         "b": {
-            "class_path": "lightning_gen.networks.cyclegan.ResNetGenerator",
+            "class_path": "lightning_gen.networks.ResNetGenerator",
             "init_args": {"filters": 2, "blocks": 1},
         },
-        "c": {"class_path": "torch.nn.modules.activation.ReLU"},
+        "c": {"class_path": "torch.nn.ReLU"},
         "d": {
-            "class_path": "lightning_gen.losses.penalties.GradientPenalty",
+            "class_path": "lightning_gen.losses.GradientPenalty",
             "init_args": {"weight": 3.0, "one_sided": False, "target": 1.0, "interval": 1},
         },
         "_not_saved": ["e"],

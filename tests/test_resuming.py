@@ -323,7 +323,7 @@ def test_another_optimizer_begins_without_a_state(tmp_path, caplog):
         model={"generator_optimizer": torch.optim.RMSprop},
         max_steps=6,
     )
-    words = "generator_optimizer torch.optim.sgd.SGD -> torch.optim.rmsprop.RMSprop"
+    words = "generator_optimizer torch.optim.SGD -> torch.optim.RMSprop"
     assert f"Changed since the checkpoint: {words}" in caplog.messages
     generator, discriminator = found["optimizer_states"]
     assert generator["param_groups"][0]["momentum"] == 0.5

@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import os
 import sys
 
@@ -6,8 +8,16 @@ import pytest
 from torch import nn
 
 from lightning_gen import trust
+from lightning_gen.models import GatedPixelCNN
 from lightning_gen.networks import ResNetGenerator
-from lightning_gen.trust import UntrustedNameError, check_program, options_for, resolve, restrict_configurations
+from lightning_gen.trust import (
+    UntrustedNameError,
+    check_program,
+    options_for,
+    public_name,
+    resolve,
+    restrict_configurations,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +35,34 @@ def test_classes_are_found_where_they_are_defined_and_where_else_they_are_named(
         assert resolve(path) is ResNetGenerator
     assert resolve("torch.nn.ReLU") is nn.ReLU
     assert resolve("torch.optim.lr_scheduler.LambdaLR").__name__ == "LambdaLR"
+
+
+@pytest.mark.parametrize(
+    "room", ["models", "networks", "layers", "losses", "data", "callbacks", "extractors", "metrics"]
+)
+def test_files_may_move_within_the_package_and_their_classes_are_found(room):
+    package = importlib.import_module(f"lightning_gen.{room}")
+    for name in package.__all__:
+        public, thing = f"lightning_gen.{room}.{name}", getattr(package, name)
+        assert public_name(public) == public
+        assert public_name(f"lightning_gen.{room}.an.earlier.file.{name}") == public
+        # Of another room, it may be public in both.
+        moved = public_name(f"lightning_gen.evaluation.{name}").split(".")
+        assert getattr(importlib.import_module(".".join(moved[:2])), moved[2]) is thing
+        # No other class has the name, or the file that it was in would not matter.
+        homonyms = {getattr(module, name) for key, module in sys.modules.items()
+                    if key.startswith("lightning_gen.") and inspect.isclass(getattr(module, name, None))}  # fmt: skip
+        assert homonyms <= {thing}
+
+
+def test_a_moved_name_opens_no_door():
+    assert resolve("lightning_gen.models.pixelcnn.GatedPixelCNN") is GatedPixelCNN
+    assert resolve("lightning_gen.metrics.earlier.ResNetGenerator") is ResNetGenerator
+    for path in ("lightning_gen.networks.earlier.MNIST", "lightning_gen.models.earlier.GenerativeMetrics"):
+        with pytest.raises(UntrustedNameError):
+            resolve(path)
+    for path in ("os.system", "mine.models.GAN", "lightning_gen.commands.GAN", "lightning_gen", "GAN", ""):
+        assert public_name(path) == path
 
 
 @pytest.mark.parametrize(

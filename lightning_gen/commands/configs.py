@@ -40,12 +40,16 @@ def find_config(name: str) -> str:
     )
 
 
-def limit_aliases() -> None:
-    """Let the command line refuse YAML as `lightning_gen.limits.check_aliases` does, in this process from now on."""
+def set_yaml_loader() -> None:
+    """Let the command line, in this process from now on, refuse YAML as `lightning_gen.limits.check_aliases` does.
+
+    Classes of this package are found in it by the names that they had in earlier versions, too.
+    """
     import yaml  # type: ignore[import-untyped]
     from jsonargparse import get_loader, set_loader
 
     from lightning_gen.limits import check_aliases
+    from lightning_gen.trust import public_name
 
     load = get_loader("yaml")
     if getattr(load, "checked", False):
@@ -53,7 +57,14 @@ def limit_aliases() -> None:
 
     def load_checked(text: str) -> Any:
         check_aliases(text)
-        return load(text)
+        return renamed(load(text))
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        return public_name(value) if isinstance(value, str) else value
 
     load_checked.checked = True  # type: ignore[attr-defined]
     set_loader("yaml", load_checked, (yaml.YAMLError,))

@@ -372,7 +372,7 @@ def test_an_evaluation_says_what_it_is_of():
     assert entry["samples"] == {
         "checkpoint": "a.ckpt",
         "sha256": hashlib.sha256(Path("a.ckpt").read_bytes()).hexdigest(),
-        "class": "lightning_gen.models.gan.GAN",
+        "class": "lightning_gen.models.GAN",
         "global_step": 700,
     }
     assert entry["protocol"] == {

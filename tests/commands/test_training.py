@@ -572,7 +572,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_costs_its_run_nothing(tin
     other = tiny.write("pix2pix.yaml")
     for name in ("fit", "validate"):
         ended = command(name, "--config", other, "--ckpt_path", LAST)
-        assert_one_message(ended, "written by lightning_gen.models.cyclegan.CycleGAN and cannot go on as Pix2Pix")
+        assert_one_message(ended, "written by lightning_gen.models.CycleGAN and cannot go on as Pix2Pix")
     assert contents(RUN) == before
 
     LAST.write_bytes(LAST.read_bytes()[:5000])

@@ -256,7 +256,7 @@ def test_what_is_kept_is_the_network_with_all_that_made_it(cache, capsys):
         "torch": str(torch.__version__),
     }
     parameters = kept["hyper_parameters"]
-    assert parameters[CLASS_KEY] == "lightning_gen.models.classifier.Classifier"
+    assert parameters[CLASS_KEY] == "lightning_gen.models.Classifier"
     assert (parameters["image_shape"], parameters["num_classes"], parameters["num_features"]) == ([1, 8, 8], 4, 6)
     # The network alone can be built from it, and the model too.
     network = LeNet(tuple(parameters["image_shape"]), num_classes=4, num_features=6)
