@@ -33,9 +33,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.adversarial import cyclegan, dcgan, sngan, wgan_gp
 from benchmarks.contestants import ALONE, Contestants, Settings, Step
-from benchmarks.cyclegan import cyclegan
-from benchmarks.gans import dcgan, sngan, wgan_gp
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from lightning_gen.data.toy import RingOfGaussians
 from lightning_gen.layers.spectral_norm import power_iteration, spectral_norms
 from lightning_gen.losses import Hinge
 from lightning_gen.networks import MLPDiscriminator
-from lightning_gen.networks.building import SpectralNorm
+from lightning_gen.networks.building import SpectralNormKind
 
 RING = RingOfGaussians().distribution
 VIEW, CELLS = 1.2, 201
 
 
-def train(norm: SpectralNorm, steps: int) -> nn.Module:
+def train(norm: SpectralNormKind, steps: int) -> nn.Module:
     """A discriminator that has seen `steps` batches of 256 points of each kind."""
     torch.manual_seed(0)
     judge = MLPDiscriminator(
@@ -61,7 +61,7 @@ def main() -> None:
     folder = output_folder("spectral_norm_landscape", __doc__)
     torch.set_num_threads(1)  # the networks are too small to share out
     charts, rows, steepest = [], [], {}
-    norms: dict[str, SpectralNorm] = {"without": "none", "with": "reshape"}
+    norms: dict[str, SpectralNormKind] = {"without": "none", "with": "reshape"}
     for name, norm in norms.items():
         judge = train(norm, steps=800)
         scores, slopes = landscape(judge)

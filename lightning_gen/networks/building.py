@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.spectral_norm import add_spectral_norm
 
-SpectralNorm = Literal["none", "reshape", "convolution"]
+SpectralNormKind = Literal["none", "reshape", "convolution"]
 
 
 def count_halvings(image_shape: tuple[int, int, int], smallest: int) -> int:
@@ -40,7 +40,7 @@ def check_image_shape(image_shape: tuple[int, int, int]) -> None:
 
 
 def normalize_spectrum(
-    network: nn.Module, image_shape: tuple[int, int, int], spectral_norm: SpectralNorm, num_classes: int | None
+    network: nn.Module, image_shape: tuple[int, int, int], spectral_norm: SpectralNormKind, num_classes: int | None
 ) -> None:
     """Put spectral norm on every layer of an initialised discriminator, in place; "none" does nothing."""
     if spectral_norm != "none":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_gen.layers.conditional import append_labels
 from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
 from lightning_gen.networks.building import (
-    SpectralNorm,
+    SpectralNormKind,
     base_size,
     check_image_shape,
     count_halvings,
@@ -124,7 +124,7 @@ class DCGANDiscriminator(nn.Module):
         *,
         filters: int = 128,
         norm: Norm = "batch",
-        spectral_norm: SpectralNorm = "none",
+        spectral_norm: SpectralNormKind = "none",
         base: int = 4,
         num_classes: int | None = None,
         init_std: float = 0.02,

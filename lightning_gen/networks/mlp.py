@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import append_labels
-from lightning_gen.networks.building import SpectralNorm, check_image_shape, normalize_spectrum
+from lightning_gen.networks.building import SpectralNormKind, check_image_shape, normalize_spectrum
 
 Activation = Literal["relu", "leaky_relu"]
 
@@ -102,7 +102,7 @@ class MLPDiscriminator(nn.Module):
         dropout: float = 0.5,
         input_dropout: float = 0.2,
         num_classes: int | None = None,
-        spectral_norm: SpectralNorm = "none",
+        spectral_norm: SpectralNormKind = "none",
     ) -> None:
         super().__init__()
         check_image_shape(image_shape)

@@ -13,7 +13,7 @@ from lightning_gen.layers.conditional import ConditionalBatchNorm2d, check_label
 from lightning_gen.layers.normalization import Norm, norm_layer
 from lightning_gen.layers.resampling import DownsamplingConv2d, UpsamplingConv2d
 from lightning_gen.networks.building import (
-    SpectralNorm,
+    SpectralNormKind,
     base_size,
     check_image_shape,
     count_halvings,
@@ -216,7 +216,7 @@ class ResidualDiscriminator(nn.Module):
         *,
         filters: int = 128,
         norm: Norm = "none",
-        spectral_norm: SpectralNorm = "none",
+        spectral_norm: SpectralNormKind = "none",
         pooling: Literal["sum", "mean"] = "sum",
         num_classes: int | None = None,
     ) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.contestants import Contestants, Settings
-from lightning_gen.models import CycleGAN
+from benchmarks.contestants import Settings
 from lightning_gen.models.image_pool import ImagePool
-from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 
 
 class PlainCycleGAN:
@@ -86,25 +83,3 @@ class PlainCycleGAN:
 def target(scores: Tensor, value: float) -> Tensor:
     """Mean squared distance of the scores to a value."""
     return F.mse_loss(scores.float(), torch.full_like(scores, value, dtype=torch.float32))
-
-
-def cyclegan(settings: Settings) -> Contestants:
-    """CycleGAN with ResNet generators and 70 x 70 PatchGANs."""
-    shape = settings.image_shape
-    generator = partial(ResNetGenerator, filters=settings.filters, blocks=settings.blocks)
-    discriminator = partial(PatchDiscriminator, filters=settings.filters)
-    make = partial(PlainCycleGAN, partial(generator, shape), partial(discriminator, shape), settings)
-    images = torch.rand(2, settings.batch_size, *shape, device=settings.device) * 2 - 1
-    return Contestants(
-        ours=CycleGAN(
-            shape,
-            generator=generator,
-            discriminator=discriminator,
-            channels_last=settings.channels_last,
-            compile=settings.compile,
-        ),
-        plain=lambda: make(naive=False).step,
-        naive=lambda: make(naive=True).step,
-        batch={"A": images[0], "B": images[1]},
-        convolution=(2 * settings.batch_size, 4 * settings.filters, settings.image_size // 4, settings.image_size // 4),
-    )

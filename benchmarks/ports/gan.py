@@ -11,7 +11,6 @@ update.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +19,40 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.contestants import Contestants, Settings
+from benchmarks.contestants import Settings
 from lightning_gen.layers.spectral_norm import power_iteration, spectral_norms
-from lightning_gen.models import DCGAN, SNGAN, WGANGP
 from lightning_gen.models.gan import GAN
-from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 
 LATENT_SIZE = 128
 N_CRITIC = 5
 
 
+class Game:
+    """The order of updates, which both loops have in common."""
+
+    fakes: int
+    schedules: list[LambdaLR]
+    update_critic: Callable[[Tensor], None]
+    update_generator: Callable[[int], None]
+
+    def step(self, batch: Tensor) -> None:
+        """Five critic updates and a generator update."""
+        for _ in range(N_CRITIC):
+            self.update_critic(batch)
+        self.update_generator(self.fakes * len(batch))
+        for schedule in self.schedules:
+            schedule.step()
+
+
+def linear_decay(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
+    """To zero, from the first step on."""
+    return LambdaLR(optimizer, lambda step: max(0.0, (total - step) / total))
+
+
 # -- the plain loop ---------------------------------------------------------------------------------------------------
 
 
-class PlainGAN:
+class PlainGAN(Game):
     """The game of `lightning_gen.models.GAN` as a script would have it.
 
     Args:
@@ -60,14 +79,6 @@ class PlainGAN:
         self.schedules = (
             [linear_decay(o, settings.total) for o in self.optimizers] if model.adam.decay_start < 1 else []
         )
-
-    def step(self, batch: Tensor) -> None:
-        """Five critic updates and a generator update."""
-        for _ in range(N_CRITIC):
-            self.update_critic(batch)
-        self.update_generator(self.fakes * len(batch))
-        for schedule in self.schedules:
-            schedule.step()
 
     def update_critic(self, real: Tensor) -> None:
         """One update of the discriminator."""
@@ -96,11 +107,6 @@ class PlainGAN:
         loss.backward()
         optimizer.step()
         self.discriminator.requires_grad_(True)
-
-
-def linear_decay(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
-    """To zero, from the first step on."""
-    return LambdaLR(optimizer, lambda step: max(0.0, (total - step) / total))
 
 
 # -- the naive loop ---------------------------------------------------------------------------------------------------
@@ -219,7 +225,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Te
     return 10 * ((gradient.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
 
 
-class NaiveGAN:
+class NaiveGAN(Game):
     """The same game as the well-known implementations play it; see the head of this file.
 
     Args:
@@ -244,14 +250,6 @@ class NaiveGAN:
         self.schedules = [linear_decay(optimizer, settings.total) for optimizer in self.optimizers]
         self.log: dict[str, float] = {}
 
-    def step(self, batch: Tensor) -> None:
-        """Five critic updates and a generator update."""
-        for _ in range(N_CRITIC):
-            self.update_critic(batch)
-        self.update_generator(self.fakes * len(batch))
-        for schedule in self.schedules:
-            schedule.step()
-
     def update_critic(self, real: Tensor) -> None:
         """One update of the discriminator."""
         self.optimizers[1].zero_grad()
@@ -275,50 +273,3 @@ class NaiveGAN:
         loss.backward()
         self.optimizers[0].step()
         self.log["loss_G"] = loss.item()
-
-
-# -- the entries ------------------------------------------------------------------------------------------------------
-
-
-def gan(
-    model: type[GAN],
-    critic_loss: CriticLoss,
-    generator_loss: GeneratorLoss,
-    settings: Settings,
-    *,
-    spectral: bool = False,
-) -> Contestants:
-    """One of the family on ResNets, `filters` wide in the generator and half as wide in the discriminator."""
-    generator = partial(ResidualGenerator, filters=settings.filters)
-    discriminator = partial(
-        ResidualDiscriminator, filters=settings.filters // 2, spectral_norm="reshape" if spectral else "none"
-    )
-    ours = model(
-        settings.image_shape,
-        generator=generator,
-        discriminator=discriminator,
-        latent_size=LATENT_SIZE,
-        latent_distribution="normal",
-        n_critic=N_CRITIC,
-        generator_batch_factor=settings.generator_batch_factor,
-        channels_last=settings.channels_last,
-        compile=settings.compile,
-    )
-
-    def networks() -> list[nn.Module]:
-        return [generator(settings.image_shape, LATENT_SIZE), discriminator(settings.image_shape)]
-
-    side = settings.image_size
-    return Contestants(
-        ours=ours,
-        plain=lambda: PlainGAN(ours, networks, settings).step,
-        naive=lambda: NaiveGAN(ours, critic_loss, generator_loss, settings).step,
-        batch=torch.rand(settings.batch_size, *settings.image_shape, device=settings.device) * 2 - 1,
-        convolution=(settings.batch_size, settings.filters, side, side),
-        batches=N_CRITIC,
-    )
-
-
-sngan = partial(gan, SNGAN, hinge, minus_mean, spectral=True)
-wgan_gp = partial(gan, WGANGP, wasserstein, minus_mean)
-dcgan = partial(gan, DCGAN, cross_entropy, non_saturating)
