@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_gen.capabilities import Tokenizer
 from lightning_gen.checkpoints import CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.data.images import from_uint8
-from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path, with_defaults
 from lightning_gen.loops import go_on_exactly
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
@@ -147,7 +147,8 @@ class GenerativeModule(pl.LightningModule):
         checkpoint, self._going_on_from = self._going_on_from, None
         if checkpoint is not None:
             changes = keep_changes(checkpoint, optimizers, schedules)
-            changes = differences(checkpoint.get("hyper_parameters", {}), hyperparameters_of(self.hparams)) or changes
+            before = with_defaults(type(self), checkpoint.get("hyper_parameters", {}))
+            changes = differences(before, with_defaults(type(self), hyperparameters_of(self.hparams))) or changes
             if changes:
                 rank_zero_info(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
 

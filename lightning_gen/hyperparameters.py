@@ -342,6 +342,15 @@ def accepts(target: Callable[..., Any], name: str) -> bool:
     return bool(_signatures(target))
 
 
+def with_defaults(target: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as plain data, and the defaults of those that were not given; for words, not for a call."""
+    defaults: dict[str, Any] = {}
+    for function in reversed(_signatures(target)):
+        parameters = inspect.signature(function).parameters.values()
+        defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**hyperparameters_of(defaults), **given}
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for function in reversed(_signatures(target)):

@@ -211,7 +211,8 @@ def test_a_model_inside_another_keeps_its_own_settings():
             self.inner = CycleGAN(SHAPE, **NETWORKS)
 
     inner = Around().inner
-    assert (inner.hparams["learning_rate"], inner.hparams["lambda_A"]) == (2e-4, 10.0)
+    assert (inner.learning_rates[0], inner.hparams["lambda_A"]) == (2e-4, 10.0)
+    assert "learning_rate" not in inner.hparams
 
 
 def test_hyperparameters_linked_to_other_models_are_dropped():

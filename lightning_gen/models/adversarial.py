@@ -1,57 +1,62 @@
-"""What all adversarial models share: one method that updates one player."""
+"""What all adversarial models share: one method that updates one player, and the settings of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from lightning_gen.hyperparameters import made_by
+from lightning_gen.layers.ties import moving_once
 from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.penalties import Penalty
-from lightning_gen.models.training import (
-    OptimizerFactory,
-    WatchedModule,
-    has_batch_norm,
-    linear_decay,
-    prepare_networks,
-)
+from lightning_gen.models.training import OptimizerFactory, WatchedModule, linear_decay, prepare_networks
 from lightning_gen.processes import average_gradients
 
 Losses: TypeAlias = Mapping[str, Tensor]
 
 
 class AdversarialModule(WatchedModule):
-    """A model whose players are updated in turn, by hand.
+    """A model whose players, generators and discriminators, are updated in turn, by hand.
 
     One step means one generator update: `trainer.global_step`, `max_steps`, checkpoint names and schedules count the
     updates made with `count=True`, although Lightning by itself counts every optimizer's.
 
+    The networks of a player are the attributes whose names begin with `generator`, or with `discriminator`; see
+    `players`.
+
     Args:
         image_shape: (channels, height, width).
+        penalties: Added to each discriminator's loss.
+        learning_rate: Of Adam, for both players.
+        discriminator_learning_rate: For the discriminators, where it differs.
+        betas: Of Adam.
+        generator_optimizer: Replaces Adam for the generators; called with their parameters.
+        discriminator_optimizer: Replaces Adam for the discriminators.
+        decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
         gradient_clip_norm: Norm to which the gradient of each player is clipped before each of its updates; None clips
             none.
         micro_batches: Pieces that each batch is cut into, whose gradients are added up: an update sees the whole batch
             with the memory of a piece. Steps, pictures, schedules and intervals of penalties count batches, as without,
             and running statistics move once a batch. What looks at several pictures at once (batch norm, the deviation
             in `DRAGAN`) looks at those of a piece, as it would at those of a process.
+        channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
+        compile: Whether the networks go through `torch.compile`. Discriminators under a penalty that differentiates a
+            gradient stay as they are, for PyTorch cannot compile those.
 
     Raises:
         ValueError: If a number is out of range; when a run starts, if the trainer was told to clip or to accumulate,
             which Lightning cannot for such a model; in a batch, if it has fewer pictures than pieces.
     """
 
-    channels_last: bool
-    compile_networks: bool
     updates = "generator updates"
     instead_of: ClassVar[Mapping[str, str]] = {
         "gradient_clip_val": "Players are updated one by one: set model.gradient_clip_norm instead, which clips the "
@@ -61,20 +66,46 @@ class AdversarialModule(WatchedModule):
     }
 
     def __init__(
-        self, image_shape: tuple[int, int, int], *, gradient_clip_norm: float | None = None, micro_batches: int = 1
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        penalties: list[Penalty] | None = None,
+        learning_rate: float = 2e-4,
+        discriminator_learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.5, 0.999),
+        generator_optimizer: OptimizerFactory | None = None,
+        discriminator_optimizer: OptimizerFactory | None = None,
+        decay_start: float = 1.0,
+        gradient_clip_norm: float | None = None,
+        micro_batches: int = 1,
+        channels_last: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__(image_shape)
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}.")
+        if discriminator_learning_rate is not None and not discriminator_learning_rate > 0:
+            raise ValueError(
+                "discriminator_learning_rate must be above 0, or null for learning_rate; got "
+                f"{discriminator_learning_rate}."
+            )
+        if not 0 <= decay_start <= 1:
+            raise ValueError(f"decay_start is a share of the run, in [0, 1]; got {decay_start}.")
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(f"gradient_clip_norm must be above 0, or null for none; got {gradient_clip_norm}.")
         if micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, got {micro_batches}.")
-        self.gradient_clip_norm, self.micro_batches = gradient_clip_norm, micro_batches
         self.automatic_optimization = False
-        self.penalties: list[Penalty] = []
+        self.penalties = list(penalties or [])
+        self.learning_rates = (learning_rate, discriminator_learning_rate or learning_rate)
+        self.betas, self.decay_start = betas, decay_start
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.gradient_clip_norm, self.micro_batches = gradient_clip_norm, micro_batches
+        self.channels_last, self.compile_networks = channels_last, compile
 
-    def update(
-        self, optimizer: LightningOptimizer, losses: Callable[[], Losses] | Pieces, *, count: bool = True
-    ) -> None:
+    # -- one update -------------------------------------------------------------------------------------------------
+
+    def update(self, optimizer: LightningOptimizer, *losses: Callable[[], Losses], count: bool = True) -> None:
         """One optimizer step of one player.
 
         The parameters of all other optimizers need no gradients meanwhile. Under DDP only the gradients of this
@@ -82,34 +113,32 @@ class AdversarialModule(WatchedModule):
 
         Args:
             optimizer: One of `self.optimizers()`.
-            losses: Gives the named, weighted terms whose sum is minimised; called with the other players frozen. Each
-                is logged as `train/NAME`. Or what `in_pieces` makes of such a function, whose gradients are added up.
+            *losses: Each gives named, weighted terms when it is called, or none, with the other players frozen. What is
+                minimised is the sum of all. They are called in turn, and the graph of each is gone before the next one
+                makes its own: pieces of a batch, as `in_pieces` cuts it, or a regulariser beside the loss. Terms are
+                logged as `train/NAME`, those of one name added up.
             count: Whether this is the generator update that counts as the step.
 
         Raises:
-            NonFiniteLossError: If a term is not finite: on a CPU before the step is taken, on an accelerator, where
-                asking would make it wait, at the next logging step and before any checkpoint is written.
+            NonFiniteLossError: If a term is not finite; see `WatchedModule`.
         """
         strategy = self.trainer.strategy
         # Of one process too: DDP would look for gradients of all players, and there are those of one.
         ddp = isinstance(strategy, DDPStrategy)
         local: AbstractContextManager[Any] = strategy.block_backward_sync() if ddp else nullcontext()  # type: ignore[attr-defined]
-        pieces = losses if isinstance(losses, Pieces) else Pieces([losses], [1.0])
         terms: dict[str, Tensor] = {}
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad()
             with local:
-                for piece, (part, share) in enumerate(zip(pieces.losses, pieces.shares, strict=True)):
-                    with moving_once(self, piece, len(pieces.shares)):
-                        found = {
-                            name: full(term) if share == 1 else share * full(term) for name, term in part().items()
-                        }
+                for loss in losses:
+                    found = {name: full(term) for name, term in loss().items()}
                     for name, term in found.items():
                         terms[name] = terms[name] + term.detach() if name in terms else term.detach()
                     # Lightning runs the whole step under autocast, which would reach the second derivatives of
                     # penalties.
                     with torch.autocast(self.device.type, enabled=False):
-                        self.manual_backward(torch.stack(list(found.values())).sum())
+                        if found:
+                            self.manual_backward(torch.stack(list(found.values())).sum())
             for name, term in terms.items():
                 self.log(f"train/{name}", term, prog_bar=True)
             self.watch(terms)
@@ -122,7 +151,7 @@ class AdversarialModule(WatchedModule):
             else:  # what LightningOptimizer.step does, less the counting
                 strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
 
-    def in_pieces(self, losses: Callable[..., Losses], *batch: Any) -> Pieces:
+    def in_pieces(self, losses: Callable[..., Losses], *batch: Any) -> list[Callable[[], Losses]]:
         """A function that gives losses, for `update`, with its arguments cut into `micro_batches` pieces.
 
         Args:
@@ -131,8 +160,16 @@ class AdversarialModule(WatchedModule):
         """
         parts = [self.cut(argument) for argument in batch]
         sizes = [size if isinstance(size, int) else len(size) for size in parts[0]]
-        calls: list[Callable[[], Losses]] = [partial(losses, *arguments) for arguments in zip(*parts, strict=True)]
-        return Pieces(calls, [size / sum(sizes) for size in sizes])
+
+        def of_piece(piece: int, *arguments: Any) -> Losses:
+            share = sizes[piece] / sum(sizes)
+            with moving_once(self, piece, len(sizes)):
+                return {name: share * full(term) for name, term in losses(*arguments).items()}
+
+        pieces = enumerate(zip(*parts, strict=True))
+        if len(sizes) == 1:
+            return [partial(losses, *arguments) for _, arguments in pieces]
+        return [partial(of_piece, piece, *arguments) for piece, arguments in pieces]
 
     def cut(self, argument: Any) -> list[Any]:
         """The pieces of a tensor by its first axis, or of a number of pictures.
@@ -164,7 +201,8 @@ class AdversarialModule(WatchedModule):
             schedules: Whether the generator was updated, by which schedules count.
         """
         if schedules:
-            for scheduler in self._schedules():
+            schedulers: Any = self.lr_schedulers() or []
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()
         self.images_seen += images * self.trainer.world_size
         # "step" is a name that Lightning takes as the x-axis of every logger. Filled on the device, for a number copied
@@ -212,105 +250,42 @@ class AdversarialModule(WatchedModule):
             )
         return int(total)
 
-    def _schedules(self) -> list[Any]:
-        schedules = self.lr_schedulers() or []
-        return schedules if isinstance(schedules, list) else [schedules]
+    # -- the players ------------------------------------------------------------------------------------------------
 
-    def prepare(self, stage: str, generators: Sequence[nn.Module], discriminators: Sequence[nn.Module]) -> None:
-        """Lay out and, for training, compile the networks; no discriminators that PyTorch cannot compile."""
+    def players(self) -> dict[str, list[nn.Module]]:
+        """The networks of each player, in the order of `self.optimizers()`."""
+        kinds = ("generator", "discriminator")
+        return {kind: [part for name, part in self.named_children() if name.startswith(kind)] for kind in kinds}
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer for each player, with its schedule."""
+        optimizers, schedules = [], []
+        total = self.planned_steps() if self.decay_start < 1 else 0
+        factories = (self.generator_optimizer, self.discriminator_optimizer)
+        for (player, networks), factory, rate in zip(
+            self.players().items(), factories, self.learning_rates, strict=True
+        ):
+            parameters = chain.from_iterable(network.parameters() for network in networks)
+            optimizer = made_by(factory or self.default_optimizer(rate), Optimizer, parameters)
+            optimizers.append(optimizer)
+            # The name is what LearningRateMonitor shows.
+            schedules.append({"scheduler": linear_decay(optimizer, total, self.decay_start), "name": f"lr/{player}"})
+        return optimizers, schedules
+
+    def default_optimizer(self, learning_rate: float) -> OptimizerFactory:
+        """Makes the optimizer of a player for which none was given."""
+        return partial(torch.optim.Adam, lr=learning_rate, betas=self.betas, fused=True)
+
+    def setup(self, stage: str) -> None:
+        """Lay out the networks and, for training, compile them."""
+        super().setup(stage)
+        generators, discriminators = self.players().values()
         compile = self.compile_networks and stage == "fit"
         double = any(penalty.double_backward for penalty in self.penalties)
         prepare_networks(generators, channels_last=self.channels_last, compile=compile)
         prepare_networks(discriminators, channels_last=self.channels_last, compile=compile and not double)
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """What gives the losses of each piece of a batch, and the share of the batch's pictures that it has."""
-
-    losses: list[Callable[[], Losses]]
-    shares: list[float]
-
-
-def moving_once(network: nn.Module, piece: int, pieces: int) -> AbstractContextManager[None]:
-    """Let running statistics, which move in each of several pieces, have moved by the last as in one batch.
-
-    With momentum m a batch leaves (1 - m) of what there was. So do k pieces, each of which comes to m / k of the
-    result, if the momentum of piece i is m / (k - (k - i) m).
-    """
-    if pieces == 1:
-        return nullcontext()
-    return with_momenta(network, lambda momentum: momentum / (pieces - (pieces - 1 - piece) * momentum))
-
-
-@contextmanager
-def with_momenta(network: nn.Module, change: Callable[[float], float]) -> Iterator[None]:
-    """Other momenta of a network's running statistics, put back afterwards."""
-    normed = [m for m in network.modules() if isinstance(m, _NormBase) and m.momentum is not None]
-    momenta: list[Any] = [module.momentum for module in normed]
-    for module, momentum in zip(normed, momenta, strict=True):
-        module.momentum = change(momentum)
-    try:
-        yield
-    finally:
-        for module, momentum in zip(normed, momenta, strict=True):
-            module.momentum = momentum
-
-
-def together(
-    network: nn.Module, first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """`network(first), network(second)`, in one call where samples do not influence each other.
-
-    Batch norm ties the samples of a call together, and pictures of different sizes do not stack; there it is two calls.
-    With `labels`, the network is also given those of the first and of the second.
-    """
-    if first.shape[1:] != second.shape[1:] or has_batch_norm(network):
-        return (network(first), network(second)) if labels is None else (
-            network(first, labels[0]), network(second, labels[1])
-        )  # fmt: skip
-    joined = (torch.cat([first, second]), *(() if labels is None else (torch.cat(labels),)))
-    return network(*joined).split([len(first), len(second)])
-
-
 def halved(losses: Losses) -> Losses:
     """Each term divided by two."""
     return {name: 0.5 * term for name, term in losses.items()}
-
-
-@dataclass(frozen=True)
-class AdamSettings:
-    """Adam with a constant, then linearly falling rate, as the translation papers train both players.
-
-    Args:
-        learning_rate: Before the decay.
-        betas: Of Adam.
-        decay_start: See `linear_decay`.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    learning_rate: float
-    betas: tuple[float, float]
-    decay_start: float
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}.")
-        if not 0 <= self.decay_start <= 1:
-            raise ValueError(f"decay_start is a share of the run, in [0, 1]; got {self.decay_start}.")
-
-    def configure(
-        self, module: AdversarialModule, players: Mapping[str, tuple[OptimizerFactory | None, Iterable[nn.Parameter]]]
-    ) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-        """Optimizers and schedules for `configure_optimizers`: Adam, or the factory where one is given."""
-        optimizers, schedules = [], []
-        total = module.planned_steps() if self.decay_start < 1 else 0
-        for name, (factory, parameters) in players.items():
-            make = factory or partial(torch.optim.Adam, lr=self.learning_rate, betas=self.betas, fused=True)
-            optimizer = made_by(make, Optimizer, parameters)
-            optimizers.append(optimizer)
-            # The name is what LearningRateMonitor shows.
-            schedules.append({"scheduler": linear_decay(optimizer, total, self.decay_start), "name": f"lr/{name}"})
-        return optimizers, schedules

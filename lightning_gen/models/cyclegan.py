@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 
 from lightning_gen.capabilities import Direction
 from lightning_gen.hyperparameters import made_by
+from lightning_gen.layers.ties import on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares, full
-from lightning_gen.losses.penalties import Penalty
 from lightning_gen.metrics.translation import TranslationMetrics
-from lightning_gen.models.adversarial import AdamSettings, Losses, halved, together
+from lightning_gen.models.adversarial import Losses, halved
 from lightning_gen.models.image_pool import ImagePool
-from lightning_gen.models.training import NetworkFactory, OptimizerFactory
+from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import ResNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator
@@ -26,9 +25,9 @@ from lightning_gen.processes import gather_from_ranks
 class CycleGAN(TranslationModule):
     """Two generators that undo each other, each judged by a discriminator of the domain it paints.
 
-    The defaults are the paper's as its reference implementation has them: ResNet with 9 blocks, 70 x 70 PatchGAN, least
-    squares, lambda 10, identity 0.5, a history of 50 pictures, Adam at 2e-4 with (0.5, 0.999), batch 1, a learning rate
-    constant for half of the run and linear to zero in the other half.
+    Paper (1703.10593), as its reference implementation has it: ResNets of 9 blocks, 70 x 70 PatchGANs; least squares,
+    10 times the cycles, 5 times the identities; Adam at 2e-4 with (0.5, 0.999); n_critic 1; batch 1; 200 epochs, the
+    rate linear to zero in the second half; instance norm, a history of 50 fakes, the discriminators' loss halved.
 
     Names: `discriminator_B` judges pictures of domain B, the paper's D_Y (the reference implementation calls it D_A).
 
@@ -42,26 +41,12 @@ class CycleGAN(TranslationModule):
             result maps `[N, C, H, W]` in `[-1, 1]` to the same shape and range.
         discriminator: Makes a discriminator from the image shape; called twice. Its result maps pictures to scores of
             any shape `[N, ...]`, without a sigmoid.
-        loss: Adversarial loss; None means `LeastSquares()`. With `Wasserstein()` give a `GradientPenalty` below.
-        penalties: Added to each discriminator's loss.
+        loss: Adversarial loss; None means `LeastSquares()`. With `Wasserstein()` give `penalties` a `GradientPenalty`.
         lambda_A: Weight of the cycle A -> B -> A.
         lambda_B: Weight of the cycle B -> A -> B.
         lambda_identity: Weight of the identity terms relative to the cycles; 0 leaves them out.
-        noise_at_test: Whether the generators' dropout, where they have any, is used when translating.
-        batch_statistics_at_test: Whether batch norm takes the statistics of the picture itself when translating, or
-            the running ones; None means as `noise_at_test`.
         pool_size: Pictures in each history; 0 shows the discriminators the latest fakes only.
-        learning_rate: Of Adam, for generators and discriminators.
-        betas: Of Adam.
-        generator_optimizer: Replaces Adam for the generators; called with their parameters.
-        discriminator_optimizer: Replaces Adam for the discriminators.
-        decay_start: Share of the run after which the learning rate falls linearly to zero; 1 keeps it constant.
-        gradient_clip_norm: Norm to which the gradient of each player is clipped; None clips none.
-        micro_batches: Pieces that each batch is cut into, whose gradients are added up: the same update with the memory
-            of a piece. See `AdversarialModule`.
-        channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
-        compile: Whether the networks go through `torch.compile`. Discriminators under a penalty that differentiates a
-            gradient stay as they are, for PyTorch cannot compile those.
+        **settings: All others as in `TranslationModule`.
 
     Raises:
         ValueError: If a number is out of range, or a network refuses the image shape.
@@ -73,31 +58,14 @@ class CycleGAN(TranslationModule):
         generator: NetworkFactory = ResNetGenerator,
         discriminator: NetworkFactory = PatchDiscriminator,
         loss: AdversarialLoss | None = None,
-        penalties: list[Penalty] | None = None,
+        *,
         lambda_A: float = 10.0,
         lambda_B: float = 10.0,
         lambda_identity: float = 0.5,
-        noise_at_test: bool = False,
-        batch_statistics_at_test: bool | None = None,
         pool_size: int = 50,
-        learning_rate: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        generator_optimizer: OptimizerFactory | None = None,
-        discriminator_optimizer: OptimizerFactory | None = None,
-        decay_start: float = 0.5,
-        gradient_clip_norm: float | None = None,
-        micro_batches: int = 1,
-        channels_last: bool = True,
-        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            image_shape,
-            ("AtoB", "BtoA"),
-            noise_at_test,
-            batch_statistics_at_test,
-            gradient_clip_norm=gradient_clip_norm,
-            micro_batches=micro_batches,
-        )
+        super().__init__(image_shape, ("AtoB", "BtoA"), **settings)
         self.save_hyperparameters()
         if min(lambda_A, lambda_B, lambda_identity) < 0:
             raise ValueError("lambda_A, lambda_B and lambda_identity must be 0 or more.")
@@ -106,32 +74,25 @@ class CycleGAN(TranslationModule):
         self.discriminator_A = made_by(discriminator, nn.Module, self.image_shape)
         self.discriminator_B = made_by(discriminator, nn.Module, self.image_shape)
         self.loss = loss or LeastSquares()
-        self.penalties = list(penalties or [])
         self.lambda_A, self.lambda_B, self.lambda_identity = lambda_A, lambda_B, lambda_identity
         self.pool_A, self.pool_B = ImagePool(pool_size), ImagePool(pool_size)
-        self.adam = AdamSettings(learning_rate, betas, decay_start)
-        self.generator_optimizer = generator_optimizer
-        self.discriminator_optimizer = discriminator_optimizer
-        self.channels_last, self.compile_networks = channels_last, compile
         self.fakes: list[tuple[Tensor, Tensor]] = []  # A and B of each piece of a batch
-
-    # -- the algorithm ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Both generators, then both discriminators, on one batch."""
         generators, discriminators = cast(list[LightningOptimizer], self.optimizers())
         real_A, real_B = self.domains(batch)
         self.fakes = []
-        self.update(generators, self.in_pieces(self.generator_losses, real_A, real_B))
-        self.update(discriminators, self.in_pieces(self.discriminator_losses, real_A, real_B, self.fakes), count=False)
+        self.update(generators, *self.in_pieces(self.generator_losses, real_A, real_B))
+        self.update(discriminators, *self.in_pieces(self.discriminator_losses, real_A, real_B, self.fakes), count=False)
         self.finish_step(images=len(real_A))
 
     def generator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
         """Six terms; the fakes are kept for the discriminators, which see them as they were before this update."""
         G, F_ = self.generator_AtoB, self.generator_BtoA  # the paper's G and F
         if self.lambda_identity:
-            fake_B, same_B = together(G, real_A, real_B)
-            fake_A, same_A = together(F_, real_B, real_A)
+            fake_B, same_B = on_both(G, real_A, real_B)
+            fake_A, same_A = on_both(F_, real_B, real_A)
         else:
             fake_B, fake_A = G(real_A), F_(real_B)
         self.fakes.append((fake_A.detach(), fake_B.detach()))
@@ -156,7 +117,7 @@ class CycleGAN(TranslationModule):
             ("A", self.discriminator_A, real_A, self.pool_A(fake_A)),
             ("B", self.discriminator_B, real_B, self.pool_B(fake_B)),
         ):
-            real_scores, fake_scores = together(network, real, fake.to(real.dtype))
+            real_scores, fake_scores = on_both(network, real, fake.to(real.dtype))
             losses[f"discriminator_{domain}"] = self.loss.discriminator(real_scores, fake_scores)
             for name, penalty in self.penalty_losses(network, real, fake).items():
                 losses[f"{name}_{domain}"] = penalty
@@ -173,23 +134,6 @@ class CycleGAN(TranslationModule):
         return translated
 
     # -- around it --------------------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer over both generators, one over both discriminators, each with its schedule."""
-        generators = chain(self.generator_AtoB.parameters(), self.generator_BtoA.parameters())
-        discriminators = chain(self.discriminator_A.parameters(), self.discriminator_B.parameters())
-        return self.adam.configure(
-            self,
-            {
-                "generator": (self.generator_optimizer, generators),
-                "discriminator": (self.discriminator_optimizer, discriminators),
-            },
-        )
-
-    def setup(self, stage: str) -> None:
-        """Lay out and compile the networks."""
-        super().setup(stage)
-        self.prepare(stage, [self.generator_AtoB, self.generator_BtoA], [self.discriminator_A, self.discriminator_B])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the histories of all ranks."""

@@ -11,18 +11,17 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lightning_gen.callbacks.spectral_norm import power_iteration_callbacks
 from lightning_gen.generative import evaluating
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.spectral_norm import spectral_norms
+from lightning_gen.layers.ties import has_batch_norm, on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.constraints import Constraint, WeightClipping
-from lightning_gen.losses.penalties import Penalty
 from lightning_gen.losses.tricks import InstanceNoise
-from lightning_gen.models.adversarial import AdamSettings, AdversarialModule, Losses, together
-from lightning_gen.models.training import NetworkFactory, OptimizerFactory, has_batch_norm
+from lightning_gen.models.adversarial import AdversarialModule, Losses
+from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.sampling import Latents, LatentSampling
 
@@ -49,7 +48,6 @@ class GAN(LatentSampling, AdversarialModule):
         discriminator: Called with image_shape, and `num_classes=` where there are classes. Its result maps pictures
             (and labels) to scores `[N, ...]`, without a sigmoid.
         loss: None means `NonSaturating()`. `LabelSmoothing` and `LabelFlipping` wrap any other.
-        penalties: Added to the discriminator's loss.
         constraint: Applied to the discriminator after each of its steps, such as `WeightClipping()`.
         instance_noise: Added to all that the discriminator sees.
         latent_size: Width of the noise vector.
@@ -57,18 +55,7 @@ class GAN(LatentSampling, AdversarialModule):
         num_classes: Number of classes of a conditional model; None leaves labels out, whether the data has them or not.
         n_critic: Discriminator updates for each generator update.
         generator_batch_factor: Fakes in a generator update, as a multiple of the real batch.
-        learning_rate: Of Adam, for both players.
-        discriminator_learning_rate: For the discriminator, where it differs.
-        betas: Of Adam.
-        generator_optimizer: Replaces Adam for the generator; called with its parameters.
-        discriminator_optimizer: Replaces Adam for the discriminator.
-        decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
-        gradient_clip_norm: Norm to which the gradient of each player is clipped; None clips none.
-        micro_batches: Pieces that each batch is cut into, whose gradients are added up: the same update with the memory
-            of a piece. See `AdversarialModule`.
-        channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
-        compile: Whether the networks go through `torch.compile`. A discriminator under a penalty that differentiates a
-            gradient stays as it is, for PyTorch cannot compile that.
+        **settings: All others as in `AdversarialModule`.
 
     Raises:
         ValueError: If a number is out of range, the networks do not fit the shapes, or the parts do not fit together.
@@ -80,7 +67,7 @@ class GAN(LatentSampling, AdversarialModule):
         generator: GeneratorFactory = MLPGenerator,
         discriminator: NetworkFactory = MLPDiscriminator,
         loss: AdversarialLoss | None = None,
-        penalties: list[Penalty] | None = None,
+        *,
         constraint: Constraint | None = None,
         instance_noise: InstanceNoise | None = None,
         latent_size: int = 100,
@@ -88,43 +75,24 @@ class GAN(LatentSampling, AdversarialModule):
         num_classes: int | None = None,
         n_critic: int = 1,
         generator_batch_factor: int = 1,
-        learning_rate: float = 2e-4,
-        discriminator_learning_rate: float | None = None,
-        betas: tuple[float, float] = (0.5, 0.999),
-        generator_optimizer: OptimizerFactory | None = None,
-        discriminator_optimizer: OptimizerFactory | None = None,
-        decay_start: float = 1.0,
-        gradient_clip_norm: float | None = None,
-        micro_batches: int = 1,
-        channels_last: bool = True,
-        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(image_shape, gradient_clip_norm=gradient_clip_norm, micro_batches=micro_batches)
+        super().__init__(image_shape, **settings)
         self.save_hyperparameters()
         numbers = {"latent_size": latent_size, "n_critic": n_critic, "generator_batch_factor": generator_batch_factor}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         self.declare_context(num_classes=num_classes)
-        if discriminator_learning_rate is not None and discriminator_learning_rate <= 0:
-            raise ValueError(
-                "discriminator_learning_rate must be above 0, or null for learning_rate; got "
-                f"{discriminator_learning_rate}."
-            )
         if latent_distribution not in ("normal", "uniform"):
             raise ValueError(f"latent_distribution must be 'normal' or 'uniform', got {latent_distribution!r}.")
         classes = {} if num_classes is None else {"num_classes": num_classes}
         self.generator = made_by(generator, nn.Module, self.image_shape, latent_size, **classes)
         self.discriminator = made_by(discriminator, nn.Module, self.image_shape, **classes)
         self.loss = loss or NonSaturating()
-        self.penalties = list(penalties or [])
         self.constraint, self.instance_noise = constraint, instance_noise
         self.latent_size, self.latent_shape, self.latent_distribution = latent_size, (latent_size,), latent_distribution
         self.n_critic, self.generator_batch_factor = n_critic, generator_batch_factor
-        self.learning_rates = (learning_rate, discriminator_learning_rate or learning_rate)
-        self.adam = AdamSettings(learning_rate, betas, decay_start)
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.channels_last, self.compile_networks = channels_last, compile
         self.critic_updates = 0  # since the last generator update
         self._check_parts()
 
@@ -145,12 +113,12 @@ class GAN(LatentSampling, AdversarialModule):
         """The discriminator on one batch, and the generator when it is due."""
         generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
         real, labels = self.real_images(batch)
-        self.update(discriminator, self.in_pieces(self.discriminator_losses, real, labels), count=False)
+        self.update(discriminator, *self.in_pieces(self.discriminator_losses, real, labels), count=False)
         if self.constraint:
             self.constraint(self.discriminator)
         due = self.generator_is_due()
         if due:
-            self.update(generator, self.in_pieces(self.generator_losses, self.generator_batch_factor * len(real)))
+            self.update(generator, *self.in_pieces(self.generator_losses, self.generator_batch_factor * len(real)))
         self.finish_step(images=len(real), schedules=due)
 
     def discriminator_losses(self, real: Tensor, labels: Tensor | None) -> Losses:
@@ -160,7 +128,7 @@ class GAN(LatentSampling, AdversarialModule):
             fake = self.generate_from(self.latents(len(real)), fake_labels).to(real.dtype)
         real, fake = self.noisy(real), self.noisy(fake)
         both = None if labels is None or fake_labels is None else (labels, fake_labels)
-        real_scores, fake_scores = together(self.discriminator, real, fake, both)
+        real_scores, fake_scores = on_both(self.discriminator, real, fake, both)
         judge = self.discriminator if labels is None else partial(self.judge, labels=labels)
         return {
             "discriminator": self.loss.discriminator(real_scores, fake_scores),
@@ -247,27 +215,10 @@ class GAN(LatentSampling, AdversarialModule):
         # The same noise each time, so that the curve shows the players alone.
         noise = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         fake = self.generate(self.draw_latents(len(real), noise), labels).to(real.dtype)
-        scores = together(self.discriminator, real, fake, None if labels is None else (labels, labels))
+        scores = on_both(self.discriminator, real, fake, None if labels is None else (labels, labels))
         self.log(name, self.loss.discriminator(*scores), on_epoch=True, batch_size=len(real), sync_dist=True)
 
     # -- around it --------------------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer for each player, with its schedule."""
-        generator_rate, discriminator_rate = self.learning_rates
-        generator = self.generator_optimizer or self.default_optimizer(generator_rate)
-        discriminator = self.discriminator_optimizer or self.default_optimizer(discriminator_rate)
-        return self.adam.configure(
-            self,
-            {
-                "generator": (generator, self.generator.parameters()),
-                "discriminator": (discriminator, self.discriminator.parameters()),
-            },
-        )
-
-    def default_optimizer(self, learning_rate: float) -> Callable[[Any], Optimizer]:
-        """Makes the optimizer of a player for which none was given."""
-        return partial(torch.optim.Adam, lr=learning_rate, betas=self.adam.betas, fused=True)
 
     def steps_in(self, batches: int) -> int:
         """How many generator updates a number of training batches gives."""
@@ -275,11 +226,6 @@ class GAN(LatentSampling, AdversarialModule):
         while batches >= (needed := self._critic_updates_due(steps)):
             batches, steps = batches - needed, steps + 1
         return steps
-
-    def setup(self, stage: str) -> None:
-        """Lay out and compile the networks."""
-        super().setup(stage)
-        self.prepare(stage, [self.generator], [self.discriminator])
 
     def on_train_start(self) -> None:
         """Refuse a run that ends before the generator's first update."""

@@ -76,11 +76,6 @@ class WatchedModule(GenerativeModule):
             )
 
 
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether the samples of a batch influence each other."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-
-
 def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> LambdaLR:
     """The learning rate held constant, then lowered linearly to exactly zero after the last step.
 

@@ -32,8 +32,8 @@ class TranslationModule(AdversarialModule):
         noise_at_test: Whether dropout stays on when translating; it is drawn from a fixed seed.
         batch_statistics_at_test: Whether batch norm takes the statistics of the picture itself when translating, or
             the running ones; None means as `noise_at_test`.
-        gradient_clip_norm: As in `AdversarialModule`.
-        micro_batches: As in `AdversarialModule`.
+        decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
+        **settings: All others as in `AdversarialModule`.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class TranslationModule(AdversarialModule):
         noise_at_test: bool = False,
         batch_statistics_at_test: bool | None = None,
         *,
-        gradient_clip_norm: float | None = None,
-        micro_batches: int = 1,
+        decay_start: float = 0.5,
+        **settings: Any,
     ) -> None:
-        super().__init__(image_shape, gradient_clip_norm=gradient_clip_norm, micro_batches=micro_batches)
+        super().__init__(image_shape, decay_start=decay_start, **settings)
         self.directions = directions
         self.noise_at_test = noise_at_test
         self.batch_statistics_at_test = batch_statistics_at_test

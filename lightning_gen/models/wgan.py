@@ -116,7 +116,7 @@ class WGANGP(GAN):
             generator,
             discriminator,
             loss or Wasserstein(),
-            [GradientPenalty()] if penalties is None else penalties,
+            penalties=[GradientPenalty()] if penalties is None else penalties,
             latent_size=latent_size,
             latent_distribution=latent_distribution,
             n_critic=n_critic,

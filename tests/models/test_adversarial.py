@@ -3,6 +3,7 @@
 import csv
 import functools
 import warnings
+import weakref
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.losses import Drift, GradientPenalty, Penalty, Wasserstein
 from lightning_gen.models import CycleGAN
-from lightning_gen.models.adversarial import AdversarialModule, moving_once, together
+from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.training import NonFiniteLossError, linear_decay
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
 
@@ -130,11 +131,11 @@ def test_after_an_exception_all_players_learn_again():
 
 def test_in_cyclegan_each_update_leaves_the_other_networks_alone():
     class Watched(CycleGAN):
-        def update(self, optimizer, losses, *, count=True):
+        def update(self, optimizer, *losses, count=True):
             before = {n: p.detach().clone() for n, p in self.named_parameters()}
             grads = {n: p.grad for n, p in self.named_parameters()}
             kept = {n: None if g is None else g.clone() for n, g in grads.items()}
-            super().update(optimizer, losses, count=count)
+            super().update(optimizer, *losses, count=count)
             player = "generator" if count else "discriminator"
             changed = {n.split("_")[0] for n, p in self.named_parameters() if not torch.equal(p, before[n])}
             assert changed == {player}
@@ -292,7 +293,7 @@ def test_terms_of_pieces_are_logged_as_those_of_the_batch_and_penalties_keep_the
             return torch.optim.SGD(self.critic.parameters(), lr=0.0)
 
         def training_step(self, batch, batch_idx):
-            self.update(self.optimizers(), self.in_pieces(self.losses, batch, None, "kept whole"))
+            self.update(self.optimizers(), *self.in_pieces(self.losses, batch, None, "kept whole"))
             self.finish_step(images=len(batch))
 
         def losses(self, images, nothing, word):
@@ -316,16 +317,63 @@ def test_terms_of_pieces_are_logged_as_those_of_the_batch_and_penalties_keep_the
     assert told[1]["train/mean"] == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 5])
-def test_running_statistics_move_once_a_batch(pieces):
-    norm = nn.BatchNorm2d(2, momentum=0.3)
-    norm.running_mean.fill_(7.0)
-    batch = torch.rand(10, 2, 3, 3)
-    for piece, images in enumerate(batch.tensor_split(pieces)):
-        with moving_once(nn.Sequential(norm), piece, pieces):
-            norm(images)
-    torch.testing.assert_close(norm.running_mean, 0.7 * torch.full((2,), 7.0) + 0.3 * batch.mean((0, 2, 3)))
-    assert norm.momentum == 0.3
+class Kept:
+    """A tensor that a graph keeps for its backward."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Counted(AdversarialModule):
+    """One player with two losses, each of which notes how much of earlier graphs is alive; the second is lazy."""
+
+    def __init__(self, apart, micro_batches=1):
+        super().__init__((1, 1, 1), micro_batches=micro_batches)
+        torch.manual_seed(0)
+        self.generator = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.apart, self.kept, self.alive = apart, weakref.WeakSet(), []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.generator.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        def both(images):
+            return {**self.main(images), **self.lazy(images)}
+
+        with torch.autograd.graph.saved_tensors_hooks(self.keep, lambda kept: kept.tensor):
+            losses = [self.main, self.lazy] if self.apart else [both]
+            self.update(self.optimizers(), *(piece for loss in losses for piece in self.in_pieces(loss, batch)))
+        self.finish_step(len(batch))
+
+    def keep(self, tensor):
+        kept = Kept(tensor)
+        self.kept.add(kept)
+        return kept
+
+    def main(self, images):
+        self.alive.append(len(self.kept))
+        return {"main": self.generator(images).square().mean()}
+
+    def lazy(self, images):
+        self.alive.append(len(self.kept))
+        return {"lazy": 2 * self.generator[:2](images).square().mean()} if self.batches_before % 2 == 0 else {}
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_losses_apart_teach_what_their_sum_does_and_only_one_graph_is_alive(pieces):
+    batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    weights, terms = [], []
+    for apart in (False, True):
+        model = Counted(apart, pieces)
+        t = trainer(max_steps=3)
+        t.fit(model, DataLoader([batch, batch, batch], None))
+        weights.append(list(model.parameters()))
+        terms.append({name: value.item() for name, value in t.callback_metrics.items() if "train/" in name})
+        assert (set(model.alive) == {0}) == apart
+    for whole, piecewise in zip(*weights, strict=True):
+        torch.testing.assert_close(piecewise, whole, rtol=1e-6, atol=1e-7)
+    assert terms[1] == pytest.approx(terms[0], rel=1e-6)
+    assert terms[1].keys() == {"train/main", "train/lazy"}
 
 
 # -- losses that are not finite -------------------------------------------------------------------------------------
@@ -489,66 +537,6 @@ def test_a_run_that_goes_on_unchanged_uses_the_same_rates_to_the_bit(tmp_path):
     t.save_checkpoint(tmp_path / "a.ckpt")
     rates, _ = rates_of(max_steps=8, loader=data(4), ckpt_path=tmp_path / "a.ckpt")
     assert rates == through[4:]
-
-
-# -- one call or two ------------------------------------------------------------------------------------------------
-
-
-class Calls(nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.sizes = network, []
-
-    def forward(self, images):
-        self.sizes.append(len(images))
-        return self.network(images)
-
-
-@pytest.mark.parametrize("network", [GENERATOR, DISCRIMINATOR], ids=["generator", "discriminator"])
-def test_with_instance_norm_one_call_equals_two(network):
-    network = Calls(network(SHAPE))
-    first, second = torch.randn(2, *SHAPE), torch.randn(3, *SHAPE)
-    joined = together(network, first, second)
-    assert network.sizes == [5]
-    for mine, images in zip(joined, (first, second), strict=True):
-        torch.testing.assert_close(mine, network(images), rtol=1e-5, atol=1e-6)
-
-
-def test_batch_norm_and_other_sizes_are_two_calls():
-    batch = Calls(DISCRIMINATOR(SHAPE, norm="batch"))
-    first, second = torch.randn(2, *SHAPE), torch.randn(3, *SHAPE)
-    expected = deepcopy(batch.network)(first), deepcopy(batch.network)(second)
-    assert all(torch.equal(a, b) for a, b in zip(together(batch, first, second), expected, strict=True))
-    assert batch.sizes == [2, 3]
-
-    sizes = Calls(DISCRIMINATOR(SHAPE))
-    wide = torch.randn(2, 3, 16, 24)
-    scores = together(sizes, first, wide)
-    assert sizes.sizes == [2, 2]
-    assert torch.equal(scores[1], sizes.network(wide))
-
-
-class Matches(nn.Module):
-    """Scores that tell which label stood beside which picture."""
-
-    def __init__(self, norm=()):
-        super().__init__()
-        self.norm, self.calls = nn.Sequential(*norm), 0
-
-    def forward(self, images, labels):
-        self.calls += 1
-        return images.flatten(1).sum(1) + 100 * labels
-
-
-@pytest.mark.parametrize(("norm", "calls"), [((), 1), ((nn.BatchNorm2d(1),), 2)], ids=["one call", "two calls"])
-def test_labels_stay_beside_their_pictures(norm, calls):
-    network = Matches(norm)
-    first, second = torch.rand(2, 1, 2, 2), torch.rand(3, 1, 2, 2)
-    labels = torch.tensor([1, 2]), torch.tensor([3, 4, 5])
-    scores = together(network, first, second, labels)
-    assert network.calls == calls
-    for mine, images, own in zip(scores, (first, second), labels, strict=True):
-        assert torch.equal(mine, images.flatten(1).sum(1) + 100 * own)
 
 
 # -- compilation ----------------------------------------------------------------------------------------------------

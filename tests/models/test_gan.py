@@ -230,12 +230,12 @@ def test_critic_steps_have_no_graph_of_the_generator_and_generator_steps_no_grad
             assert all(p.requires_grad for p in self.generator.parameters())
             return super().generator_losses(num_fakes)
 
-        def update(self, optimizer, losses, *, count=True):
+        def update(self, optimizer, *losses, count=True):
             others = self.discriminator if count else self.generator
             kept = [
                 (p.grad, None if p.grad is None else p.grad.clone(), p.detach().clone()) for p in others.parameters()
             ]
-            super().update(optimizer, losses, count=count)
+            super().update(optimizer, *losses, count=count)
             for parameter, (grad, values, weight) in zip(others.parameters(), kept, strict=True):
                 assert parameter.grad is grad
                 assert grad is None or torch.equal(grad, values)
@@ -909,7 +909,8 @@ def test_a_checkpoint_is_enough(tmp_path, cls):
         assert loaded.hparams == model.hparams
         assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
         for name in ("loss", "penalties", "constraint", "instance_noise", "n_critic", "num_classes", "latent_size",
-                     "generator_batch_factor", "adam", "learning_rates", "latent_distribution"):  # fmt: skip
+                     "generator_batch_factor", "betas", "decay_start", "learning_rates",
+                     "latent_distribution"):  # fmt: skip
             assert getattr(loaded, name) == getattr(model, name)
         if cls is GAN:
             (optimizers, _) = loaded.configure_optimizers()

@@ -170,10 +170,10 @@ def test_a_mistake_planted_in_wgan_gp_is_seen(settings):
 
 
 class ClipsFirst(WGAN):
-    def update(self, optimizer, losses, *, count=True):
+    def update(self, optimizer, *losses, count=True):
         if not count:
             WeightClipping()(self.discriminator)
-        super().update(optimizer, losses, count=count)
+        super().update(optimizer, *losses, count=count)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_the_critic_is_within_bounds_right_after_each_of_its_steps_and_the_gener
             assert all(p.abs().max() <= 0.01 for p in self.discriminator.parameters())
             return super().generator_losses(num_fakes)
 
-        def update(self, optimizer, losses, *, count=True):
-            super().update(optimizer, losses, count=count)
+        def update(self, optimizer, *losses, count=True):
+            super().update(optimizer, *losses, count=count)
             if (
                 not count and self.images_seen > 0
             ):  # the step itself leaves the bounds, so clipping before it is too early

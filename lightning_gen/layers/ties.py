@@ -1,0 +1,67 @@
+"""Networks in which the samples of a call influence each other, and what that asks of those who call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+
+def ties_samples(network: nn.Module) -> bool:
+    """Whether what a network gives for one sample depends on the others in the call.
+
+    Batch norm is known to make it so. Any other layer says it by an attribute, `ties_samples = True`, of its class or
+    its own, as one with statistics of a minibatch must.
+    """
+    return any(
+        vars(module).get("ties_samples", getattr(type(module), "ties_samples", isinstance(module, _BatchNorm)))
+        for module in network.modules()
+    )
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether there is batch norm in it, of any number of dimensions."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def on_both(
+    network: nn.Module, first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """`network(first), network(second)`, in one call where neither sees the other in it.
+
+    It is two calls where the network ties samples together, or the pictures are of different sizes, which do not stack.
+    With `labels`, the network is also given those of the first and of the second.
+    """
+    given = [(first,), (second,)] if labels is None else [(first, labels[0]), (second, labels[1])]
+    if first.shape[1:] != second.shape[1:] or ties_samples(network):
+        return network(*given[0]), network(*given[1])
+    return network(*map(torch.cat, zip(*given, strict=True))).split([len(first), len(second)])
+
+
+def moving_once(network: nn.Module, piece: int, pieces: int) -> AbstractContextManager[None]:
+    """Let running statistics, which move in each of several pieces, have moved by the last as in one batch.
+
+    With momentum m a batch leaves (1 - m) of what there was. So do k pieces, each of which comes to m / k of the
+    result, if the momentum of piece i is m / (k - (k - i) m).
+    """
+    if pieces == 1:
+        return nullcontext()
+    return with_momenta(network, lambda momentum: momentum / (pieces - (pieces - 1 - piece) * momentum))
+
+
+@contextmanager
+def with_momenta(network: nn.Module, change: Callable[[float], float]) -> Iterator[None]:
+    """Other momenta of a network's running statistics, put back afterwards."""
+    normed = [m for m in network.modules() if isinstance(m, _NormBase) and m.momentum is not None]
+    momenta: list[Any] = [module.momentum for module in normed]
+    for module, momentum in zip(normed, momenta, strict=True):
+        module.momentum = change(momentum)
+    try:
+        yield
+    finally:
+        for module, momentum in zip(normed, momenta, strict=True):
+            module.momentum = momentum
