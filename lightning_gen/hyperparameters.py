@@ -344,11 +344,10 @@ def accepts(target: Callable[..., Any], name: str) -> bool:
 
 def with_defaults(target: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as plain data, and the defaults of those that were not given; for words, not for a call."""
-    defaults: dict[str, Any] = {}
-    for function in reversed(_signatures(target)):
-        parameters = inspect.signature(function).parameters.values()
-        defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {**hyperparameters_of(defaults), **given}
+    functions = reversed(_signatures(target))
+    parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
+    defaults = hyperparameters_of({p.name: p.default for p in parameters if p.default is not p.empty})
+    return {**dict.fromkeys(given), **defaults, **given}
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_a_checkpoint_alone_gives_the_model_back(saved, cls):
     assert loaded.image_shape == SHAPE
     assert loaded.loss == Wasserstein()
     assert loaded.penalties == [GradientPenalty(5.0)]
-    assert loaded.adam.betas == (0.1, 0.9)
+    assert loaded.betas == (0.1, 0.9)
     assert isinstance(loaded.generator_optimizer([nn.Parameter(torch.zeros(1))]), torch.optim.RMSprop)
     assert loaded.hparams == model.hparams
     for name, tensor in model.state_dict().items():

@@ -293,7 +293,7 @@ def test_a_checkpoint_of_another_project_is_refused(tmp_path):
 
 def test_overrides_strictness_and_unused_arguments(tmp_path):
     path = saved(CycleGAN(SHAPE, **NETWORKS), tmp_path / "a.ckpt")
-    assert CycleGAN.load_from_checkpoint(path, learning_rate=0.5).adam.learning_rate == 0.5
+    assert CycleGAN.load_from_checkpoint(path, learning_rate=0.5).learning_rates[0] == 0.5
     with pytest.raises(ValueError, match="hparams_file is not used"):
         CycleGAN.load_from_checkpoint(path, hparams_file="hparams.yaml")
     other = functools.partial(ResNetGenerator, filters=2, blocks=2)

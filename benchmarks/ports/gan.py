@@ -73,12 +73,10 @@ class PlainGAN(Game):
                 self.discriminator.compile()
         self.normalized = spectral_norms(self.discriminator).values()
         self.optimizers = [
-            Adam(network.parameters(), lr=rate, betas=model.adam.betas, fused=True)
+            Adam(network.parameters(), lr=rate, betas=model.betas, fused=True)
             for network, rate in zip((self.generator, self.discriminator), model.learning_rates, strict=True)
         ]
-        self.schedules = (
-            [linear_decay(o, settings.total) for o in self.optimizers] if model.adam.decay_start < 1 else []
-        )
+        self.schedules = [linear_decay(o, settings.total) for o in self.optimizers] if model.decay_start < 1 else []
 
     def update_critic(self, real: Tensor) -> None:
         """One update of the discriminator."""
@@ -244,7 +242,7 @@ class NaiveGAN(Game):
         self.generator = NaiveGenerator(settings.filters, doublings).to(settings.device)
         self.discriminator = NaiveDiscriminator(settings.filters // 2, spectral).to(settings.device)
         self.optimizers = [
-            Adam(network.parameters(), lr=rate, betas=model.adam.betas)
+            Adam(network.parameters(), lr=rate, betas=model.betas)
             for network, rate in zip((self.generator, self.discriminator), model.learning_rates, strict=True)
         ]
         self.schedules = [linear_decay(optimizer, settings.total) for optimizer in self.optimizers]

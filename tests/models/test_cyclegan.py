@@ -308,7 +308,7 @@ def test_the_defaults_are_the_paper_s():
     assert model.loss == LeastSquares()
     assert (model.lambda_A, model.lambda_B, model.lambda_identity) == (10, 10, 0.5)
     assert model.pool_A.size == model.pool_B.size == 50
-    assert (model.adam.learning_rate, model.adam.betas, model.adam.decay_start) == (2e-4, (0.5, 0.999), 0.5)
+    assert (model.learning_rates[0], model.betas, model.decay_start) == (2e-4, (0.5, 0.999), 0.5)
     counts = [sum(p.numel() for p in getattr(model, name).parameters()) for name in NETWORKS]
     assert counts == [11_378_179, 11_378_179, 2_764_737, 2_764_737]
     assert model.pool_A is not model.pool_B

@@ -30,7 +30,7 @@ def test_the_defaults_are_the_papers():
         least_squares = LSGAN((3, 64, 64))
     assert model.loss == NonSaturating()
     assert (model.latent_size, model.latent_distribution, model.n_critic) == (100, "uniform", 1)
-    assert (model.adam.learning_rate, model.adam.betas, model.adam.decay_start) == (2e-4, (0.5, 0.999), 1.0)
+    assert (model.learning_rates[0], model.betas, model.decay_start) == (2e-4, (0.5, 0.999), 1.0)
     for made in (model, least_squares):
         counts = [sum(p.numel() for p in network.parameters()) for network in (made.generator, made.discriminator)]
         assert counts == [12_658_432, 11_036_160]

@@ -234,7 +234,7 @@ def test_the_defaults_are_the_paper_s():
         model = Pix2Pix((3, 256, 256))
     assert model.loss == NonSaturating()
     assert model.lambda_L1 == 100
-    assert (model.adam.learning_rate, model.adam.betas) == (2e-4, (0.5, 0.999))
+    assert (model.learning_rates[0], model.betas) == (2e-4, (0.5, 0.999))
     assert sum(p.numel() for p in model.generator_AtoB.parameters()) == 54_413_955
     # Conv 6 -> 64 with bias, three convolutions without before batch norm, and the head: 2,768,705 as published.
     assert sum(p.numel() for p in model.discriminator.parameters()) == 2_768_705

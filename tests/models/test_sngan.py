@@ -179,7 +179,7 @@ def test_the_defaults_are_the_paper_s():
     model = SNGAN((3, 32, 32))
     assert model.loss == Hinge()
     assert (model.n_critic, model.generator_batch_factor, model.latent_size) == (5, 2, 128)
-    assert (model.adam.learning_rate, model.adam.betas, model.adam.decay_start) == (2e-4, (0.0, 0.9), 0.0)
+    assert (model.learning_rates[0], model.betas, model.decay_start) == (2e-4, (0.0, 0.9), 0.0)
     assert model.latent_distribution == "normal"
     counts = [sum(p.numel() for p in network.parameters()) for network in (model.generator, model.discriminator)]
     assert counts == [4_276_739, 1_053_825]

@@ -261,7 +261,7 @@ def test_the_defaults_are_the_papers():
         model = WGANGP((3, 32, 32))
     assert model.loss == Wasserstein()
     assert model.penalties == [GradientPenalty(10.0)]
-    assert (model.n_critic, model.adam.learning_rate, model.adam.betas) == (5, 1e-4, (0.0, 0.9))
+    assert (model.n_critic, model.learning_rates[0], model.betas) == (5, 1e-4, (0.0, 0.9))
     counts = [sum(p.numel() for p in network.parameters()) for network in (model.generator, model.discriminator)]
     assert counts == [4_276_739, 1_053_825]
     assert make(WGANGP, penalties=[]).penalties == []
