@@ -196,19 +196,18 @@ class Stopwatch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Start after the first updates, end after the last."""
-        # How many pictures were seen the device knows, which is not asked in between.
         device = pl_module.device
         if self.start is None:
             if trainer.global_step >= self.first:
                 finish(device)
-                self.images, self.steps = int(pl_module.images_seen), trainer.global_step  # type: ignore[arg-type]
+                self.images, self.steps = pl_module.images_seen, trainer.global_step  # type: ignore[arg-type]
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
                 self.start = time.perf_counter()
         elif time.perf_counter() - self.start >= self.seconds and trainer.global_step > self.steps:
             finish(device)
             self.took = time.perf_counter() - self.start
-            self.images = int(pl_module.images_seen) - self.images  # type: ignore[arg-type]
+            self.images = pl_module.images_seen - self.images  # type: ignore[arg-type]
             self.steps = trainer.global_step - self.steps
             self.memory = peak_memory(device)
             trainer.should_stop = True

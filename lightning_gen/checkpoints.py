@@ -37,6 +37,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "lr_schedulers": (list,),
     "noise_seed": (int, type(None)),
     "critic_updates": (int,),
+    "images_seen": (int,),
     "wandb_id": (str, type(None)),
 }
 _TO_GO_ON = (

@@ -47,7 +47,8 @@ class GenerativeModule(pl.LightningModule):
       configuration or in Python, and refuses what a stranger may have put into it.
     * *Noise is a function of (seed, rank, batch).* Before every training batch the random state is set from these
       three, so ranks differ, and a run that goes on after a stop draws what it would have drawn.
-    * *`images_seen`* counts the real images shown so far, over all ranks; it is a buffer, so it resumes.
+    * *`images_seen`* counts the real images shown so far, over all ranks: a number of the host, which schedules may
+      ask at every step. It stands in checkpoints, so it resumes.
     * *Pictures are in `[-1, 1]`*, whatever loader they come from: uint8 is converted, and the first batches of other
       values are refused, or spoken about where nothing in them is below 0.
 
@@ -57,7 +58,6 @@ class GenerativeModule(pl.LightningModule):
         image_shape: (channels, height, width).
     """
 
-    images_seen: Tensor
     instead_of: ClassVar[Mapping[str, str]] = {}
     """Settings of the trainer that are refused in training, and what to do instead."""
     prediction_name = "value"
@@ -82,7 +82,7 @@ class GenerativeModule(pl.LightningModule):
         # The lowest values in the first batches of each loader, by name.
         self._lowest: dict[tuple[Any, int], list[dict[str, float]]] = {}
         self._has_spoken = False
-        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.images_seen = 0
 
     # -- precision --------------------------------------------------------------------------------------------------
 
@@ -441,20 +441,20 @@ class GenerativeModule(pl.LightningModule):
         self._hparams_initial = copy.deepcopy(self._hparams)  # what Lightning shows to loggers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not save: the class, the seed of the noise, and the names of classes."""
+        """Add what Lightning does not save: the class, images seen, the seed of the noise, and the names of classes."""
         try:
             class_path = import_path(type(self))
         except TypeError:  # a class made inside a function: it can be resumed, not rebuilt from its name
             class_path = type(self).__qualname__
         checkpoint["hyper_parameters"] = {**hyperparameters_of(self.hparams), CLASS_KEY: class_path}
-        checkpoint["noise_seed"] = self.noise_seed
+        checkpoint["images_seen"], checkpoint["noise_seed"] = self.images_seen, self.noise_seed
         if self.class_names:
             checkpoint["class_names"] = self.class_names
         if self._training_settings is not None:
             checkpoint[SETTINGS] = self._training_settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take seed and names back, and refuse the weights of another model with a word instead of a list.
+        """Take count, seed and names back, and refuse the weights of another model with a word instead of a list.
 
         Raises:
             CheckpointError: If the checkpoint was written by another class, its weights have other shapes, the data has
@@ -464,6 +464,8 @@ class GenerativeModule(pl.LightningModule):
         name = type(self).__name__
         if written_by is not None and written_by.rpartition(".")[2] not in {c.__name__ for c in type(self).__mro__}:
             raise CheckpointError(f"The checkpoint was written by {written_by} and cannot go on as {name}.")
+        # Earlier versions counted in a buffer.
+        self.images_seen = int(checkpoint["state_dict"].pop("images_seen", checkpoint.get("images_seen", 0)))
         self._check_weights(checkpoint["state_dict"])
         self._take_class_names(checkpoint.get("class_names"))
         self.noise_seed = checkpoint.get("noise_seed")
@@ -477,6 +479,12 @@ class GenerativeModule(pl.LightningModule):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.state_key in states:
                 states[callback.state_key]["patience"] = callback.patience
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the count from a state dict of an earlier version, where it was a buffer."""
+        if (count := state_dict.pop(f"{prefix}images_seen", None)) is not None:
+            self.images_seen = int(count)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _take_class_names(self, saved: Any) -> None:
         if saved is None:  # the data has no names, or the checkpoint is older than they are

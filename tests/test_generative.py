@@ -108,10 +108,25 @@ def test_images_seen_counts_real_images_resumes_and_is_in_the_checkpoint(tmp_pat
     t.fit(model, pictures(3, size=2))
     assert model.images_seen == 6
     t.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert (type(checkpoint["images_seen"]), checkpoint["images_seen"]) == (int, 6)
+    assert "images_seen" not in checkpoint["state_dict"]
     assert CycleGAN.load_from_checkpoint(tmp_path / "a.ckpt").images_seen == 6
     again = CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR)
     trainer(max_steps=4).fit(again, pictures(3, size=2), ckpt_path=tmp_path / "a.ckpt")
     assert again.images_seen == 8
+
+
+@pytest.mark.parametrize("prefix", ["", "inner."])
+def test_a_state_dict_that_has_the_count_of_images_as_a_buffer_loads(prefix):
+    model = CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR)
+    outer = torch.nn.ModuleDict({"inner": model}) if prefix else model
+    earlier = outer.state_dict() | {f"{prefix}images_seen": torch.tensor(9)}
+    outer.load_state_dict(earlier)
+    assert (type(model.images_seen), model.images_seen) == (int, 9)
+    assert f"{prefix}images_seen" in earlier
+    with pytest.raises(RuntimeError, match="images_unseen"):
+        outer.load_state_dict(earlier | {f"{prefix}images_unseen": torch.tensor(9)})
 
 
 # -- checkpoints of classes of the user's own -----------------------------------------------------------------------

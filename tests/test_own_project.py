@@ -279,7 +279,7 @@ def test_networks_of_ones_own_by_import_path_in_yaml(own, fresh_process):
     (path,) = Path("runs").rglob("last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == 2
-    assert checkpoint["state_dict"]["images_seen"] == 2 * 2 * 50
+    assert checkpoint["images_seen"] == 2 * 2 * 50
     generator = checkpoint["hyper_parameters"]["generator"]
     assert (generator["class_path"], generator["init_args"]["colours"]) == ("own.Painter", 9)
     assert checkpoint["state_dict"]["discriminator.labels.weight"].shape == (10, 5)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+
+from lightning_gen.callbacks.progress import images_in
 
 
 class EMA(pl.Callback):
@@ -31,7 +33,8 @@ class EMA(pl.Callback):
             the update's own (as the code of StyleGAN2, arXiv 1912.04958, does).
         half_life_kimg: Thousands of real pictures, over all ranks, after which half of the old average is left: an
             update keeps 0.5 ** (pictures since the last update / half-life). All pictures count that are shown
-            between two generator updates. Their number is the length of the first tensor in a batch.
+            between two generator updates, by the model's `images_seen` or, of a model that does not count, by the
+            length of the first tensor in a batch.
 
     Raises:
         ValueError: If the decay or the half-life is out of range, or both are given; or (when training starts) the
@@ -65,6 +68,7 @@ class EMA(pl.Callback):
         self.updates = 0
         self.images = 0  # up to the last update
         self.new_images = 0  # since then
+        self.seen: int | None = None  # by the model, before the batch
         self.last_step = 0
         self.raw: dict[str, Tensor] = {}  # the weights themselves, while the average is in their place
 
@@ -97,6 +101,7 @@ class EMA(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start from the weights before the first batch, which a model may have set in its `on_train_start`."""
+        self.seen = getattr(pl_module, "images_seen", None)
         if not self.average:
             self.average = {name: _precise(p.detach().clone()) for name, p in self._parameters(pl_module).items()}
             self.updates, self.last_step = 0, trainer.global_step
@@ -108,8 +113,12 @@ class EMA(pl.Callback):
     ) -> None:
         """Move the average towards the weights, once a generator update."""
         if self.half_life_kimg is not None:
-            # By the shape, on the host: the model's own count lies on the device, which would have to be waited for.
-            self.new_images += _batch_size(batch) * trainer.world_size
+            if not (images := images_in(batch, self.seen, trainer, pl_module)):
+                raise ValueError(
+                    f"EMA counts pictures for half_life_kimg, but a batch ({type(batch).__name__}) holds no tensor of "
+                    "them. Give batches of tensors, or set decay instead."
+                )
+            self.new_images += images
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
@@ -226,18 +235,3 @@ def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iter
 
 def _precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _batch_size(batch: Any) -> int:
-    """Length of the first tensor in a batch of mappings and sequences."""
-    leaves = [batch]
-    while leaves:
-        first = leaves.pop(0)
-        if isinstance(first, Tensor) and first.ndim:
-            return len(first)
-        if isinstance(first, Mapping | list | tuple):
-            leaves[:0] = first.values() if isinstance(first, Mapping) else first
-    raise ValueError(
-        f"EMA counts pictures for half_life_kimg, but a batch ({type(batch).__name__}) holds no tensor of them. "
-        "Give batches of tensors, or set decay instead."
-    )

@@ -20,7 +20,7 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's bars, with images per second; plain lines where standard output is not a terminal.
 
     Shown are what the model logs with `prog_bar=True`, and `img/s`: training images per second over all ranks, a moving
-    average that leaves validation out. A batch counts once: `{"A", "B"}` has as many images as A.
+    average that leaves validation out. A batch counts as in the model's `images_seen`: `{"A", "B"}` has as many as A.
 
     Where the bars would fill a log file with carriage returns, a line like this comes every `every_n_seconds` instead:
     `epoch 3, step 1200: train/generator_AtoB 0.512, img/s 45.1, left 0:12:30`.
@@ -45,6 +45,7 @@ class ProgressBar(TQDMProgressBar):
         # Notebooks draw bars although their standard output is not a terminal.
         self.plain = not sys.stdout.isatty() and "ipykernel" not in sys.modules
         self.images = 0
+        self.seen: int | None = None  # by the model, before the batch
         self.clock: deque[tuple[float, int]] = deque()  # moments of training, and images until then
         self.validation = 0.0  # seconds spent in it
         self.validation_began = 0.0
@@ -88,8 +89,9 @@ class ProgressBar(TQDMProgressBar):
         self.start = (now, _share_done(trainer))
         self.next_line = now + self.every_n_seconds
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Note the moment from which images are counted."""
+        self.seen = getattr(pl_module, "images_seen", None)
         if not self.clock:
             self.count(0)
 
@@ -97,7 +99,7 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images, and show where we are."""
-        now = self.count(batch_size(batch) * trainer.world_size)
+        now = self.count(images_in(batch, self.seen, trainer, pl_module))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.prints_lines and now >= self.next_line:
             self.next_line = now + self.every_n_seconds
@@ -141,6 +143,18 @@ class ProgressBar(TQDMProgressBar):
             seconds = (time.monotonic() - began) * (1 - share) / (share - share_then)
             parts.append(f"left {timedelta(seconds=round(seconds))}")
         print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(parts)}", flush=True)
+
+
+def images_in(batch: Any, seen: int | None, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
+    """Real images of a training batch, over all ranks.
+
+    Args:
+        batch: Whose size counts for a model that does not count itself.
+        seen: The model's `images_seen` before it, or None.
+        trainer: Knows the ranks.
+        pl_module: The model.
+    """
+    return batch_size(batch) * trainer.world_size if seen is None else int(pl_module.images_seen - seen)  # type: ignore[operator]
 
 
 def batch_size(batch: Any) -> int:

@@ -161,8 +161,7 @@ class Report(pl.Callback):
         if not values:
             return
         line: Line = {"step": trainer.global_step, "seconds": round(self.seconds, 3)}
-        images_seen = getattr(pl_module, "images_seen", None)
-        if isinstance(images_seen, Tensor):
+        if (images_seen := getattr(pl_module, "images_seen", None)) is not None:
             line["images_seen"] = int(images_seen)
         with self._harmless():
             add_to_history(run_folder(trainer) / HISTORY, line | values)

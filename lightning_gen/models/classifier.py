@@ -184,7 +184,7 @@ class Classifier(GenerativeModule):
             **self.run,
             "val_accuracy": accuracy if validated_step == step else None,
             "steps": step,
-            "images_seen": int(self.images_seen),
+            "images_seen": self.images_seen,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

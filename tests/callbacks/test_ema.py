@@ -169,6 +169,20 @@ def test_the_half_life_means_the_same_at_every_batch_size_and_n_critic(size):
         assert left(ema) == pytest.approx(0.25, abs=1e-6)
 
 
+def test_a_model_that_counts_is_asked():
+    class Counting(Steady):
+        images_seen = 1000
+
+        def training_step(self, batch, batch_idx):
+            self.images_seen += len(batch["image"])
+            return super().training_step(batch, batch_idx)
+
+    ema = EMA(["walker"], half_life_kimg=0.1, ramp_up=False)
+    data = batches(4, 25, lambda images: {"weights of the batch": torch.zeros(3), "image": images})
+    trainer([ema], max_epochs=1).fit(Counting(), data)
+    assert (ema.images, left(ema)) == (100, pytest.approx(0.5, abs=1e-6))
+
+
 def test_all_ranks_count():
     ema = EMA(["walker"], half_life_kimg=0.1, ramp_up=False)
     model = Steady()

@@ -32,7 +32,7 @@ class Toy(pl.LightningModule):
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.ones(()))
         self.updates, self.fail_at, self.error = updates, fail_at, error
-        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.images_seen = 0
 
     def training_step(self, batch, batch_idx):
         if self.trainer.global_step == self.fail_at:

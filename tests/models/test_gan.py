@@ -357,7 +357,7 @@ def test_names_of_checkpoints_count_generator_updates(tmp_path):
     fit(make(n_critic=3), batches(14), [saving], enable_checkpointing=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt"]
     checkpoints = [torch.load(path, weights_only=True) for path in sorted(tmp_path.iterdir())]
-    assert [checkpoint["state_dict"]["images_seen"].item() for checkpoint in checkpoints] == [4 * 3 * 2, 4 * 3 * 4]
+    assert [checkpoint["images_seen"] for checkpoint in checkpoints] == [4 * 3 * 2, 4 * 3 * 4]
 
 
 # -- a stop anywhere ------------------------------------------------------------------------------------------------
@@ -394,12 +394,12 @@ def test_a_stop_between_two_critic_updates_changes_nothing(tmp_path, stop):
     middle = torch.load(tmp_path / "middle.ckpt", weights_only=True)
     assert middle["critic_updates"] == stop % 3
     assert middle["global_step"] == stop // 3
-    assert middle["state_dict"]["images_seen"] == 4 * stop
+    assert middle["images_seen"] == 4 * stop
     again = play(fresh(1), 4, ckpt_path=tmp_path / "middle.ckpt")
     assert again.global_step == through.global_step == 4
     expected, found = (t.lightning_module.state_dict() for t in (through, again))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert found["images_seen"] == 12 * 4
+    assert again.lightning_module.images_seen == 12 * 4
     for mine, theirs in zip(again.optimizers, through.optimizers, strict=True):
         for key, state in theirs.state_dict()["state"].items():
             assert all(torch.equal(mine.state_dict()["state"][key][name], value) for name, value in state.items())
