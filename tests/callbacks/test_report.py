@@ -34,6 +34,12 @@ class Toy(pl.LightningModule):
         self.updates, self.fail_at, self.error = updates, fail_at, error
         self.images_seen = 0
 
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint):
+        self.images_seen = checkpoint["images_seen"]
+
     def training_step(self, batch, batch_idx):
         if self.trainer.global_step == self.fail_at:
             raise self.error
