@@ -177,7 +177,7 @@ class GenerativeMetrics(pl.Callback):
     def _read_samples(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
         reference, extractor = self._prepare(trainer, pl_module)
         protocol = self._protocol(self.figures, self.num_samples[prefix])
-        self.evaluation = Evaluation(extractor, protocol, reference.mean)
+        self.evaluation = Evaluation(extractor, protocol)
         with together():
             start, plan = time.perf_counter(), list(protocol.batches(rank(), world_size()))
             for done, (number, size) in enumerate(plan):

@@ -110,7 +110,7 @@ class Bench:
     def _read(
         self, batches: Iterator[tuple[int, Pictures]], protocol: EvaluationProtocol, keep: bool = False
     ) -> Evaluation:
-        evaluation = Evaluation(self.extractor, protocol, self.reference.mean)
+        evaluation = Evaluation(self.extractor, protocol)
         evaluation.one_by_one |= keep
         start = time.perf_counter()
         for done, (number, images) in enumerate(batches):

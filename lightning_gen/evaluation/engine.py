@@ -2,8 +2,7 @@
 
 Pictures come in global batches: rank r of W takes the batches r, r + W, ..., so the figures do not depend on W. Each
 rank reads its own pictures; what is sent is one all-reduce of the packed moments, and the features to rank 0 where a
-figure needs them one by one. Rank 0 computes, and all ranks get the figures. Splits, blocks and subsets are dealt as
-the metrics of `lightning_gen.metrics` deal them, whatever the order of the pictures.
+figure needs them one by one. Rank 0 computes, by the metrics of `lightning_gen.metrics`, and all ranks get the figures.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from lightning_gen.evaluation.pictures import Pictures, features_of
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.metrics.feature_metrics import InceptionScore, KernelInceptionDistance, PrecisionRecall
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
-from lightning_gen.metrics.manifold import authenticity, precision_recall
-from lightning_gen.metrics.scores import in_canonical_order, inception_score, kernel_distance
+from lightning_gen.metrics.manifold import authenticity
+from lightning_gen.metrics.rows import in_canonical_order
 from lightning_gen.processes import from_rank_zero, gathered, rank, together, total
 from lightning_gen.randomness import generator_for
 
@@ -40,13 +40,12 @@ class Evaluation:
     Args:
         extractor: On the device where it shall work.
         protocol: What is measured.
-        shift: Mean of the reference's features `[D]`, the same on all ranks, so that no digits cancel in the moments.
     """
 
-    def __init__(self, extractor: FeatureExtractor, protocol: EvaluationProtocol, shift: Tensor | None = None) -> None:
+    def __init__(self, extractor: FeatureExtractor, protocol: EvaluationProtocol) -> None:
         self.extractor = extractor
         self.protocol = protocol
-        self.moments = Moments(extractor.num_features, shift) if "fid" in protocol.figures else None
+        self.moments = Moments(extractor.num_features) if "fid" in protocol.figures else None
         self.one_by_one = bool(set(protocol.figures) - {"fid"})
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -74,7 +73,7 @@ class Evaluation:
         protocol = self.protocol
         moments = None
         if self.moments is not None:
-            moments = Moments.unpack(total(self.moments.pack()), self.moments.shift)
+            moments = Moments.unpack(total(self.moments.pack()))
         features = logits = None
         if self.one_by_one:
             features = gathered(self.features, self.places, self.extractor.num_features)
@@ -84,11 +83,12 @@ class Evaluation:
         with together():
             if rank() == 0:
                 assert reference is not None
-                figures = _figures(protocol, moments, features, logits, reference)
+                figures = _figures(self.extractor, protocol, moments, features, logits, reference)
         return from_rank_zero(figures)
 
 
 def _figures(
+    extractor: FeatureExtractor,
     protocol: EvaluationProtocol,
     moments: Moments | None,
     features: Tensor | None,
@@ -105,17 +105,17 @@ def _figures(
         figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(
             real.moments(), in_canonical_order(features)
         )[:2]
-    if "is" in wanted and logits is not None:
-        figures["is"], figures["is_std"] = inception_score(in_canonical_order(logits), protocol.splits)
+    if logits is not None:
+        figures["is"], figures["is_std"] = InceptionScore(extractor, protocol.splits).score_of(logits)
     few = features[: protocol.max_features]
     if "kid" in wanted:
-        figures["kid"], error = kernel_distance(
-            in_canonical_order(real.features), in_canonical_order(few), block_size=protocol.block_size
-        )[:2]
-        if math.isfinite(error):  # there is none of a single block
-            figures["kid_stderr"] = error
+        distance = KernelInceptionDistance(extractor, subset_size=protocol.block_size).distance_of(real.features, few)
+        figures["kid"] = distance.value
+        if math.isfinite(distance.standard_error):  # there is none of a single block
+            figures["kid_stderr"] = distance.standard_error
     if "prdc" in wanted:
-        figures |= precision_recall(real.features, few, protocol.k, real_radii=real.radii(protocol.k))._asdict()
+        prdc = PrecisionRecall(extractor, protocol.k).figures_of(real.features, few, real.radii(protocol.k))
+        figures |= prdc._asdict()
     if "authpct" in wanted:
         figures["authpct"] = authenticity(real.features, few)
     return figures

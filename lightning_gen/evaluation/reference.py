@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_gen.evaluation.statistics import ReferenceStatistics, cached, loa
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.generative import check_range
 from lightning_gen.metrics.frechet import Moments
+from lightning_gen.metrics.rows import evenly_spaced
 from lightning_gen.processes import from_rank_zero, gathered, rank, together, total, world_size
 
 READ_AT_ONCE = 100  # real pictures
@@ -33,23 +33,17 @@ class Reference:
     Attributes:
         record: What the pictures are and how they were read.
         count: Of pictures; 0 where that is not known.
-        mean: Of their features `[D]`, float64, on the CPU; None where no figure needs moments.
         statistics: On rank 0; None elsewhere.
     """
 
     record: dict[str, Any]
     count: int
-    mean: Tensor | None
     statistics: ReferenceStatistics | None
 
     @classmethod
     def of(cls, statistics: ReferenceStatistics | None) -> Reference:
         """From what rank 0 has, on all ranks; all must call it."""
-        known = None
-        if statistics is not None:
-            mean = statistics.gaussian.mean if statistics.gaussian else None
-            known = statistics.record, statistics.count, mean
-        known = from_rank_zero(known)
+        known = from_rank_zero(None if statistics is None else (statistics.record, statistics.count))
         assert known is not None
         return cls(*known, statistics)
 
@@ -57,7 +51,7 @@ class Reference:
     def none(cls, extractor: FeatureExtractor) -> Reference:
         """For figures that compare with nothing."""
         features, indices = torch.empty(0, extractor.num_features), torch.empty(0, dtype=torch.int64)
-        return cls({}, 0, None, ReferenceStatistics({"count": 0}, None, features, indices))
+        return cls({}, 0, ReferenceStatistics({"count": 0}, None, features, indices))
 
     def check(self, protocol: EvaluationProtocol) -> None:
         """Raise a `ValueError` if there are fewer real pictures than a figure needs."""
@@ -142,19 +136,15 @@ def reference_statistics(
         record: What the pictures are and how they were read.
         with_moments: Whether to compute mean and covariance.
     """
-    kept = torch.arange(min(num_images, max_features)) * num_images // min(num_images, max_features)
-    read = ((number, features_of(images, extractor).features) for number, images in batches)
-    with together():
-        first = next(read, None)
-    # Rank 0 has the first batch of all.
-    shift = from_rank_zero(None if first is None else first[1].double().mean(0).cpu())
-    if shift is None:
+    if num_images == 0:
         raise ValueError("There are no real pictures to compare with.")
-    moments = Moments(extractor.num_features, shift) if with_moments else None
+    kept = evenly_spaced(num_images, max_features)
+    moments = Moments(extractor.num_features) if with_moments else None
     rows: list[Tensor] = []
     places: list[Tensor] = []
     with together():
-        for number, features in itertools.chain([first] if first else [], read):
+        for number, images in batches:
+            features = features_of(images, extractor).features
             if moments is not None:
                 moments.update(features)
             start = number * batch_size
@@ -165,5 +155,5 @@ def reference_statistics(
     kept_features = gathered(rows, places, extractor.num_features)
     if rank() != 0:
         return None
-    gaussian = None if packed is None else Moments.unpack(packed, shift).gaussian()
+    gaussian = None if packed is None else Moments.unpack(packed).gaussian()
     return ReferenceStatistics(dict(record), gaussian, kept_features, kept)

@@ -1,27 +1,34 @@
 """FID, Inception Score, kernel distance and precision/recall as `torchmetrics.Metric`s.
 
-They are constructed and used as torchmetrics' own (`update`, `compute`, `reset`, `sync`, `MetricCollection`). What is
-different:
+They are constructed and used as torchmetrics' own (`update`, `compute`, `reset`, `sync`, `plot`, `MetricCollection`),
+have the same attributes (`inception`, `real_features_num_samples` ...) and errors of the same types. What differs:
 
-* Sums are float64 and features float32, whatever precision plugin or autocast is around them.
+* Sums are float64 and features float32, whatever `set_dtype`, precision plugin or autocast is around them.
 * The extractor is frozen, in eval mode, and no part of the module tree: a checkpoint does not grow, an optimizer or
   `DistributedDataParallel` sees no weights, copies share it. It works where the pictures are.
 * A figure is a function of the set of pictures and a fixed seed. It does not depend on their order, nor on how they
   are shared out to processes, of which some may have seen fewer pictures or none. No global random state is used.
+* The same pictures in the same batches have the very figures of the callback `GenerativeMetrics` and of the command
+  `evaluate`, which use these classes. So figures of neighbours and kernels are of `max_features` pictures a side: the
+  first generated ones and evenly spaced real ones, of several processes in turn.
 * Float pictures are rounded to 8 bits, and their range is checked.
 * The Inception network resizes as that of the published figures does. torchmetrics has resized with antialiasing since
   its version 1.8; `antialias=True` does too. Figures of the two do not compare.
 * `metric(...)` is `update(...)`, and returns None: a figure of one batch means nothing.
+* `update` also takes `Features` that an extractor has made of pictures already.
 
 Several metrics can use one extractor: make it first, as `InceptionFeatures()`, and give it to each as `feature`.
+
+A plain module as `feature` is given the pictures as they come. One for floats reads uint8 pictures as
+`ModuleFeatures(module)`, whose `pixels` says which floats; or it begins with `images / 127.5 - 1` itself.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +36,16 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from lightning_gen.extractors.base import FeatureExtractor, Features
-from lightning_gen.extractors.inception import InceptionFeatures
+from lightning_gen.extractors.inception import InceptionFeatures, Layer
 from lightning_gen.metrics.base import FullPrecision
 from lightning_gen.metrics.frechet import Moments, frechet_distance
-from lightning_gen.metrics.manifold import precision_recall
-from lightning_gen.metrics.scores import check_rows, in_canonical_order, inception_score, kernel_distance
+from lightning_gen.metrics.manifold import PrecisionRecallResult, precision_recall
+from lightning_gen.metrics.rows import check_rows, evenly_spaced, in_canonical_order
+from lightning_gen.metrics.scores import InceptionScoreResult, KernelDistance, inception_score, kernel_distance
+
+
+class TooFewPicturesError(ValueError, RuntimeError):
+    """A figure needs more pictures; torchmetrics raises now the one and now the other."""
 
 
 class _Outside:
@@ -53,11 +65,12 @@ class _FeatureMetric(FullPrecision):
         self,
         feature: int | nn.Module,
         normalize: bool,
-        feature_extractor_weights_path: str | Path | None,
-        antialias: bool,
+        feature_extractor_weights_path: str | Path | None = None,
+        antialias: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        _expect("normalize", normalize, "a bool", bool)
         self.normalize = normalize
         if isinstance(feature, nn.Module):
             if feature_extractor_weights_path is not None:
@@ -65,13 +78,18 @@ class _FeatureMetric(FullPrecision):
             own = isinstance(feature, FeatureExtractor)
             network = feature if own else copy.deepcopy(feature).requires_grad_(False).eval()
         elif isinstance(feature, (int, str)):
+            if feature not in (layers := get_args(Layer)):
+                known = ", ".join(map(str, layers))
+                raise ValueError(f"Integer input to argument `feature` must be one of {known}, got {feature!r}.")
             network = InceptionFeatures(
-                cast(Any, feature),
+                cast(Layer, feature),
                 weights=feature_extractor_weights_path,
                 resize="antialias" if antialias else "tf1",
             )
         else:
-            raise TypeError(f"feature must be a layer of the Inception network or a module, got {feature!r}.")
+            raise TypeError(
+                f"Got unknown input to argument `feature`: {feature!r}, no layer of the Inception network nor a module."
+            )
         self._outside = _Outside(network)
 
     @property
@@ -79,24 +97,54 @@ class _FeatureMetric(FullPrecision):
         """The frozen network: a `FeatureExtractor`, or a copy of the module that was given."""
         return self._outside.network
 
+    @property
+    def inception(self) -> nn.Module:
+        """The same, by torchmetrics' name."""
+        return self.extractor
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw a figure, or a list of figures; by default that of `compute`, without its deviation."""
+        val = self.compute() if val is None else val
+        return self._plot(val[0] if isinstance(val, tuple) else val, ax)
+
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """The same as `update`."""
         self.update(*args, **kwargs)
 
-    def _read(self, imgs: Tensor) -> Features:
+    def _read(self, imgs: Tensor | Features) -> Features:
         """Features and logits of pictures; what a plain module gives is taken for either."""
         if self._is_synced:
             raise TorchMetricsUserError("The metric is synced; what is added now would be lost. Call unsync() first.")
         network = self.extractor
-        if isinstance(network, FeatureExtractor):
+        if isinstance(imgs, Features):
+            features, logits = imgs
+        elif isinstance(network, FeatureExtractor):
             features, logits = network.to(imgs.device)(self._as_8_bits(imgs) if network.quantized else imgs)
         else:
-            place = next(network.to(imgs.device).parameters(), None)
-            if place is not None and imgs.is_floating_point():
-                imgs = imgs.to(place.dtype)
-            with torch.no_grad(), torch.autocast(imgs.device.type, enabled=False):
-                features = logits = self._rows_of(network(imgs), imgs)
+            features = logits = self._read_by_module(network, imgs)
         return Features(features.to(self.device), None if logits is None else logits.to(self.device))
+
+    def _read_by_module(self, network: nn.Module, imgs: Tensor) -> Tensor:
+        """What a plain module makes of pictures as they come, `[N, d]` in float32."""
+        place = next(network.to(imgs.device).parameters(), None)
+        if place is not None and imgs.is_floating_point():
+            imgs = imgs.to(place.dtype)
+        try:
+            with torch.no_grad(), torch.autocast(imgs.device.type, enabled=False):
+                output = network(imgs)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(network).__name__} is given pictures as they come, and cannot read {list(imgs.shape)} of "
+                f"{imgs.dtype}: {error}. ModuleFeatures(module) of lightning_gen.metrics makes floats of uint8 for "
+                "it; input_img_size says at which size it is tried, if it has no attribute num_features."
+            ) from error
+        if isinstance(output, Tensor) and output.ndim == 1 and len(imgs) == 1:
+            output = output.unsqueeze(0)
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(imgs):
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"The module must map {list(imgs.shape)} to features [{len(imgs)}, d], got {got}.")
+        check_rows(output, "the features of the module")
+        return output.float()
 
     def _as_8_bits(self, imgs: Tensor) -> Tensor:
         if not self.normalize:
@@ -115,17 +163,6 @@ class _FeatureMetric(FullPrecision):
             )
         return imgs.float().mul(255).round().clamp(0, 255).to(torch.uint8)
 
-    @staticmethod
-    def _rows_of(output: Any, imgs: Tensor) -> Tensor:
-        """What a plain module gave, `[N, d]` in float32."""
-        if isinstance(output, Tensor) and output.ndim == 1 and len(imgs) == 1:
-            output = output.unsqueeze(0)
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(imgs):
-            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"The module must map {list(imgs.shape)} to features [{len(imgs)}, d], got {got}.")
-        check_rows(output, "the features of the module")
-        return output.float()
-
     def _figure(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float32 if self.device.type == "mps" else torch.float64).to(self.device)
 
@@ -136,22 +173,19 @@ class _FeatureMetric(FullPrecision):
         for name in self._defaults:
             rows = _joined(getattr(self, name)).to(self.device)
             parts = dist_sync_fn(rows, group=process_group or self.process_group)
-            setattr(self, name, [part.cpu() if self.compute_on_cpu else part for part in parts if len(part)])
+            # The ranks in turn, as pictures are dealt to them.
+            places = torch.cat([torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)])
+            if len(places):
+                rows = torch.cat([part for part in parts if len(part)])[places.argsort().to(rows.device)]
+                setattr(self, name, [rows.cpu() if self.compute_on_cpu else rows])
 
 
 class _RealAndFake(_FeatureMetric):
     """A metric of two sets of pictures, of which the real one may be kept."""
 
-    def __init__(
-        self,
-        feature: int | nn.Module,
-        reset_real_features: bool,
-        normalize: bool,
-        feature_extractor_weights_path: str | Path | None,
-        antialias: bool,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(feature, normalize, feature_extractor_weights_path, antialias, **kwargs)
+    def __init__(self, feature: int | nn.Module, reset_real_features: bool, normalize: bool, **kwargs: Any) -> None:
+        super().__init__(feature, normalize, **kwargs)
+        _expect("reset_real_features", reset_real_features, "a bool", bool)
         self.reset_real_features = reset_real_features
 
     def reset(self) -> None:
@@ -171,12 +205,14 @@ class _TwoSamples(_RealAndFake):
     real_features: list[Tensor]
     fake_features: list[Tensor]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, max_features: int | None = 10_000, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _expect("max_features", max_features, "integer larger than 1, or `None`", int | None, 1)
+        self.max_features = max_features
         self.add_state("real_features", default=[], dist_reduce_fx="cat")
         self.add_state("fake_features", default=[], dist_reduce_fx="cat")
 
-    def update(self, imgs: Tensor, real: bool) -> None:
+    def update(self, imgs: Tensor | Features, real: bool) -> None:
         """Add a batch.
 
         Args:
@@ -185,13 +221,24 @@ class _TwoSamples(_RealAndFake):
         """
         (self.real_features if real else self.fake_features).append(self._read(imgs).features)
 
+    def _sides(self, what: str, least: int) -> tuple[Tensor, Tensor]:
+        """The features of real and of generated pictures, at most `max_features` of each."""
+        real, fake = _joined(self.real_features), _joined(self.fake_features)
+        if min(len(real), len(fake)) < least:
+            raise TooFewPicturesError(
+                f"{what} needs at least {least} real and {least} generated pictures, got {len(real)} and {len(fake)}."
+            )
+        if self.max_features is None:
+            return real, fake
+        return real[evenly_spaced(len(real), self.max_features).to(real.device)], fake[: self.max_features]
+
 
 class FrechetInceptionDistance(_RealAndFake):
     """The Fréchet distance of the features of real and generated pictures (Heusel et al. 2017, arXiv 1706.08500).
 
     With the default `feature` it is the published FID. It falls with the number of pictures, so figures of different
-    numbers do not compare; 50 000 generated ones are usual. Its states are two packs of float64 moments (see
-    `metrics.frechet.Moments`), 16.8 MB each at 2048 features, and one all-reduce of both synchronizes them.
+    numbers do not compare; 50 000 generated ones are usual. Its states are sums in float64, 33.6 MB a side at 2048
+    features, and one all-reduce of half of that synchronizes both sides.
 
     `compute` gives a float64 scalar, 0 or more.
 
@@ -203,19 +250,17 @@ class FrechetInceptionDistance(_RealAndFake):
         input_img_size: Shape of the pictures, by which a module without the attribute `num_features` is tried.
         feature_extractor_weights_path: The Inception network's weights; None looks for them where torch hub keeps
             them, and downloads them if they are not there.
-        antialias: Resize with antialiasing. Unlike in torchmetrics it is off, as in the published FID.
+        antialias: Resize with antialiasing. Unlike in torchmetrics it is off, as in the published figures.
         **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
 
     Raises:
-        ValueError: If pictures are not of the type and range expected; from `compute` if there are fewer than 2 real
-            or 2 generated ones.
+        ValueError: If pictures are not of the type and range expected; from `compute` a `TooFewPicturesError` if there
+            are fewer than 2 real or 2 generated ones.
         FileNotFoundError: If there are no weights, and none can be downloaded.
     """
 
     higher_is_better = False
     plot_lower_bound = 0.0
-    real_moments: Tensor
-    fake_moments: Tensor
 
     def __init__(
         self,
@@ -227,12 +272,12 @@ class FrechetInceptionDistance(_RealAndFake):
         antialias: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(feature, reset_real_features, normalize, feature_extractor_weights_path, antialias, **kwargs)
+        kwargs |= {"feature_extractor_weights_path": feature_extractor_weights_path, "antialias": antialias}
+        super().__init__(feature, reset_real_features, normalize, **kwargs)
         self.num_features = self._find_num_features(input_img_size)
-        # No shift: ranks could not share it. Features are float32, whose own rounding is more than what cancels.
-        empty = Moments(self.num_features).pack()
-        self.add_state("real_moments", default=empty, dist_reduce_fx="sum")
-        self.add_state("fake_moments", default=empty.clone(), dist_reduce_fx="sum")
+        for side in ("real", "fake"):
+            for name, value in self._states_of(side, Moments(self.num_features)):
+                self.add_state(name, value, dist_reduce_fx="sum")
 
     def _find_num_features(self, input_img_size: tuple[int, int, int]) -> int:
         network = self.extractor
@@ -246,7 +291,22 @@ class FrechetInceptionDistance(_RealAndFake):
                 return self._read(blank).features.shape[1]
         return int(cast(Any, network.num_features))
 
-    def update(self, imgs: Tensor, real: bool) -> None:
+    def _moments(self, side: str) -> Moments:
+        """Those of a side, as a copy: states made in inference mode can't be changed outside of it."""
+        # No shift: ranks could not share it. Features are float32, whose own rounding is more than what cancels.
+        moments = Moments(self.num_features)
+        moments.count = int(getattr(self, f"{side}_features_num_samples"))
+        moments.sum = getattr(self, f"{side}_features_sum").clone()
+        moments.products = getattr(self, f"{side}_features_cov_sum").clone()
+        return moments
+
+    @staticmethod
+    def _states_of(side: str, moments: Moments) -> Iterator[tuple[str, Tensor]]:
+        count = torch.tensor(moments.count, device=moments.sum.device)
+        for name, value in (("num_samples", count), ("sum", moments.sum), ("cov_sum", moments.products)):
+            yield f"{side}_features_{name}", value
+
+    def update(self, imgs: Tensor | Features, real: bool) -> None:
         """Add a batch.
 
         Args:
@@ -256,18 +316,17 @@ class FrechetInceptionDistance(_RealAndFake):
         features = self._read(imgs).features
         if features.shape[1] != self.num_features:
             raise ValueError(f"The extractor was to give {self.num_features} features, but gives {features.shape[1]}.")
-        name = "real_moments" if real else "fake_moments"
-        state: Tensor = getattr(self, name)
-        moments = Moments(self.num_features)
+        side = "real" if real else "fake"
+        moments = self._moments(side)
         moments.update(features)
-        # Not in place: in inference mode a state may have been made that can't be changed outside of it.
-        setattr(self, name, state + moments.pack().to(state.device))
+        for name, value in self._states_of(side, moments):
+            setattr(self, name, value)
 
     def compute(self) -> Tensor:
         """The distance."""
-        real, fake = Moments.unpack(self.real_moments), Moments.unpack(self.fake_moments)
+        real, fake = self._moments("real"), self._moments("fake")
         if min(real.count, fake.count) < 2:
-            raise ValueError(
+            raise TooFewPicturesError(
                 "A Fréchet distance needs at least 2 real and 2 generated pictures, and thousands to mean something; "
                 f"got {real.count} and {fake.count}."
             )
@@ -277,12 +336,14 @@ class FrechetInceptionDistance(_RealAndFake):
         self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
         group = process_group or self.process_group
-        both = torch.cat([self.real_moments, self.fake_moments])
+        both = torch.cat([self._moments(side).pack() for side in ("real", "fake")])
         if dist_sync_fn is gather_all_tensors:
             torch.distributed.all_reduce(both, group=group)
         else:
             both = torch.stack(dist_sync_fn(both, group=group)).sum(dim=0)
-        self.real_moments, self.fake_moments = both.chunk(2)
+        for side, pack in zip(("real", "fake"), both.chunk(2), strict=True):
+            for name, value in self._states_of(side, Moments.unpack(pack)):
+                setattr(self, name, value)
 
 
 class InceptionScore(_FeatureMetric):
@@ -299,10 +360,8 @@ class InceptionScore(_FeatureMetric):
             maps pictures to logits `[N, K]`, of which a copy is used. The layers that torchmetrics takes here, 2048 and
             so on, have no classes.
         splits: Their number; each has 1 / splits of the pictures.
-        normalize: As of `FrechetInceptionDistance`, and so are those that follow.
-        feature_extractor_weights_path: Of the Inception network.
-        antialias: Of its resize; torchmetrics always has it here.
-        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+        normalize: As of `FrechetInceptionDistance`.
+        **kwargs: Those of `FrechetInceptionDistance`.
 
     Raises:
         ValueError: If pictures are not of the type and range expected, the extractor has no classes; from `compute` if
@@ -319,22 +378,20 @@ class InceptionScore(_FeatureMetric):
         feature: str | nn.Module = "logits_unbiased",
         splits: int = 10,
         normalize: bool = False,
-        feature_extractor_weights_path: str | Path | None = None,
-        antialias: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(feature, nn.Module) and feature != "logits_unbiased":
+        if isinstance(feature, (int, str)) and feature != "logits_unbiased":
             raise ValueError(
-                f"The score is of classes: feature must be 'logits_unbiased' or a module, got {feature!r}."
+                "Integer input to argument `feature` must be one of the layers with classes, for the score is of them: "
+                f"'logits_unbiased' or a module, got {feature!r}."
             )
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, got {splits}.")
-        network = feature if isinstance(feature, nn.Module) else 2048
-        super().__init__(network, normalize, feature_extractor_weights_path, antialias, **kwargs)
+        _expect("splits", splits, "integer larger than 0", int, 0)
+        network: Any = 2048 if isinstance(feature, str) else feature
+        super().__init__(network, normalize, **kwargs)
         self.splits = splits
         self.add_state("features", default=[], dist_reduce_fx="cat")
 
-    def update(self, imgs: Tensor) -> None:
+    def update(self, imgs: Tensor | Features) -> None:
         """Add a batch `[N, C, H, W]`; see the class."""
         logits = self._read(imgs).logits
         if logits is None:
@@ -343,11 +400,15 @@ class InceptionScore(_FeatureMetric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation) over the splits."""
-        logits = in_canonical_order(_joined(self.features))
+        logits = _joined(self.features)
         if len(logits) < self.splits:
-            raise ValueError(f"{self.splits} splits need at least as many pictures, got {len(logits)}.")
-        mean, std = inception_score(logits, self.splits)
+            raise TooFewPicturesError(f"{self.splits} splits need at least as many pictures, got {len(logits)}.")
+        mean, std = self.score_of(logits)
         return self._figure(mean), self._figure(std)
+
+    def score_of(self, logits: Tensor) -> InceptionScoreResult:
+        """The score of logits `[N, K]`, in whatever order they are."""
+        return inception_score(in_canonical_order(logits), self.splits)
 
 
 class KernelInceptionDistance(_TwoSamples):
@@ -369,15 +430,14 @@ class KernelInceptionDistance(_TwoSamples):
         degree: Of the kernel (gamma x.y + coef)^degree.
         gamma: None means 1 / d.
         coef: Of the kernel.
-        reset_real_features: As of `FrechetInceptionDistance`, and so are those that follow.
-        normalize: Whether pictures are floats in `[0, 1]`.
-        feature_extractor_weights_path: Of the Inception network.
-        antialias: Of its resize; torchmetrics always has it here.
-        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+        reset_real_features: As of `FrechetInceptionDistance`.
+        normalize: As of `FrechetInceptionDistance`.
+        **kwargs: `max_features` (10 000), pictures of either side that blocks are dealt from, at most, or None for all;
+            subsets are always drawn from all. And those of `FrechetInceptionDistance`.
 
     Raises:
-        ValueError: If pictures are not of the type and range expected; from `compute` if there are fewer than 2 real
-            or 2 generated ones, or with `subsets` fewer than `subset_size`.
+        ValueError: If pictures are not of the type and range expected; from `compute` a `TooFewPicturesError` if there
+            are fewer than 2 real or 2 generated ones, or with `subsets` fewer than `subset_size`.
         FileNotFoundError: If there are no weights, and none can be downloaded.
     """
 
@@ -393,13 +453,15 @@ class KernelInceptionDistance(_TwoSamples):
         coef: float = 1.0,
         reset_real_features: bool = True,
         normalize: bool = False,
-        feature_extractor_weights_path: str | Path | None = None,
-        antialias: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(feature, reset_real_features, normalize, feature_extractor_weights_path, antialias, **kwargs)
-        if subset_size < 2 or (subsets is not None and subsets < 1):
-            raise ValueError(f"subset_size must be at least 2 and subsets 1, got {subset_size} and {subsets}.")
+        _expect("subsets", subsets, "integer larger than 0, or `None`", int | None, 0)
+        _expect("subset_size", subset_size, "integer larger than 0, and 2 at least", int, 1)
+        _expect("degree", degree, "integer larger than 0", int, 0)
+        _expect("gamma", gamma, "`None` or float larger than 0", float | int | None, 0)
+        _expect("coef", coef, "float larger than 0", float | int, 0)
+        super().__init__(feature, reset_real_features, normalize, **kwargs)
+        self.max_features = None if subsets else self.max_features
         self.subsets = subsets
         self.subset_size = subset_size
         self.degree = degree
@@ -408,18 +470,20 @@ class KernelInceptionDistance(_TwoSamples):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """(value, standard error), or with `subsets` (value, standard deviation)."""
-        real, fake = (in_canonical_order(_joined(side)) for side in (self.real_features, self.fake_features))
-        _check_counts("A kernel distance", real, fake, self.subset_size if self.subsets else 2)
-        result = kernel_distance(
-            real,
-            fake,
+        distance = self.distance_of(*self._sides("A kernel distance", self.subset_size if self.subsets else 2))
+        return self._figure(distance.value), self._figure(distance.std if self.subsets else distance.standard_error)
+
+    def distance_of(self, real: Tensor, fake: Tensor) -> KernelDistance:
+        """The distance of features `[N, D]` and `[M, D]`, in whatever order they are."""
+        return kernel_distance(
+            in_canonical_order(real),
+            in_canonical_order(fake),
             block_size=self.subset_size,
             subsets=self.subsets,
             degree=self.degree,
             gamma=self.gamma,
             coef0=self.coef,
         )
-        return self._figure(result.value), self._figure(result.std if self.subsets else result.standard_error)
 
 
 class PrecisionRecall(_TwoSamples):
@@ -432,11 +496,10 @@ class PrecisionRecall(_TwoSamples):
     Args:
         feature: As of `FrechetInceptionDistance`.
         k: The neighbour up to which the ball of a picture reaches.
-        reset_real_features: As of `FrechetInceptionDistance`, and so are those that follow.
-        normalize: Whether pictures are floats in `[0, 1]`.
-        feature_extractor_weights_path: Of the Inception network.
-        antialias: Of its resize; torchmetrics always has it here.
-        **kwargs: Those of every `torchmetrics.Metric`, which refuses others.
+        reset_real_features: As of `FrechetInceptionDistance`.
+        normalize: As of `FrechetInceptionDistance`.
+        **kwargs: `max_features` (10 000), pictures of either side, at most, or None for all. And those of
+            `FrechetInceptionDistance`.
 
     Raises:
         ValueError: If pictures are not of the type and range expected; from `compute` if there are not more than k
@@ -453,21 +516,20 @@ class PrecisionRecall(_TwoSamples):
         k: int = 5,
         reset_real_features: bool = True,
         normalize: bool = False,
-        feature_extractor_weights_path: str | Path | None = None,
-        antialias: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(feature, reset_real_features, normalize, feature_extractor_weights_path, antialias, **kwargs)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
+        _expect("k", k, "integer larger than 0", int, 0)
+        super().__init__(feature, reset_real_features, normalize, **kwargs)
         self.k = k
 
     def compute(self) -> dict[str, Tensor]:
         """The four by name."""
-        real, fake = _joined(self.real_features), _joined(self.fake_features)
-        _check_counts(f"Precision and recall with k = {self.k}", real, fake, self.k + 1)
-        figures = precision_recall(real, fake, self.k)._asdict()
-        return {name: self._figure(value) for name, value in figures.items()}
+        figures = self.figures_of(*self._sides(f"Precision and recall with k = {self.k}", self.k + 1))
+        return {name: self._figure(value) for name, value in figures._asdict().items()}
+
+    def figures_of(self, real: Tensor, fake: Tensor, real_radii: Tensor | None = None) -> PrecisionRecallResult:
+        """The four of features `[N, D]` and `[M, D]`, in whatever order they are; see `manifold.precision_recall`."""
+        return precision_recall(real, fake, self.k, real_radii=real_radii)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -475,8 +537,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, 0, dtype=torch.float32)
 
 
-def _check_counts(what: str, real: Tensor, fake: Tensor, least: int) -> None:
-    if min(len(real), len(fake)) < least:
-        raise ValueError(
-            f"{what} needs at least {least} real and {least} generated pictures, got {len(real)} and {len(fake)}."
-        )
+def _expect(argument: str, given: Any, what: str, kinds: Any, above: float | None = None) -> None:
+    """Raise a `ValueError` in torchmetrics' words if an argument is not what it should be."""
+    if not isinstance(given, kinds) or (above is not None and given is not None and not given > above):
+        raise ValueError(f"Argument `{argument}` expected to be {what}, got {given!r}.")

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_gen.metrics.rows import check_rows, with_float64
+
 EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -68,9 +70,9 @@ class Gaussian:
     @classmethod
     def fit(cls, features: Tensor) -> Gaussian:
         """Of features `[N, D]`, N at least 2; see `Moments`."""
-        _check(features)
-        moments = Moments(features.shape[1], shift=_where_float64_is(features).mean(0, dtype=torch.float64))
-        moments.update(features)
+        check_rows(features)
+        moments = Moments(features.shape[1], shift=with_float64(features).mean(0, dtype=torch.float64))
+        moments._add(features)
         return moments.gaussian()
 
     @cached_property
@@ -109,6 +111,8 @@ class Moments:
         num_features: D.
         shift: What is taken from the features, `[D]`.
         count: Features `[D]` seen so far.
+        sum: Of the features less the shift, `[D]`.
+        products: Of all pairs of them, summed, `[D, D]`, of which only the upper triangle is read.
 
     Raises:
         ValueError: If D is below 1, or the shift has another shape or is not finite.
@@ -123,9 +127,9 @@ class Moments:
         # Tensors born in inference mode could not be added to outside of it.
         with torch.inference_mode(False):
             zeros = torch.zeros(num_features, dtype=torch.float64)
-            self.shift = zeros if shift is None else _where_float64_is(shift.detach()).to(torch.float64, copy=True)
-            self._sum = torch.zeros_like(self.shift)
-            self._products = self.shift.new_zeros(num_features, num_features)  # only the upper triangle is read
+            self.shift = zeros if shift is None else with_float64(shift).to(torch.float64, copy=True)
+            self.sum = torch.zeros_like(self.shift)
+            self.products = self.shift.new_zeros(num_features, num_features)
 
     def update(self, features: Tensor) -> None:
         """Add features `[N, D]` of any floating type, N at least 0.
@@ -133,16 +137,19 @@ class Moments:
         Raises:
             ValueError: If the shape does not fit or a number is not finite; then nothing has been added.
         """
-        _check(features, self.num_features)
-        features = _where_float64_is(features.detach())
-        if features.device != self._sum.device:
-            self.shift, self._sum, self._products = (
-                tensor.to(features.device) for tensor in (self.shift, self._sum, self._products)
+        check_rows(features, num_features=self.num_features)
+        self._add(features)
+
+    def _add(self, features: Tensor) -> None:
+        features = with_float64(features)
+        if features.device != self.sum.device:
+            self.shift, self.sum, self.products = (
+                tensor.to(features.device) for tensor in (self.shift, self.sum, self.products)
             )
         for part in features.split(4096):  # so many at a time are held twice
             part = part.double() - self.shift
-            self._sum += part.sum(0)
-            self._products.addmm_(part.T, part)
+            self.sum += part.sum(0)
+            self.products.addmm_(part.T, part)
         self.count += len(features)
 
     def pack(self) -> Tensor:
@@ -150,7 +157,7 @@ class Moments:
 
         With 2048 features that is 16.8 MB. The count is exact up to 2^53.
         """
-        return torch.cat([self._sum.new_tensor([self.count]), self._sum, self._products[_upper(self._products)]])
+        return torch.cat([self.sum.new_tensor([self.count]), self.sum, self.products[_upper(self.products)]])
 
     @classmethod
     def unpack(cls, pack: Tensor, shift: Tensor | None = None) -> Moments:
@@ -167,11 +174,11 @@ class Moments:
         if pack.ndim != 1 or num_features < 1 or (num_features + 1) * (num_features + 2) != 2 * pack.numel():
             raise ValueError(f"A pack has 1 + D + D (D + 1) / 2 numbers, got the shape {list(pack.shape)}.")
         moments = cls(num_features, shift)
-        pack = _where_float64_is(pack.detach()).double()
-        moments.shift, moments._sum = moments.shift.to(pack.device), pack[1 : num_features + 1].clone()
+        pack = with_float64(pack).double()
+        moments.shift, moments.sum = moments.shift.to(pack.device), pack[1 : num_features + 1].clone()
         moments.count = round(float(pack[0]))
-        moments._products = pack.new_zeros(num_features, num_features)
-        moments._products.masked_scatter_(_upper(moments._products), pack[num_features + 1 :])
+        moments.products = pack.new_zeros(num_features, num_features)
+        moments.products.masked_scatter_(_upper(moments.products), pack[num_features + 1 :])
         return moments
 
     def gaussian(self) -> Gaussian:
@@ -186,11 +193,11 @@ class Moments:
         """
         if self.count < 2:
             raise ValueError(f"A covariance needs at least 2 samples, got {self.count}.")
-        mean = self._sum / self.count
-        covariance = torch.addr(self._products, mean, self._sum, alpha=-1).div_(self.count - 1).triu_()
+        mean = self.sum / self.count
+        covariance = torch.addr(self.products, mean, self.sum, alpha=-1).div_(self.count - 1).triu_()
         covariance += covariance.triu(1).T
         # N equal squares, summed one after the other, are wrong by at most N / 4 times the machine precision.
-        constant = covariance.diagonal() <= EPSILON / 4 * self._products.diagonal()
+        constant = covariance.diagonal() <= EPSILON / 4 * self.products.diagonal()
         covariance[constant] = 0
         covariance[:, constant] = 0
         return Gaussian(self.count, self.shift + mean, covariance)
@@ -245,8 +252,8 @@ def frechet_distance_between(x: Tensor, y: Tensor) -> float:
         ValueError: If there are fewer than 2 samples on a side, the numbers of features differ, or some number is not
             finite.
     """
-    _check(x)
-    _check(y, x.shape[1])
+    check_rows(x)
+    check_rows(y, num_features=x.shape[1])
     if min(len(x), len(y)) < 2:
         raise ValueError(f"A covariance needs at least 2 samples, got {len(x)} and {len(y)}.")
     if min(len(x), len(y)) > x.shape[1]:
@@ -311,7 +318,7 @@ def frechet_infinity(
     Raises:
         ValueError: If there are too few samples or points, or the features do not fit the reference.
     """
-    _check(features, len(reference.mean))
+    check_rows(features, num_features=len(reference.mean))
     number, num_features = features.shape
     if smallest is None:
         smallest = max(min(5000, number // 10), 2 * num_features)
@@ -345,30 +352,10 @@ def _distance(difference: Tensor, traces: Tensor, trace_root: Tensor) -> float:
     return float(difference.square().sum()) + max(float(traces - 2 * trace_root), 0.0)
 
 
-def _check(features: Tensor, num_features: int | None = None) -> None:
-    """Features are `[N, D]` and finite."""
-    expected = "D" if num_features is None else num_features
-    if features.ndim != 2 or features.shape[1] != (num_features or max(features.shape[-1], 1)):
-        raise ValueError(f"Features must be [N, {expected}], got the shape {list(features.shape)}.")
-    if len(features) and not math.isfinite(_largest(features)):
-        wrong = ~features.isfinite()
-        rows = wrong.any(dim=1)
-        row = int(rows.nonzero()[0])
-        column = int(wrong[row].nonzero()[0])
-        raise ValueError(
-            f"{int(rows.sum())} of {len(features)} rows of features are not finite; the first is row {row}, whose "
-            f"feature {column} is {float(features[row, column])}. Look at those pictures, and at the extractor."
-        )
-
-
 def _largest(tensor: Tensor) -> float:
     """The largest absolute value; NaN if there is one."""
     least, most = tensor.detach().aminmax()
     return float(torch.maximum(-least, most))
-
-
-def _where_float64_is(tensor: Tensor) -> Tensor:
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def _upper(matrix: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.scores import check_rows, with_float64
+from lightning_gen.metrics.rows import check_rows, with_float64
 
 _TILE = 1024
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gen.metrics.rows import check_rows, with_float64
+
 
 class InceptionScoreResult(NamedTuple):
     """What `inception_score` finds.
@@ -57,7 +59,7 @@ def inception_score(logits: Tensor, splits: int = 10, *, shuffle_seed: int | Non
     Raises:
         ValueError: If logits are not `[N, K]`, one is not finite, or N is less than `splits`.
     """
-    check_rows(logits, "logits")
+    check_rows(logits, "logits", 1)
     count = len(logits)
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}.")
@@ -121,8 +123,8 @@ def kernel_distance(
         ValueError: If features are not `[N, D]` of the same D, one is not finite, there are fewer than 2 of them, or
             fewer than `block_size` where `subsets` are asked for.
     """
-    check_rows(x, "x")
-    check_rows(y, "y")
+    check_rows(x, "x", 1)
+    check_rows(y, "y", 1)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must be of the same extractor, got {x.shape[1]} and {y.shape[1]} features.")
     count = min(len(x), len(y))
@@ -176,22 +178,6 @@ def kernel_distance(
     return KernelDistance(float(np.mean(values)), error, std, blocks, size)
 
 
-def in_canonical_order(rows: Tensor) -> Tensor:
-    """The same rows in an order that depends on nothing but what is in them: by their product with fixed noise.
-
-    Whoever deals pictures at random to splits, blocks or subsets deals them in this order, so that a figure is one of
-    the set: it does not depend on names of files, on the order of batches, or on the number of processes.
-
-    Args:
-        rows: `[N, D]`.
-    """
-    if not len(rows):
-        return rows
-    rows = with_float64(rows)
-    noise = torch.from_numpy(np.random.RandomState(0).standard_normal(rows.shape[1])).to(rows.device)
-    return rows[torch.cat([part.double() @ noise for part in rows.split(4096)]).argsort()]
-
-
 class _Centered(NamedTuple):
     """Features x as x - c, whose products keep in float32 the digits that those of x would lose.
 
@@ -205,19 +191,3 @@ class _Centered(NamedTuple):
     def of(cls, x: Tensor, center: Tensor, dtype: torch.dtype) -> _Centered:
         rows = x - center
         return cls(rows.to(dtype), rows @ center + center @ center / 2)
-
-
-def with_float64(x: Tensor) -> Tensor:
-    """The tensor without its graph, on the CPU if its device has no float64."""
-    return x.detach().cpu() if x.device.type == "mps" else x.detach()
-
-
-def check_rows(x: Tensor, name: str, least: int = 1) -> None:
-    """Raise unless x is `[N, D]` of finite floats with N at least `least`."""
-    if x.ndim != 2 or not x.shape[1] or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating tensor [N, D], got {list(x.shape)} of {x.dtype}.")
-    if len(x) < least:
-        raise ValueError(f"{name} must have at least {least} rows, got {len(x)}.")
-    # The sum of finite float32 numbers is finite in float64; only where it is not are they looked at one by one.
-    if not bool(x.sum(dtype=torch.float64).isfinite()) and (bad := int((~x.isfinite().all(dim=1)).sum())):
-        raise ValueError(f"{bad} of the {len(x)} rows of {name} are not finite.")

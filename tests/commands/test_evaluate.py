@@ -30,7 +30,7 @@ from lightning_gen.evaluation.sources import evenly_spaced, shape_of
 from lightning_gen.extractors.base import FeatureExtractor, Features
 from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.metrics import InceptionScore, KernelInceptionDistance
+from lightning_gen.metrics import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
 from lightning_gen.models import GAN, CycleGAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
 from lightning_gen.randomness import generator_for
@@ -187,19 +187,29 @@ def test_figures_are_those_of_the_metrics_whatever_the_order_of_the_files():
         write_image(Path(f"back/{len(images) - i:06d}.png"), image)
     for i, image in enumerate(real):
         write_image(Path(f"real/{i:06d}.png"), image)
-    settings = {"reference": "real", "extractor": Quarters(), "figures": ["is", "kid"], "accelerator": "cpu"}
+    figures = ["fid", "is", "kid", "prdc"]
+    settings = {"reference": "real", "extractor": Quarters(), "figures": figures, "accelerator": "cpu"}
     settings |= {"splits": 3, "block_size": 40, "output": Path("images.json")}
     evaluate(images=Path("out"), **settings)
     evaluate(images=Path("back"), **settings)
     there, back = entries("images.json")
-    assert there["figures"] == back["figures"]
-    score = InceptionScore(Quarters(), splits=3)
-    distance = KernelInceptionDistance(Quarters(), subset_size=40)
-    for batch in to_uint8(images).split(7):
+    assert {name: value for name, value in values(back).items() if not name.startswith("fid")} == {
+        name: value for name, value in values(there).items() if not name.startswith("fid")
+    }
+    assert values(back)["fid-quarters4"] == pytest.approx(values(there)["fid-quarters4"], rel=1e-11)
+    extractor = Quarters()
+    score, distance = InceptionScore(extractor, splits=3), KernelInceptionDistance(extractor, subset_size=40)
+    others = FrechetInceptionDistance(extractor), distance, PrecisionRecall(extractor)
+    for batch in to_uint8(images).split(64):
         score.update(batch)
-        distance.update(batch, real=False)
-    distance.update(to_uint8(real), real=True)
+        for metric in others:
+            metric.update(batch, real=False)
+    for batch in to_uint8(real).split(100):
+        for metric in others:
+            metric.update(batch, real=True)
+    fid, _, prdc = (metric.compute() for metric in others)
     expected = dict(zip(("is", "is_std", "kid", "kid_stderr"), (*score.compute(), *distance.compute()), strict=True))
+    expected |= {"fid": fid, **prdc}
     assert values(there) == {f"{name}-quarters4": value.item() for name, value in expected.items()}
 
 

@@ -11,12 +11,12 @@ import torchmetrics.image as stock
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from lightning_gen.data.images import to_uint8
 from lightning_gen.extractors.base import FeatureExtractor, Features
-from lightning_gen.extractors.module import PointFeatures
+from lightning_gen.extractors.module import ModuleFeatures, PointFeatures
 from lightning_gen.metrics import feature_metrics as generative
 from lightning_gen.metrics.feature_metrics import (
     FrechetInceptionDistance,
@@ -330,7 +330,8 @@ def test_states_keep_their_type_and_digits(name, convert):
     feed(parent.metric, REAL[:30], FAKE[:30])
     convert(parent)
     feed(parent.metric, REAL[30:], FAKE[30:])
-    assert {state.dtype for state in states_of(parent.metric)} == {torch.float64 if name == "fid" else torch.float32}
+    dtypes = {torch.float64, torch.int64} if name == "fid" else {torch.float32}
+    assert {state.dtype for state in states_of(parent.metric)} == dtypes
     figures = parent.metric.compute()
     convert(parent)
     assert numbers(figures) == pytest.approx(figures_of(name), rel=1e-11)
@@ -640,7 +641,7 @@ def test_the_inception_network_of_the_published_figures_is_the_default(monkeypat
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: FrechetInceptionDistance(1.5), TypeError, "feature must be a layer"),
+        (lambda: FrechetInceptionDistance(1.5), TypeError, "Got unknown input to argument `feature`: 1.5"),
         (lambda: FrechetInceptionDistance(100), ValueError, "one of 64, 192, 768, 2048"),
         (
             lambda: FrechetInceptionDistance(Pooled(), feature_extractor_weights_path="x"),
@@ -649,12 +650,120 @@ def test_the_inception_network_of_the_published_figures_is_the_default(monkeypat
         ),
         (lambda: FrechetInceptionDistance(Pooled(), antialiased=True), ValueError, "Unexpected keyword.*antialiased"),
         (lambda: InceptionScore(2048), ValueError, "'logits_unbiased' or a module, got 2048"),
-        (lambda: InceptionScore(Pooled(), splits=0), ValueError, "splits must be at least 1"),
-        (lambda: KernelInceptionDistance(Pooled(), subset_size=1), ValueError, "subset_size must be at least 2"),
-        (lambda: PrecisionRecall(Pooled(), k=0), ValueError, "k must be at least 1"),
+        (
+            lambda: InceptionScore(Pooled(), splits=0),
+            ValueError,
+            "`splits` expected to be integer .* 0, got 0",
+        ),
+        (
+            lambda: KernelInceptionDistance(Pooled(), subset_size=1),
+            ValueError,
+            "`subset_size` .* 2 at least, got 1",
+        ),
+        (lambda: PrecisionRecall(Pooled(), k=0), ValueError, "`k` expected to be integer larger than 0, got 0"),
         (lambda: InceptionScore(PointFeatures(2)).update(torch.zeros(3, 2, 1, 1)), ValueError, "points2 has none"),
     ],
 )
 def test_what_cannot_be_made_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# ---- in torchmetrics' place
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *[(kind, {"feature": feature}) for kind in ("Fréchet", "Kernel", "Score") for feature in (2, [1, 2], 1.5)],
+        *[(kind, {"normalize": "yes"}) for kind in ("Fréchet", "Kernel", "Score")],
+        *[(kind, {"reset_real_features": "no"}) for kind in ("Fréchet", "Kernel")],
+        *[("Kernel", {name: value}) for name in ("subsets", "subset_size", "degree", "coef") for value in (0, "many")],
+        *[("Kernel", {"gamma": value}) for value in (-1.0, "small")],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Metric")
+def test_what_torchmetrics_refuses_is_refused_with_an_error_of_that_type(kind, settings):
+    name = {"Fréchet": "FrechetInceptionDistance", "Kernel": "KernelInceptionDistance", "Score": "InceptionScore"}[kind]
+    settings = {"feature": Pooled(), **settings}
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=r".") as theirs:
+        getattr(stock, name)(**settings)
+    with pytest.raises(theirs.type, match=str(theirs.value).partition(" one of ")[0].partition(" larger")[0]) as ours:
+        getattr(generative, name)(**settings)
+    assert ours.type is theirs.type
+
+
+@pytest.mark.filterwarnings("ignore:Metric", "ignore:The ``compute``")
+def test_too_few_pictures_are_torchmetrics_errors():
+    settings = {"feature": in_float64(Pooled()), "subsets": 2, "subset_size": 20}
+    for kinds, given in (
+        ((stock.FrechetInceptionDistance, FrechetInceptionDistance), {"feature": in_float64(Pooled())}),
+        ((stock.KernelInceptionDistance, KernelInceptionDistance), settings),
+    ):
+        theirs, ours = (feed(kind(**given), REAL, FAKE[:1]) for kind in kinds)
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=r".") as error:
+            theirs.compute()
+        with pytest.raises(error.type):
+            ours.compute()
+        with pytest.raises(ValueError, match="got 61 and 1"):
+            ours.compute()
+
+
+def test_sums_have_torchmetrics_names():
+    ours, theirs = (
+        feed(kind(in_float64(Pooled()))) for kind in (FrechetInceptionDistance, stock.FrechetInceptionDistance)
+    )
+    assert ours.metric_state.keys() == theirs.metric_state.keys()
+    for name, value in theirs.metric_state.items():
+        torch.testing.assert_close(ours.metric_state[name], value, rtol=1e-6, atol=0)
+    assert ours.real_features_num_samples == 61
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_network_is_there_under_torchmetrics_name(name):
+    metric = MAKERS[name]()
+    parent = nn.Module()
+    parent.metric = metric
+    parent.train()
+    assert metric.inception is metric.extractor
+    assert not metric.inception.training
+    assert not any(parameter.requires_grad for parameter in metric.inception.parameters())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_features_that_have_been_read_serve_as_pictures(name):
+    metric, network = MAKERS[name](), (Classes() if name == "is" else Pooled()).eval()
+    for images, side in ((REAL, {"real": True}), (FAKE, {"real": False})):
+        if name != "is" or images is FAKE:
+            with torch.no_grad():
+                rows = network(images)
+            metric.update(Features(rows, rows), **({} if name == "is" else side))
+    assert numbers(metric.compute()) == pytest.approx(figures_of(name), rel=1e-11)
+
+
+@pytest.mark.parametrize("kind", [KernelInceptionDistance, PrecisionRecall])
+def test_of_many_pictures_the_first_generated_and_evenly_spaced_real_ones_are_taken(kind):
+    settings = {"subset_size": 10} if kind is KernelInceptionDistance else {}
+    few = feed(kind(Pooled(), max_features=30, **settings))
+    chosen = feed(kind(Pooled(), max_features=None, **settings), REAL[[i * 61 // 30 for i in range(30)]], FAKE[:30])
+    assert numbers(few.compute()) == numbers(chosen.compute())
+    subsets = feed(KernelInceptionDistance(Pooled(), subsets=3, subset_size=40, max_features=30))
+    assert subsets.compute()[0].isfinite()  # drawn from all, for 30 are too few
+
+
+def test_a_module_that_cannot_read_the_pictures_says_how_to_give_it():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"Sequential is given pictures as they come, and cannot .*uint8.*ModuleFeatu"):
+        FrechetInceptionDistance(network)
+    metric = feed(FrechetInceptionDistance(ModuleFeatures(network)))
+    same = FrechetInceptionDistance(network, normalize=True)
+    feed(same, REAL / 127.5 - 1, FAKE / 127.5 - 1)
+    assert metric.compute().item() == pytest.approx(same.compute().item(), rel=1e-5)
+
+
+def test_what_is_drawn_is_the_figure_without_its_deviation(monkeypatch):
+    monkeypatch.setattr(Metric, "_plot", lambda self, value, axes: (value, axes))  # matplotlib need not be there
+    for name in ("fid", "is", "kid blocks"):
+        value, axes = feed(MAKERS[name]()).plot(ax=3)
+        assert (value.item(), axes) == (figures_of(name)[0], 3)
+        assert MAKERS[name]().plot([value])[0] == [value]

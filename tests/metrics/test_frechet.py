@@ -394,12 +394,12 @@ def test_features_that_are_not_finite_are_found_and_not_added():
     x = noise(10, 3)
     x[7, 1] = math.nan
     x[8] = math.inf
-    with pytest.raises(ValueError, match=r"2 of 10 rows .* the first is row 7, whose feature 1 is nan"):
+    with pytest.raises(ValueError, match=r"2 of the 10 rows .* the first is row 7, whose feature 1 is nan"):
         moments.update(x)
     assert torch.equal(moments.pack(), before)
-    with pytest.raises(ValueError, match="2 of 10 rows"):
+    with pytest.raises(ValueError, match="2 of the 10 rows"):
         frechet_distance_between(noise(5, 3), x)
-    with pytest.raises(ValueError, match=r"1 of 1 rows .* whose feature 1 is -inf"):
+    with pytest.raises(ValueError, match=r"1 of the 1 rows .* whose feature 1 is -inf"):
         moments.update(torch.tensor([[0.0, -math.inf, 1.0]]))
 
 
