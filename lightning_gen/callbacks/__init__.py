@@ -5,12 +5,12 @@ from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
 from lightning_gen.callbacks.ema import EMA, averaged_weights
 from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.callbacks.interruption import Interruption
-from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid, log_picture
+from lightning_gen.callbacks.pictures import Pictures, PointCloud, SampleGrid, TranslationGrid, log_picture
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
 from lightning_gen.callbacks.summary import NetworkSummary
-from lightning_gen.callbacks.toy import PointCloud, PointMetrics
+from lightning_gen.callbacks.toy import PointMetrics
 from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
 from lightning_gen.runs.logger import RunLogger
@@ -23,6 +23,7 @@ __all__ = [
     "Interruption",
     "LastCheckpoint",
     "NetworkSummary",
+    "Pictures",
     "PointCloud",
     "PointMetrics",
     "ProgressBar",

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
-from lightning_gen.callbacks.pictures import PicturesThroughTime
+from lightning_gen.callbacks.pictures import Pictures
 from lightning_gen.runs.folder import CONFIG, run_folder
 from lightning_gen.trust import options_for
 
@@ -84,7 +84,7 @@ class Interruption(Checkpoint):
                 trusting = options_for(run_folder(trainer) / CONFIG)
                 words += f" Go on: lightning-gen fit --ckpt_path {shlex.quote(str(path))}{trusting}"
         for callback in callbacks:
-            if isinstance(callback, PicturesThroughTime) and callback.seconds < CHEAP:
+            if isinstance(callback, Pictures) and callback.seconds < CHEAP:
                 callback.on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
             print(words, flush=True)

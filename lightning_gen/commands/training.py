@@ -34,18 +34,15 @@ from lightning_gen import resuming
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.callbacks.interruption import Interruption
-from lightning_gen.callbacks.pictures import SampleGrid, TranslationGrid
+from lightning_gen.callbacks.pictures import Pictures
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.summary import NetworkSummary
-from lightning_gen.callbacks.toy import PointCloud
-from lightning_gen.capabilities import Samples, Translates
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
 from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data
-from lightning_gen.data.toy import PointDistribution
 from lightning_gen.evaluation.protocol import suffix_of
 from lightning_gen.extractors.classifier import classifier_file
 from lightning_gen.files import cache_folder, write_atomically
@@ -119,34 +116,6 @@ def name_flatly(callback: ModelCheckpoint) -> None:
         )
 
 
-def pictures_for(
-    model: GenerativeModule, data: pl.LightningDataModule, every_n_steps: int = 500, num_images: int | None = None
-) -> pl.Callback:
-    """The pictures through time that suit a model and its data.
-
-    `TranslationGrid` for models that translate, `PointCloud` for models that sample points of which the data knows the
-    true distribution, `SampleGrid` for others that sample. A model that does none of this gets a callback that does
-    nothing.
-
-    Args:
-        model: The model that is to be looked at.
-        data: What it is trained on.
-        every_n_steps: Generator updates from one drawing to the next; there is also one before and one after training.
-        num_images: Pictures of each drawing, or its points; None leaves the number to the callback.
-    """
-    number = () if num_images is None else (num_images,)
-    if isinstance(model, Translates):
-        return TranslationGrid(every_n_steps, *number)
-    if isinstance(model, Samples):
-        channels, *size = model.image_shape
-        truth = getattr(data, "distribution", None)
-        if size == [1, 1] and isinstance(truth, PointDistribution) and truth.dimensions <= 2:
-            return PointCloud(every_n_steps, *number)
-        if size != [1, 1] and channels in (1, 3):
-            return SampleGrid(every_n_steps, *number)
-    return pl.Callback()
-
-
 class SaveRunConfig(SaveConfigCallback):
     """Writes the whole configuration of a training run to config.yaml in its folder, and to its loggers.
 
@@ -200,16 +169,14 @@ class CommandLine(LightningCLI):
     """Lightning's command line, where the data tells the model its shape and a run has one folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks that every run has, and the links from data to model and from both to the pictures."""
+        """Callbacks that every run has, and the link from data to model."""
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(pictures_for, "pictures")
+        parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(Report, "report")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Whether `fit` ends with a run over the test data."
         )
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
-        for source in ("model", "data"):
-            parser.link_arguments(source, f"pictures.{source}", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Let `predict` write what it makes; nobody takes it from memory there."""
@@ -529,6 +496,8 @@ def quiet_lightning() -> None:
         "LightningCLI's args parameter is intended.*",
         ".*not supported by the model summary.*",
         ".*self.log\\(\\)` but `Trainer\\(barebones=True\\).*",
+        # `Pictures` takes their states.
+        ".*Please add the following callbacks: \\['(TranslationGrid|SampleGrid|PointCloud)'\\].*",
     ):
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):

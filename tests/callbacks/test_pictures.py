@@ -1,6 +1,7 @@
 """Pictures: exactly what the model gave, always of the same inputs, and training does not notice."""
 
 import random
+from argparse import ArgumentError
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,9 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.ema import EMA
-from lightning_gen.callbacks.pictures import FirstPictures, SampleGrid, TranslationGrid, log_picture
+from lightning_gen.callbacks.panels import FirstPictures, PointPanel, ReconstructionPanel, SamplePanel, TranslationPanel
+from lightning_gen.callbacks.pictures import Pictures, SampleGrid, TranslationGrid, log_picture
+from lightning_gen.data import Scenes
 from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE
 from lightning_gen.data.images import from_uint8, to_uint8
+from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
 
 SIZE = 8
@@ -60,7 +64,7 @@ class Toy(pl.LightningModule):
         return torch.optim.SGD(self.networks.parameters(), lr=0.1)
 
 
-class Pictures(Dataset):
+class Pairs(Dataset):
     def __init__(self, seed, num=8, paired=True):
         pictures = torch.Generator().manual_seed(seed)
         self.pictures = torch.rand(num, 2, 3, SIZE, SIZE, generator=pictures) * 2 - 1
@@ -75,7 +79,7 @@ class Pictures(Dataset):
 
 
 def loader(seed, batch_size=1, **kwargs):
-    return DataLoader(Pictures(seed, **kwargs), batch_size)
+    return DataLoader(Pairs(seed, **kwargs), batch_size)
 
 
 def trainer(folder, callbacks, **kwargs):
@@ -129,7 +133,7 @@ def test_panels_show_exactly_what_translate_gives(tmp_path):
     folder = tmp_path / "run" / "version_0" / "images"
 
     assert sorted(path.name for path in folder.iterdir()) == ["AtoB", "BtoA"]
-    validation = Pictures(1)
+    validation = Pairs(1)
     for direction, back, source, target in (("AtoB", "BtoA", 0, 1), ("BtoA", "AtoB", 1, 0)):
         assert steps_in(folder / direction) == [0, 2, 4, 5]
         for step, state in ((0, Toy()), (5, model)):
@@ -166,7 +170,7 @@ def test_training_pictures_serve_where_there_is_no_validation(tmp_path):
     pl_trainer = trainer(tmp_path, [callback], num_sanity_val_steps=0, limit_val_batches=2)
     pl_trainer.fit(Toy(), loader(0, batch_size=3), loader(1))
     assert callback.inputs.source == "training"
-    expected = [to_uint8(picture) for picture in Pictures(0).pictures[:4, 0]]
+    expected = [to_uint8(picture) for picture in Pairs(0).pictures[:4, 0]]
     assert all(torch.equal(*pair) for pair in zip(callback.inputs.pictures["A"], expected, strict=True))
 
 
@@ -182,7 +186,7 @@ def test_first_validation_completes_what_the_sanity_check_began(tmp_path):
     trainer(tmp_path, [callback], num_sanity_val_steps=2, max_steps=9).fit(Toy(), loader(0), loader(1))
     assert callback.inputs.source == "validation"
     # The sanity check has shown the first two, and the validation begins with these again.
-    expected = [to_uint8(Pictures(1).pictures[i, 0]) for i in (0, 1, 2, 3)]
+    expected = [to_uint8(Pairs(1).pictures[i, 0]) for i in (0, 1, 2, 3)]
     assert all(torch.equal(*pair) for pair in zip(callback.inputs.pictures["A"], expected, strict=True))
 
 
@@ -248,7 +252,7 @@ def test_draws_the_averaged_weights(tmp_path):
     panel = read(tmp_path / "run" / "version_0" / "images" / "AtoB" / "step_00000005.png")
     averaged = Toy()
     averaged.load_state_dict({**model.state_dict(), **ema.average})
-    real = to_uint8(Pictures(1).pictures[0, 0])
+    real = to_uint8(Pairs(1).pictures[0, 0])
     assert torch.equal(tile(panel, 0, 1, rows=2), translated(averaged, real, "AtoB"))
     assert not torch.equal(translated(averaged, real, "AtoB"), translated(model, real, "AtoB"))
 
@@ -367,7 +371,7 @@ def test_a_resumed_run_goes_on_drawing_samples(tmp_path):
 
 
 def test_models_without_pictures_to_sample_are_named(tmp_path):
-    with pytest.raises(TypeError, match="Toy has not both"):
+    with pytest.raises(TypeError, match=r"SampleGrid needs .* Toy has no `sample` and no `num_classes`"):
         trainer(tmp_path, [SampleGrid()]).fit(Toy(), loader(0))
 
     class Points(GenerativeModule):
@@ -377,7 +381,136 @@ def test_models_without_pictures_to_sample_are_named(tmp_path):
         trainer(tmp_path, [SampleGrid()]).fit(Points((2, 1, 1)), loader(0))
 
 
+# -- what a model can do decides
+
+
+class Translator(GenerativeModule):
+    directions = ("AtoB",)
+
+    def translate(self, images, direction="AtoB"):
+        return images
+
+
+class Draws(GenerativeModule):
+    num_classes = None
+
+    def sample(self, num_samples, *, labels=None, generator=None):
+        return torch.zeros(num_samples, *self.image_shape)
+
+
+class Encoder(Draws):
+    """Draws noise, and reconstructs pictures as their negatives, darker by noise."""
+
+    def __init__(self):
+        super().__init__((3, SIZE, SIZE))
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def sample(self, num_samples, *, labels=None, generator=None, temperature: float = 1.0):
+        return torch.randn(num_samples, *self.image_shape, generator=generator).tanh() * temperature
+
+    def reconstruct(self, images):
+        assert not torch.is_grad_enabled()
+        assert not self.training
+        return -images - torch.rand(()) / 100
+
+    def training_step(self, batch, batch_idx):
+        return self.weight
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "kinds", "number"),
+    [
+        (Translator((3, 8, 8)), Scenes(16), [TranslationPanel], 4),
+        (Draws((3, 8, 8)), Scenes(16), [SamplePanel], 64),
+        (Draws((1, 1, 8)), Scenes(16), [SamplePanel], 64),
+        (Draws((2, 1, 1)), GridOfGaussians(), [PointPanel], 1000),
+        (Draws((1, 1, 1)), TwoGaussians(), [PointPanel], 1000),
+        (Encoder(), Scenes(16), [SamplePanel, ReconstructionPanel], 64),
+        (Draws((2, 1, 1)), Scenes(16), [], 0),  # points of which nobody knows the truth
+        (Draws((1, 1, 1)), Scenes(16), [], 0),
+        (Draws((2, 8, 8)), Scenes(16), [], 0),  # two channels are no colours
+        (GenerativeModule((3, 8, 8)), Scenes(16), [], 0),
+    ],
+)
+def test_panels_suit_the_model_and_its_data(tmp_path, model, data, kinds, number):
+    run = trainer(tmp_path, [])
+    run.datamodule = data
+    chosen, asked = Pictures(), Pictures(7, 3)
+    for callback in (chosen, asked):
+        callback.setup(run, model, "fit")
+        assert [type(panel) for panel in callback.panels] == kinds
+    assert (chosen.every_n_steps, asked.every_n_steps) == (500, 7)
+    assert not kinds or (chosen.panels[0].number, asked.panels[0].number) == (number, 3)
+
+
+def test_a_model_that_can_do_more_has_more_panels(tmp_path):
+    """Each as if it were the only one."""
+    pictures = DataLoader([{"image": Pairs(1).pictures[i, 0]} for i in range(4)])
+    trainer(tmp_path, [Pictures(2, 3)], num_sanity_val_steps=3).fit(Encoder(), pictures, pictures)
+    images = tmp_path / "run" / "version_0" / "images"
+    assert {path.name: steps_in(path) for path in images.iterdir()} == {
+        "samples": [0, 2, 4, 5],
+        "reconstructions": [0, 2, 4, 5],
+    }
+    panel = read(images / "reconstructions" / "step_00000005.png")
+    torch.manual_seed(0)
+    noise = torch.rand(()) / 100
+    for row in range(3):
+        picture = to_uint8(Pairs(1).pictures[row, 0])
+        assert torch.equal(tile(panel, row, 0, rows=3), picture)
+        assert torch.equal(tile(panel, row, 1, rows=3), to_uint8(-from_uint8(picture) - noise))
+    alone = trainer(tmp_path, [SampleGrid(2, 3)])
+    alone.fit(Encoder(), pictures)
+    same = tmp_path / "run" / "version_1" / "images" / "samples" / "step_00000005.png"
+    assert same.read_bytes() == (images / "samples" / "step_00000005.png").read_bytes()
+
+    trainer(tmp_path, [Pictures(num_images=2)]).test(Encoder(), pictures)
+    assert [path.name for path in (tmp_path / "run" / "version_2" / "images").iterdir()] == ["test_reconstructions"]
+
+
+def test_settings_of_the_model_s_own_arrive_and_unknown_ones_are_refused_by_name(tmp_path):
+    pictures = DataLoader([{"image": Pairs(1).pictures[0, 0]}])
+    for callback in (Pictures(num_images=1, sampling={"temperature": 0}), SampleGrid(5, 1, {"temperature": "0.0"})):
+        run = trainer(tmp_path, [callback], max_steps=1)
+        run.fit(Encoder(), pictures)
+        grid = read(Path(run.logger.log_dir) / "images" / "samples" / "step_00000001.png")
+        assert (grid[:, GAP:-GAP, GAP:-GAP] == 128).all(), "tanh(noise) * 0"
+    with pytest.raises(ArgumentError, match=r"SampleGrid has sampling psi.*Encoder's `sample` takes.*temperature"):
+        trainer(tmp_path, [SampleGrid(sampling={"psi": 1})]).fit(Encoder(), pictures)
+    with pytest.raises(ArgumentError, match="Pictures has sampling psi"):
+        trainer(tmp_path, [Pictures(sampling={"psi": 1})]).fit(Encoder(), pictures)
+    with pytest.raises(ValueError, match=r"sampling {'psi': 1}, but draws no samples of Toy"):
+        trainer(tmp_path, [Pictures(sampling={"psi": 1})]).fit(Toy(), loader(0))
+
+
 # -- stopping and going on
+
+
+@pytest.mark.parametrize(("model", "earlier"), [(Toy, TranslationGrid), (Sampler, SampleGrid)])
+def test_runs_that_began_with_a_callback_of_one_kind_go_on_with_all(tmp_path, model, earlier):
+    """As those of the command line, whose checkpoints of earlier versions have its state."""
+    first = earlier(every_n_steps=4, num_images=2)
+    stopped = trainer(tmp_path, [first], logger=CSVLogger(tmp_path, "run", 0))
+    stopped.fit(model(), loader(0), loader(1))
+    stopped.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt")
+    if earlier is SampleGrid:
+        del checkpoint["callbacks"]["SampleGrid"]["inputs"]  # which it had none of
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    second = Pictures(every_n_steps=4, num_images=2)
+    again = trainer(tmp_path, [second], logger=CSVLogger(tmp_path, "run", 0), max_steps=9)
+    again.fit(model(), loader(0), loader(7), ckpt_path=tmp_path / "last.ckpt")
+    for panel in (tmp_path / "run" / "version_0" / "images").iterdir():
+        assert steps_in(panel) == [0, 4, 5, 8, 9]
+    assert all(map(torch.equal, first.inputs.pictures.get("B", []), second.inputs.pictures.get("B", [])))
 
 
 def test_resumed_run_goes_on_with_the_same_pictures(tmp_path):
@@ -418,7 +551,7 @@ def test_test_draws_into_the_run_of_the_checkpoint(tmp_path):
     assert sorted(path.name for path in (run / "images").iterdir()) == ["AtoB", "BtoA", "test_AtoB", "test_BtoA"]
     assert steps_in(run / "images" / "test_AtoB") == [5]
     panel = read(run / "images" / "test_AtoB" / "step_00000005.png")
-    real = to_uint8(Pictures(5).pictures[1, 0])
+    real = to_uint8(Pairs(5).pictures[1, 0])
     assert torch.equal(tile(panel, 1, 1, rows=2), translated(model, real, "AtoB"))
     assert callback.inputs.source == "validation", "the pictures of training stay as they are"
 
@@ -437,11 +570,11 @@ def test_nothing_is_kept_in_a_fast_dev_run(tmp_path, monkeypatch):
 def test_model_that_does_not_translate_is_named(tmp_path):
     model = Toy()
     del model.directions
-    with pytest.raises(TypeError, match="Toy has not both"):
+    with pytest.raises(TypeError, match=r"TranslationGrid needs .* Toy has no `directions`"):
         trainer(tmp_path, [TranslationGrid()]).test(model, loader(0))
 
 
-@pytest.mark.parametrize("grid", [TranslationGrid, SampleGrid])
+@pytest.mark.parametrize("grid", [Pictures, TranslationGrid, SampleGrid])
 @pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"num_images": 0}])
 def test_numbers_are_checked(grid, wrong):
     with pytest.raises(ValueError, match="at least 1, got 0"):
@@ -469,12 +602,12 @@ def test_loggers_show_pictures_at_their_step(tmp_path):
     board = TensorBoardLogger(tmp_path, "board")
     picture = torch.randint(256, (3, 12, 10), dtype=torch.uint8)
 
-    class Draws(pl.Callback):
+    class DrawsEach(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
             log_picture(trainer, "val/scene", picture)
             log_picture(trainer, "late", Image.fromarray(np.zeros((4, 4), dtype=np.uint8)), step=77)
 
-    trainer(tmp_path, [Draws()], max_steps=2, logger=[board, CSVLogger(tmp_path, "table")]).fit(Toy(), loader(0))
+    trainer(tmp_path, [DrawsEach()], max_steps=2, logger=[board, CSVLogger(tmp_path, "table")]).fit(Toy(), loader(0))
     folder = Path(board.log_dir)
     assert steps_in(folder / "images" / "val" / "scene") == [1, 2]
     assert torch.equal(read(folder / "images" / "val" / "scene" / "step_00000002.png"), picture)

@@ -36,6 +36,7 @@ def test_it_goes_on(run, command):
     assert ended.code == 0, ended.err
     # Nothing was changed, and a class that is named another way is the same class.
     assert "Changed since the checkpoint" not in ended.err
+    assert "add the following callbacks" not in ended.err
     after = torch.load(last, weights_only=True)
     assert (before["global_step"], after["global_step"]) == (2, 3)
     assert not list(Path("runs/gan").glob("version_1"))

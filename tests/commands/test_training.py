@@ -16,20 +16,17 @@ import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
-from lightning_gen.callbacks import LastCheckpoint, TranslationGrid
-from lightning_gen.callbacks.pictures import SampleGrid
-from lightning_gen.callbacks.toy import PointCloud
+from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
 from lightning_gen.commands import training
 from lightning_gen.commands.configs import config_folder
 from lightning_gen.commands.going_on import limit_reached
-from lightning_gen.commands.training import CommandLine, Trainer, pictures_for, prepare_wandb, with_configs
-from lightning_gen.data import Scenes, UnpairedScenes
+from lightning_gen.commands.training import CommandLine, Trainer, prepare_wandb, with_configs
+from lightning_gen.data import UnpairedScenes
 from lightning_gen.data.images import read_image, to_uint8
-from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.models import CycleGAN
+from lightning_gen.models import GAN, CycleGAN
 from lightning_gen.runs.folder import find_checkpoint, find_checkpoints
 
 RUN = Path("runs/cyclegan/version_0")
@@ -634,7 +631,7 @@ OWN = '''
 import torch
 from torch import nn
 
-from lightning_gen.models import CycleGAN
+from lightning_gen.models import GAN, CycleGAN
 
 
 class Tint(nn.Module):
@@ -734,42 +731,6 @@ def test_predict_runs_from_a_checkpoint(tiny, command):
 # -- pictures -------------------------------------------------------------------------------------------------------
 
 
-class Translator(GenerativeModule):
-    directions = ("AtoB",)
-
-    def translate(self, images, direction="AtoB"):
-        return images
-
-
-class Sampler(GenerativeModule):
-    num_classes = None
-
-    def sample(self, num_samples, *, labels=None, generator=None):
-        return torch.zeros(num_samples, *self.image_shape)
-
-
-@pytest.mark.parametrize(
-    ("model", "data", "kind", "number"),
-    [
-        (Translator((3, 8, 8)), Scenes(16), TranslationGrid, {"num_images": 4}),
-        (Sampler((3, 8, 8)), Scenes(16), SampleGrid, {"num_images": 64}),
-        (Sampler((1, 1, 8)), Scenes(16), SampleGrid, {"num_images": 64}),
-        (Sampler((2, 1, 1)), GridOfGaussians(), PointCloud, {"num_samples": 1000}),
-        (Sampler((1, 1, 1)), TwoGaussians(), PointCloud, {"num_samples": 1000}),
-        (Sampler((2, 1, 1)), Scenes(16), pl.Callback, {}),  # points of which nobody knows the truth
-        (Sampler((2, 8, 8)), Scenes(16), pl.Callback, {}),  # two channels are no colours
-        (GenerativeModule((3, 8, 8)), Scenes(16), pl.Callback, {}),
-    ],
-)
-def test_pictures_suit_the_model_and_its_data(model, data, kind, number):
-    chosen, asked = pictures_for(model, data), pictures_for(model, data, 7, 3)
-    assert type(chosen) is type(asked) is kind
-    assert {name: getattr(chosen, name) for name in number} == number
-    assert {name: getattr(asked, name) for name in number} == dict.fromkeys(number, 3)
-    if number:
-        assert (chosen.every_n_steps, asked.every_n_steps) == (500, 7)
-
-
 @pytest.mark.parametrize("model", ["GAN", "CycleGAN"])
 def test_pictures_are_drawn_as_the_configuration_says_and_go_on(tiny, command, model):
     if model == "GAN":
@@ -780,16 +741,37 @@ def test_pictures_are_drawn_as_the_configuration_says_and_go_on(tiny, command, m
     tiny["pictures"] = {"every_n_steps": 2, "num_images": 2}
     assert command("fit", "--config", tiny.write()).code == 0
     run = Path("runs") / model.lower() / "version_0"
-    assert yaml.safe_load((run / "config.yaml").read_text())["pictures"] == tiny["pictures"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["pictures"] == {**tiny["pictures"], "sampling": None}
     panels = {"GAN": ["samples"], "CycleGAN": ["AtoB", "BtoA"]}[model]
     assert sorted(path.name for path in (run / "images").iterdir()) == panels
     last = run / "checkpoints" / "last.ckpt"
-    key = {"GAN": "SampleGrid", "CycleGAN": "TranslationGrid"}[model]
-    assert read_checkpoint(last)["callbacks"][key]["last_drawn"] == 4
+    assert read_checkpoint(last)["callbacks"]["Pictures"]["last_drawn"] == 4
     ended = command("fit", "--ckpt_path", last, "--trainer.max_steps", 7)
     assert ended.code == 0, ended.err
     steps = [int(path.stem[5:]) for path in sorted((run / "images" / panels[0]).iterdir())]
     assert steps == [0, 2, 4, 6, 7]
+
+
+class Tinted(GAN):
+    """Has a setting of its own."""
+
+    def sample(self, num_samples, *, labels=None, generator=None, tint: float = 0.0):
+        return super().sample(num_samples, labels=labels, generator=generator) * 0 + tint
+
+
+def test_a_setting_of_a_model_of_ones_own_arrives_in_the_pictures_from_the_command_line(tiny, command):
+    mlp = {"class_path": "MLPGenerator", "init_args": {"widths": [4]}}
+    tiny["model"] = {"class_path": f"{__name__}.Tinted", "init_args": {"generator": mlp, "latent_size": 3}}
+    tiny["data"] = {"class_path": "Scenes", "init_args": {"image_size": 16, "num_train": 8, "batch_size": 4}}
+    tiny["pictures"] = {"num_images": 1}
+    ended = command("fit", "--config", tiny.write(), "--pictures.sampling.tint", "1")
+    assert ended.code == 0, ended.err
+    first = read_image(Path("runs/tinted/version_0/images/samples/step_00000000.png"))
+    assert (first[:, 2:-2, 2:-2] == 255).all()
+    config = yaml.safe_load(Path("runs/tinted/version_0/config.yaml").read_text())
+    assert config["pictures"]["sampling"] == {"tint": 1}
+    ended = command("fit", "--config", tiny.write(), "--pictures.sampling.hue", "1")
+    assert_one_message(ended, "Pictures has sampling hue", code=2)
 
 
 def extractor_config(**settings):

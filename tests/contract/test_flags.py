@@ -15,8 +15,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 import lightning_gen.models
+from lightning_gen import callbacks
 from lightning_gen.capabilities import Completes, HasLogProb, Samples, Translates
-from lightning_gen.commands.training import Trainer, pictures_for
+from lightning_gen.commands.training import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images, penalties
@@ -306,7 +307,7 @@ def precision(family, kind):
             does_what_it_can(FAMILIES[family]().to(TYPES[kind]))
         return
     model = FAMILIES[family]()
-    drawing = pictures_for(model, Data(model.image_shape), every_n_steps=2, num_images=2)
+    drawing = callbacks.Pictures(every_n_steps=2, num_images=2)
     # By its name, Lightning takes bfloat16 in place of float16 on a CPU, and scales no gradients.
     chosen = {"plugins": MixedPrecision(kind, "cpu")} if kind == "16-mixed" else {"precision": kind}
     trainer, model, _ = fit(family, **chosen, max_steps=2, callbacks=[drawing])

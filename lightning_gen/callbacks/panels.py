@@ -1,0 +1,271 @@
+"""What pictures show of a model: one panel for each thing that it can do."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import lightning.pytorch as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_gen.capabilities import Direction, Reconstructs, Samples, Translates
+from lightning_gen.data.grids import picture_grid, square_grid
+from lightning_gen.data.images import from_uint8, to_uint8
+from lightning_gen.data.point_clouds import draw_points, landscape
+from lightning_gen.data.toy import PointDistribution
+from lightning_gen.generative import GenerativeModule, as_floats, batch_pictures
+from lightning_gen.settings import checked_settings
+
+Images = Mapping[str, Image.Image]
+
+
+@dataclass
+class FirstPictures:
+    """The first pictures that come along in batches.
+
+    Attributes:
+        limit: How many of each domain.
+        pictures: By domain or name, uint8 `[C, H, W]` each; sizes may differ.
+        source: Where the first ones came from; no others are taken.
+        paired: Whether A and B show the same scenes.
+        passed: How many have come along in this pass over the source.
+    """
+
+    limit: int = 0
+    pictures: dict[str, list[Tensor]] = field(default_factory=dict)
+    source: str = ""
+    paired: bool = False
+    passed: int = 0
+
+    def take(self, batch: Any, source: str) -> None:
+        """Take pictures from a batch until there are enough.
+
+        A pass that begins anew (set `passed` to 0) shows those again that an earlier one has shown; they are left out.
+        """
+        if self.source not in ("", source):
+            return
+        passed = self.passed
+        for domain, images in batch_pictures(batch).items():
+            taken = self.pictures.setdefault(domain, [])
+            if len(taken) < self.limit:
+                known = max(0, len(taken) - self.passed)
+                new = images[known : known + self.limit - len(taken)]
+                taken.extend(to_uint8(as_floats(new.detach(), type(self).__name__)).cpu())
+                self.source, self.paired = source, "paired" in batch
+            passed = self.passed + len(images)
+        self.passed = passed
+
+
+class Panel(ABC):
+    """Something to look at in a model, as one picture or several.
+
+    Args:
+        number: How many of each kind it shows, at most; None means `number` of the class.
+        sampling: Settings of the model's own `sample`, where the panel samples.
+    """
+
+    needs: ClassVar[type]
+    """The protocol that models must follow."""
+    number: int
+    shows_data: ClassVar[bool] = False
+    """Whether it shows what becomes of pictures of the data."""
+
+    def __init__(self, number: int | None = None, sampling: dict[str, Any] | None = None) -> None:
+        self.number = number or self.number
+        self.sampling = sampling
+        self.settings: dict[str, Any] = {}
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out whether a model, on its data, can be drawn.
+
+        Args:
+            owner: The callback, by its name.
+            trainer: Whose run it is.
+            pl_module: The model.
+
+        Raises:
+            TypeError: If it has not what is needed.
+            ValueError: If what it gives cannot be drawn.
+            ArgumentError: If a setting is not one of the model's.
+        """
+        require(self.needs, owner, pl_module)
+        if self.needs is Samples:
+            self.settings = checked_settings(pl_module, self.sampling, owner)
+
+    @abstractmethod
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """Pictures by name, drawn from the present weights; called within `looking`, on rank zero."""
+
+
+class TranslationPanel(Panel):
+    """What a model makes of pictures of each domain, as "AtoB" and "BtoA".
+
+    "AtoB" has a row for each picture of A and the columns "A", "A to B", and where the model translates back,
+    "A to B to A" and "identity of A": what the translator into A makes of A itself, which should be A. Where the data
+    is paired, "B (target)" shows the true counterpart. "BtoA" is its mirror image.
+    """
+
+    needs = Translates
+    number = 4
+    shows_data = True
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid for each direction, by its name."""
+        model = cast(Translates, pl_module)
+
+        def translate(images: list[Tensor], direction: Direction) -> list[Tensor]:
+            """One by one, for pictures may differ in size."""
+            convert = trainer.precision_plugin.convert_input
+            return [model.translate(convert(image[None]), direction)[0] for image in images]
+
+        grids: dict[str, Image.Image] = {}
+        for direction in model.directions:
+            source, target = direction[0], direction[-1]
+            back = cast(Direction, f"{target}to{source}")
+            given = inputs.pictures.get(source, [])[: self.number]
+            if not given:
+                continue
+            real = [from_uint8(picture).to(pl_module.device) for picture in given]
+            fake = translate(real, direction)
+            columns = {source: real, f"{source} to {target}": fake}
+            if back in model.directions:
+                columns[f"{source} to {target} to {source}"] = translate(fake, back)
+                columns[f"identity of {source}"] = translate(real, back)
+            pictures = {title: [to_uint8(image).cpu() for image in images] for title, images in columns.items()}
+            if inputs.paired:
+                pictures[f"{target} (target)"] = inputs.pictures[target][: self.number]
+            grids[direction] = picture_grid(pictures)
+        return grids
+
+
+class ReconstructionPanel(Panel):
+    """Pictures and what is left of them when they are encoded and decoded, as "reconstructions"."""
+
+    needs = Reconstructs
+    number = 8
+    shows_data = True
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid with a row for each picture."""
+        given = next(iter(inputs.pictures.values()), [])[: self.number]
+        if not given:
+            return {}
+        images = trainer.precision_plugin.convert_input(from_uint8(torch.stack(given)).to(pl_module.device))
+        left = to_uint8(cast(Reconstructs, pl_module).reconstruct(images)).cpu()
+        return {"reconstructions": picture_grid({"picture": given, "reconstruction": left})}
+
+
+class SamplePanel(Panel):
+    """Pictures drawn from the same noise each time, as "samples".
+
+    Models with classes have a row for each, in order, no longer than a square grid's, or a square of one picture of
+    each class where there are too many for that.
+    """
+
+    needs = Samples
+    number = 64
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether it samples pictures and not points."""
+        super().check(owner, trainer, pl_module)
+        shape = pl_module.image_shape if isinstance(pl_module, GenerativeModule) else (3, 0, 0)
+        if shape[0] not in (1, 3) or shape[1:] == (1, 1):
+            raise ValueError(
+                f"{owner} draws pictures of 1 or 3 channels; {type(pl_module).__name__} has image_shape {shape}. "
+                f"Take {owner} out of trainer.callbacks."
+            )
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid."""
+        model = cast(Samples, pl_module)
+        labels, columns = self.labels(model.num_classes)
+        number = self.number if labels is None else len(labels)
+        noise = torch.Generator().manual_seed(0)
+        images = model.sample(number, labels=labels, generator=noise, **self.settings)
+        return {"samples": square_grid(list(to_uint8(images).cpu()), columns)}
+
+    def labels(self, num_classes: int | None) -> tuple[Tensor | None, int]:
+        """Classes of the pictures, row by row, and how many stand in a row."""
+        square = math.ceil(math.sqrt(self.number))
+        if num_classes is None:
+            return None, square
+        in_a_row = min(square, self.number // num_classes)
+        if in_a_row < 2:
+            labels = torch.arange(min(num_classes, self.number))
+            return labels, math.ceil(math.sqrt(len(labels)))
+        return torch.arange(num_classes).repeat_interleave(in_a_row), in_a_row
+
+
+class PointPanel(Panel):
+    """Points before those of a truth that is known, as "samples".
+
+    In two dimensions points of the truth are faint and the model's samples bright. On the line it is a histogram of the
+    samples, with the true density as a line (for truths other than a mixture, a histogram of points from it). The
+    picture shows [-1.2, 1.2] on each axis. The noise of the samples and the points of the truth stay the same.
+
+    The ground shows the discriminator's scores in bands between the lowest (dark) and the highest in view, if the model
+    has a `discriminator` and no classes.
+    """
+
+    needs = Samples
+    number = 1000
+    size, landscape, seed = 512, True, 0
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether there are samples, and a truth that can be drawn."""
+        super().check(owner, trainer, pl_module)
+        self.truth = truth_of(owner, trainer)
+        if self.truth.dimensions > 2:
+            raise ValueError(f"{owner} draws points with one or two coordinates, these have {self.truth.dimensions}.")
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """The one picture."""
+        samples = sample_points(pl_module, self.number, self.seed, **self.settings)
+        discriminator = getattr(pl_module, "discriminator", None)
+        scores = None
+        if self.landscape and discriminator is not None and cast(Samples, pl_module).num_classes is None:
+            scores = landscape(discriminator, self.truth.dimensions, pl_module.device)
+        return {"samples": draw_points(self.truth, samples, scores, size=self.size, seed=self.seed + 1)}
+
+
+def require(protocol: type, owner: str, pl_module: pl.LightningModule) -> None:
+    """Refuse a model that does not follow a protocol of `capabilities`, in the name of a callback.
+
+    Raises:
+        TypeError: If it does not; the message says what it lacks.
+    """
+    if not isinstance(pl_module, protocol):
+        members = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
+        lacking = [f"`{name}`" for name in members if not hasattr(pl_module, name)]
+        raise TypeError(
+            f"{owner} needs a model that follows capabilities.{protocol.__name__}; {type(pl_module).__name__} has no "
+            f"{' and no '.join(lacking)}. Take {owner} out of trainer.callbacks."
+        )
+
+
+def truth_of(owner: str, trainer: pl.Trainer) -> PointDistribution:
+    """The distribution that a model is to learn, where the data knows it.
+
+    Raises:
+        TypeError: If it does not; in the name of the owner, a callback.
+    """
+    data = getattr(trainer, "datamodule", None)
+    truth = getattr(data, "distribution", None)
+    if not isinstance(truth, PointDistribution):
+        given = "no data module" if data is None else type(data).__name__
+        raise TypeError(
+            f"{owner} needs a data module that knows its `distribution`, such as GridOfGaussians; got {given}. "
+            f"Use one of lightning_gen.data.toy, or take {owner} out of trainer.callbacks."
+        )
+    return truth
+
+
+def sample_points(pl_module: pl.LightningModule, number: int, seed: int, **settings: Any) -> Tensor:
+    """Points `[N, d]` on the CPU, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return cast(Samples, pl_module).sample(number, generator=generator, **settings).flatten(1).float().cpu()
