@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -28,6 +28,8 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
 )
+
+Split = Literal["train", "val", "test"]
 
 
 class Draw(NamedTuple):
@@ -268,14 +270,17 @@ def in_order(
 class ImageDataModule(pl.LightningDataModule):
     """Base of all data modules: seeded, resumable loaders over the datasets that a subclass builds.
 
-    A subclass implements `image_shape`, `train_set`, `val_set` and `test_set`. Items are dictionaries of tensors, with
-    pictures as float32 `[C, H, W]` in `[-1, 1]`; its datasets are indexed by a `Draw`.
+    A subclass implements `image_shape`, and `dataset` or the three sets that it gives. Items are dictionaries of
+    tensors, with pictures as float32 `[C, H, W]` in `[-1, 1]`; its datasets are indexed by a `Draw`.
 
     Args:
         batch_size: Examples per process and training step.
         eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; None means as many as leave two cores to training, at most 8.
-        seed: Seed of the order, the augmentations and the unpaired partners.
+        seed: Seed of the order, the augmentations, the unpaired partners and the points of toys.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -306,17 +311,21 @@ class ImageDataModule(pl.LightningDataModule):
         """Number of classes, or None where pictures have no labels."""
         return None
 
-    @abstractmethod
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The examples of a split: to train on, augmented; to validate and to test with, in order."""
+        raise NotImplementedError(f"{type(self).__name__} has no dataset of the split {split!r}.")
+
     def train_set(self) -> Dataset[Any]:
         """The training examples."""
+        return self.dataset("train")
 
-    @abstractmethod
     def val_set(self) -> Dataset[Any]:
         """The validation examples."""
+        return self.dataset("val")
 
-    @abstractmethod
     def test_set(self) -> Dataset[Any]:
         """The test examples."""
+        return self.dataset("test")
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled loader over the training examples; with the trainer's `overfit_batches` the first ones, in order."""
@@ -334,7 +343,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Loader over the test examples, plain, because Lightning shares it out among the ranks by itself."""
         return DataLoader(InOrder(self.test_set()), batch_size=self.eval_batch_size)
 
-    def _loader(self, split: str) -> ResumableLoader:
+    def _loader(self, split: Split) -> ResumableLoader:
         training = split == "train"
         if split not in self._sets:
             self._sets[split] = {"train": self.train_set, "val": self.val_set, "test": self.test_set}[split]()

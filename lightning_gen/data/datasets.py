@@ -6,7 +6,7 @@ import importlib.util
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, data_root
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split, data_root
 from lightning_gen.data.binarization import (
     Binarization,
     StaticNoise,
@@ -26,8 +26,7 @@ from lightning_gen.data.binarization import (
 )
 from lightning_gen.data.images import resize_image, to_float
 
-_Split = Literal["train", "val", "test"]
-_SPLITS: tuple[_Split, ...] = ("train", "val", "test")
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _BATCH = 1000  # pictures that are made black and white at a time
 
 
@@ -49,15 +48,14 @@ class InMemoryDataModule(ImageDataModule):
     Args:
         image_size: Height and width after a bicubic resize; None leaves the native pixels untouched.
         pad: Black pixels added on each side, after the resize. (MNIST with 2 is 32 x 32, its pixels untouched.)
-        flip: Whether training pictures are mirrored left to right, half of them.
+        flip: Whether training pictures are mirrored left to right, half of them. Off by default: mirrored digits are no
+            digits, and likelihoods are reported without.
         binarization: How gray becomes black and white; None leaves it gray.
         binarization_seed: Of what is drawn once and for all, 0 or more.
         bits: Of each channel of a pixel, 1 to 8: the lower ones are dropped, as for Glow (1807.03039). Less than 8 is
             for sets of uint8.
         batch_size: Examples per process and training step.
-        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order, the flips and what is drawn anew.
+        **loader: The others of `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, or two of them exclude each other.
@@ -79,11 +77,9 @@ class InMemoryDataModule(ImageDataModule):
         binarization_seed: int = 0,
         bits: int = 8,
         batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **loader: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size=batch_size, **loader)
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be at least 1 (or null for the native size), got {image_size}.")
         if pad < 0:
@@ -135,36 +131,27 @@ class InMemoryDataModule(ImageDataModule):
         return self.native_levels if self.image_size in (None, self.native_shape[1]) else None
 
     @abstractmethod
-    def load(self, split: _Split) -> tuple[Tensor, Tensor | None]:
+    def load(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Pictures `[N, C, H, W]`, uint8 or float32 in `[0, 1]`, and labels `[N]`, int64, or None without."""
 
-    def place(self, split: _Split) -> tuple[int, int]:
+    def place(self, split: Split) -> tuple[int, int]:
         """Number of the official file whose pictures a split has, and the place of its first picture in it."""
         return _SPLITS.index(split), 0
 
-    def train_set(self) -> Dataset[Any]:
-        """The training pictures, flipped and drawn anew if wanted."""
-        return self._set("train", flip=self.flip, dynamic=self.binarization == "dynamic")
-
-    def val_set(self) -> Dataset[Any]:
-        """The validation pictures, in order."""
-        return self._set("val", flip=False, dynamic=False)
-
-    def test_set(self) -> Dataset[Any]:
-        """The test pictures, in order."""
-        return self._set("test", flip=False, dynamic=False)
-
-    def _set(self, split: _Split, *, flip: bool, dynamic: bool) -> Dataset[Any]:
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The pictures of a split; to train on, flipped and drawn anew if wanted."""
         images, labels = self.load(split)
         if self.bits < 8 and images.dtype != torch.uint8:
             raise ValueError(
                 f"bits are of uint8 pictures, but {type(self).__name__} has {images.dtype}. Leave them out."
             )
+        dynamic = self.binarization == "dynamic" and split == "train"
         if self.binarization in ("static", "dynamic", "threshold") and not dynamic:
             images = self._binarized(images, split)
+        flip = self.flip and split == "train"
         return _LabelledImages(images, labels, self.image_size, self.pad, flip, self.seed, self.bits, dynamic)
 
-    def _binarized(self, images: Tensor, split: _Split) -> Tensor:
+    def _binarized(self, images: Tensor, split: Split) -> Tensor:
         """The pictures resized, then made black and white once and for all."""
         size = self.image_size or self.native_shape[1]
         parts = (resize_image(part, (size, size)) for part in images.split(_BATCH))
@@ -184,18 +171,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         root: Folder of the data sets, as torchvision's `root`. Files that are there are not downloaded again.
         num_val: Pictures split off the training set. With 0, training has them all and the test set validates.
         download: Whether to download what is missing.
-        image_size: Height and width after a bicubic resize; None leaves the native pixels untouched.
-        pad: Black pixels added on each side, after the resize. (MNIST with 2 is 32 x 32, its pixels untouched.)
-        flip: Whether training pictures are mirrored left to right, half of them. Off by default: mirrored digits are no
-            digits, and likelihoods are reported without.
-        binarization: How gray becomes black and white, "static", "dynamic" or "threshold", as `InMemoryDataModule`
-            says, for MNIST also "fixed"; None leaves it gray. Colour is not made black and white.
-        binarization_seed: Of what is drawn once and for all, 0 or more.
-        bits: Of each channel of a pixel, 1 to 8: the lower ones are dropped, as for Glow (1807.03039).
-        batch_size: Examples per process and training step.
-        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order, the flips and what is drawn anew.
+        **pictures: As `InMemoryDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, or two of them exclude each other.
@@ -212,29 +188,9 @@ class TorchvisionDataModule(InMemoryDataModule):
         *,
         num_val: int = 5000,
         download: bool = True,
-        image_size: int | None = None,
-        pad: int = 0,
-        flip: bool = False,
-        binarization: Binarization | None = None,
-        binarization_seed: int = 0,
-        bits: int = 8,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **pictures: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            pad=pad,
-            flip=flip,
-            binarization=binarization,
-            binarization_seed=binarization_seed,
-            bits=bits,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**pictures)
         if num_val < 0:
             raise ValueError(f"num_val must be 0 or more, got {num_val}.")
         self.root = data_root(root)
@@ -247,7 +203,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         if self.download:
             self._open(train=True, download=True)
 
-    def load(self, split: _Split) -> tuple[Tensor, Tensor | None]:
+    def load(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Pictures `[N, C, H, W]`, uint8, and labels `[N]`, int64."""
         if split == "test" or (split == "val" and self.num_val == 0):
             return self._part(train=False)
@@ -258,7 +214,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         part = slice(num_train) if split == "train" else slice(num_train, None)
         return images[part], labels[part]
 
-    def place(self, split: _Split) -> tuple[int, int]:
+    def place(self, split: Split) -> tuple[int, int]:
         """Validation goes on in the training file where training ends."""
         if split == "test" or (split == "val" and self.num_val == 0):
             return _SPLITS.index("test"), 0
@@ -318,7 +274,7 @@ class MNIST(TorchvisionDataModule):
         else:
             super().prepare_data()
 
-    def load(self, split: _Split) -> tuple[Tensor, Tensor | None]:
+    def load(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Pictures `[N, 1, 28, 28]`, uint8, and labels `[N]`, int64, or None with the binarization "fixed"."""
         if self.binarization == "fixed":
             return read_binarized_mnist(self.root, split), None
@@ -356,15 +312,7 @@ class Digits(InMemoryDataModule):
     Level k of 0 to 16 is k / 8 - 1, exactly. Of every eleven digits in turn the first is for testing and the sixth for
     validation (164 and 163 pictures): the file repeats 0 to 9, so that this takes all classes alike.
 
-    Args:
-        image_size: Height and width after a bicubic resize; None leaves the native pixels untouched.
-        pad: Black pixels added on each side, after the resize.
-        binarization: How gray becomes black and white, as `InMemoryDataModule` says; None leaves it gray.
-        binarization_seed: Of what is drawn once and for all, 0 or more.
-        batch_size: Examples per process and training step.
-        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order, and of what is drawn anew.
+    Arguments are those of `InMemoryDataModule`; `bits` are of sets of uint8, which this is not.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -374,32 +322,12 @@ class Digits(InMemoryDataModule):
     native_shape = (1, 8, 8)
     native_levels = 17
 
-    def __init__(
-        self,
-        *,
-        image_size: int | None = None,
-        pad: int = 0,
-        binarization: Literal["static", "dynamic", "threshold"] | None = None,
-        binarization_seed: int = 0,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            pad=pad,
-            binarization=binarization,
-            binarization_seed=binarization_seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+    def __init__(self, **pictures: Any) -> None:
+        super().__init__(**pictures)
         if importlib.util.find_spec("sklearn") is None:
             raise ModuleNotFoundError("Digits come with scikit-learn: pip install scikit-learn")
 
-    def load(self, split: _Split) -> tuple[Tensor, Tensor]:
+    def load(self, split: Split) -> tuple[Tensor, Tensor]:
         """Pictures `[N, 1, 8, 8]`, float32 in `[0, 1]`, and labels `[N]`, int64."""
         from sklearn.datasets import load_digits  # slow to import, and optional
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, data_root
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split, data_root
 from lightning_gen.data.images import (
     ImageError,
     Search,
@@ -30,6 +30,7 @@ from lightning_gen.data.images import (
     check_channels,
     count_endings,
     faults_of,
+    height_and_width,
     in_words,
     read_image,
     resize_image,
@@ -40,13 +41,48 @@ from lightning_gen.data.images import (
 _Reader = Callable[[Path], Tensor]
 
 
-class _FolderData(ImageDataModule):
-    """What data modules of folders share: the folder, and that all processes see the same in it."""
+class FolderDataModule(ImageDataModule):
+    """Base of the data modules of folders: how files are read, and that all processes see the same ones.
 
-    def __init__(self, root: str | Path, **settings: Any) -> None:
-        super().__init__(**settings)
+    A subclass sets `image_size`, (height, width), and `files`.
+
+    Args:
+        root: The folder of the data set.
+        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
+        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
+            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
+        **loader: As `ImageDataModule`.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds no pictures.
+        ValueError: If an argument is out of range.
+        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read.
+    """
+
+    image_size: tuple[int, int]
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        channels: int = 3,
+        background: str = "white",
+        skip_broken: bool = False,
+        **loader: Any,
+    ) -> None:
+        super().__init__(**loader)
         self.root = data_root(root)
+        self.channels = check_channels(channels)
+        background_color(background)  # checked now rather than at the first transparent picture
+        self.read: _Reader = partial(read_image, channels=channels, background=background)
+        self.skip_broken = skip_broken
         self.files: dict[str, Any] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every picture; of each half of a pair."""
+        return (self.channels, *self.image_size)
 
     def setup(self, stage: str) -> None:
         """Compare what the processes have found.
@@ -66,7 +102,7 @@ class _FolderData(ImageDataModule):
             )
 
 
-class UnpairedImageFolder(_FolderData):
+class UnpairedImageFolder(FolderDataModule):
     """Two domains without correspondence, in the layout of CycleGAN (Zhu et al. 2017, arXiv:1703.10593).
 
     `root` holds the folders `trainA`, `trainB`, `testA` and `testB`, searched recursively, and may hold `valA` and
@@ -87,16 +123,9 @@ class UnpairedImageFolder(_FolderData):
             aspect ratio is not kept.
         crop: Size of the pictures given: (height, width), or an int for a square.
         flip: Whether training pictures are mirrored left to right, half of them, A and B independently.
-        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
-        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
-        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
-            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
         paired_evaluation: Whether evaluation pictures of A and B with the same name (up to its ending) show the same
             scene, so that translations can be compared with the truth.
-        batch_size: Examples per process and training step (the paper: 1).
-        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order, the augmentations and the unpaired partners.
+        **reading: As `FolderDataModule` and `ImageDataModule`; the papers take a batch_size of 1.
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
@@ -112,55 +141,33 @@ class UnpairedImageFolder(_FolderData):
         resize: int | tuple[int, int] | None = 286,
         crop: int | tuple[int, int] = 256,
         flip: bool = True,
-        channels: int = 3,
-        background: str = "white",
-        skip_broken: bool = False,
         paired_evaluation: bool = False,
-        batch_size: int = 1,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **reading: Any,
     ) -> None:
-        loading = {"eval_batch_size": eval_batch_size, "num_workers": num_workers, "seed": seed}
-        super().__init__(root, batch_size=batch_size, **loading)
+        super().__init__(root, **reading)
         self.transform = _ResizeCropFlip.checked(resize, crop, flip)
-        self.channels = channels
-        self.read = _reader(channels, background)
+        self.image_size = self.transform.crop
         self.paired_evaluation = paired_evaluation
         found = _find_splits(
             self.root,
             sides=("A", "B"),
             layout="UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB).",
-            skip_broken=skip_broken,
+            skip_broken=self.skip_broken,
         )
         self.files = {split: [search.images for search in searches] for split, searches in found.items()}
         if paired_evaluation:
             for split in ("val", "test"):
                 self.files[split] = _pair_by_name(self.root, self.files[split])
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every picture."""
-        return (self.channels, *self.transform.crop)
-
-    def train_set(self) -> Dataset[Any]:
-        """Pictures of A, each with a random one of B, augmented."""
-        return _UnpairedImages(self.files["train"], self.read, self.transform, self.seed)
-
-    def val_set(self) -> Dataset[Any]:
-        """The validation pictures, in order."""
-        return self._evaluation_set("val")
-
-    def test_set(self) -> Dataset[Any]:
-        """The test pictures, in order."""
-        return self._evaluation_set("test")
-
-    def _evaluation_set(self, split: str) -> Dataset[Any]:
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """Pictures of A, each with a random one of B and augmented to train on, else in order."""
+        if split == "train":
+            return _UnpairedImages(self.files[split], self.read, self.transform, self.seed)
         transform = self.transform.for_evaluation()
         return _UnpairedImages(self.files[split], self.read, transform, seed=None, paired=self.paired_evaluation)
 
 
-class PairedImageFolder(_FolderData):
+class PairedImageFolder(FolderDataModule):
     """Pairs side by side in one file, A left and B right: the layout of pix2pix (Isola et al. 2017, arXiv:1611.07004).
 
     `root` holds the folders `train`, `val` and `test`, searched recursively; of `val` and `test` one is enough and then
@@ -177,14 +184,7 @@ class PairedImageFolder(_FolderData):
         crop: Size of the pictures given: (height, width), or an int for a square.
         flip: Whether training pairs are mirrored left to right, half of them. (A remains the left half of the file.)
         swap: Whether A is the right half and B the left one (the files' direction BtoA in pix2pix).
-        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
-        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
-        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
-            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
-        batch_size: Examples per process and training step (the paper: 1 to 10 by data set).
-        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order and the augmentations.
+        **reading: As `FolderDataModule` and `ImageDataModule`; the papers take a batch_size of 1 to 10 by data set.
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
@@ -201,43 +201,24 @@ class PairedImageFolder(_FolderData):
         crop: int | tuple[int, int] = 256,
         flip: bool = True,
         swap: bool = False,
-        channels: int = 3,
-        background: str = "white",
-        skip_broken: bool = False,
-        batch_size: int = 1,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **reading: Any,
     ) -> None:
-        loading = {"eval_batch_size": eval_batch_size, "num_workers": num_workers, "seed": seed}
-        super().__init__(root, batch_size=batch_size, **loading)
+        super().__init__(root, **reading)
         self.transform = _ResizeCropFlip.checked(resize, crop, flip)
+        self.image_size = self.transform.crop
         self.swap = swap
-        self.channels = channels
-        self.read = _reader(channels, background)
         layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
-        found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=skip_broken)
+        found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken)
         self.files = {split: search.images for split, (search,) in found.items()}
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of each half of every pair."""
-        return (self.channels, *self.transform.crop)
-
-    def train_set(self) -> Dataset[Any]:
-        """The training pairs, augmented."""
-        return _PairedImages(self.files["train"], self.read, self.transform, self.seed, self.swap)
-
-    def val_set(self) -> Dataset[Any]:
-        """The validation pairs, in order."""
-        return _PairedImages(self.files["val"], self.read, self.transform.for_evaluation(), None, self.swap)
-
-    def test_set(self) -> Dataset[Any]:
-        """The test pairs, in order."""
-        return _PairedImages(self.files["test"], self.read, self.transform.for_evaluation(), None, self.swap)
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The pairs of a split; to train on, augmented."""
+        if split == "train":
+            return _PairedImages(self.files[split], self.read, self.transform, self.seed, self.swap)
+        return _PairedImages(self.files[split], self.read, self.transform.for_evaluation(), None, self.swap)
 
 
-class ImageFolder(_FolderData):
+class ImageFolder(FolderDataModule):
     """A collection of pictures, with class labels if wanted.
 
     `root` holds the folders `train`, and `val` or `test` or both (one then serves for both). Where there is `train`
@@ -254,16 +235,9 @@ class ImageFolder(_FolderData):
         crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
         flip: Whether training pictures are mirrored left to right, half of them.
         labels: Whether the folders are classes, numbered in the order of their names, in which digits count as numbers.
-        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
-        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
-        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
-            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
         val_fraction: Share of the pictures split off for validation, where no folder settles it.
         test_fraction: Share of the pictures split off for testing, where no folder settles it.
-        batch_size: Examples per process and training step.
-        eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes; None chooses by the number of cores.
-        seed: Seed of the order and the augmentations.
+        **reading: As `FolderDataModule` and `ImageDataModule`.
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
@@ -280,18 +254,12 @@ class ImageFolder(_FolderData):
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
         labels: bool = False,
-        channels: int = 3,
-        background: str = "white",
-        skip_broken: bool = False,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **reading: Any,
     ) -> None:
-        loading = {"eval_batch_size": eval_batch_size, "num_workers": num_workers, "seed": seed}
-        super().__init__(root, batch_size=batch_size, **loading)
+        super().__init__(root, batch_size=batch_size, **reading)
         if crop not in ("center", "random"):
             raise ValueError(f"crop must be 'center' or 'random', got {crop!r}.")
         if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
@@ -299,54 +267,37 @@ class ImageFolder(_FolderData):
                 "val_fraction and test_fraction must be above 0 and together below 1, "
                 f"got {val_fraction} and {test_fraction}."
             )
-        self.image_size = _size("image_size", image_size)
+        self.image_size = height_and_width("image_size", image_size)
         self.random_crop = crop == "random"
         self.labels = labels
         self.flip = flip
-        self.channels = channels
-        self.read = _reader(channels, background)
 
         folder = self.root / "train" if (self.root / "train").is_dir() else self.root
         self._class_place = len(folder.parts) - len(self.root.parts)  # of the class folder in a path below root
         split_by_folder = any((self.root / split).is_dir() for split in ("val", "test"))
         if split_by_folder:
             layout = "ImageFolder expects train beside val or test, or none of the three."
-            found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=skip_broken)
+            found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken)
             self.files = {split: search.images for split, (search,) in found.items()}
             search = found["train"][0]
         else:
-            (search,) = _looked_at(self.root, [search_images(folder).checked()], skip_broken)
+            (search,) = _looked_at(self.root, [search_images(folder).checked()], self.skip_broken)
             self.files = _split_by_hash(search, val_fraction, test_fraction)
         self.class_names = self._find_classes(search, split_by_folder) if labels else None
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every picture."""
-        return (self.channels, *self.image_size)
 
     @property
     def num_classes(self) -> int | None:
         """Number of class folders, or None without `labels`."""
         return len(self.class_names) if self.class_names else None
 
-    def train_set(self) -> Dataset[Any]:
-        """The training pictures, augmented."""
-        return self._set("train", random_crop=self.random_crop, flip=self.flip)
-
-    def val_set(self) -> Dataset[Any]:
-        """The validation pictures, in order."""
-        return self._set("val", random_crop=False, flip=False)
-
-    def test_set(self) -> Dataset[Any]:
-        """The test pictures, in order."""
-        return self._set("test", random_crop=False, flip=False)
-
-    def _set(self, split: str, *, random_crop: bool, flip: bool) -> Dataset[Any]:
-        files = self.files[split]
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The pictures of a split; to train on, augmented."""
+        files, training = self.files[split], split == "train"
         labels = None
         if self.class_names:
             numbers = {name: number for number, name in enumerate(self.class_names)}
             labels = [numbers[self._class_of(path)] for path in files]
+        random_crop, flip = self.random_crop and training, self.flip and training
         return _Images(files, labels, self.read, self.image_size, random_crop, flip, self.seed)
 
     def _find_classes(self, search: Search, split_by_folder: bool) -> list[str]:
@@ -385,8 +336,8 @@ class _ResizeCropFlip:
     @classmethod
     def checked(cls, resize: int | tuple[int, int] | None, crop: int | tuple[int, int], flip: bool) -> _ResizeCropFlip:
         """Build it from what the user gave."""
-        before = None if resize is None else _size("resize", resize)
-        after = _size("crop", crop)
+        before = None if resize is None else height_and_width("resize", resize)
+        after = height_and_width("crop", crop)
         if before and (before[0] < after[0] or before[1] < after[1]):
             raise ValueError(f"resize must be as large as crop or larger, both ways, got {resize} and {crop}.")
         return cls(before, after, flip)
@@ -502,21 +453,6 @@ def _finish(pixels: Tensor, rng: np.random.Generator | None) -> Tensor:
         pixels = geometry.horizontal_flip(pixels)
     # Contiguous, because strides that depend on the file or the workers would change the rounding of convolutions.
     return to_float(pixels).contiguous()
-
-
-def _size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) from an int, for a square, or from a pair."""
-    size = (value, value) if isinstance(value, int) else tuple(value)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"{name} must be a positive int, or (height, width), got {value}.")
-    return size[0], size[1]
-
-
-def _reader(channels: int, background: str) -> _Reader:
-    """`read_image` with its options, checked now rather than at the first transparent picture."""
-    check_channels(channels)
-    background_color(background)
-    return partial(read_image, channels=channels, background=background)
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:

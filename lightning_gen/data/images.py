@@ -97,6 +97,18 @@ def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic"
     return resized if resized.dtype == torch.uint8 else resized.clamp(0, 1)
 
 
+def height_and_width(name: str, value: int | Sequence[int], at_least: int = 1) -> tuple[int, int]:
+    """(height, width) from one number, for a square, or from a pair.
+
+    Raises:
+        ValueError: If it is neither, or one is smaller than it may be.
+    """
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    if len(size) != 2 or min(size) < at_least:
+        raise ValueError(f"{name} must be one number or (height, width), each at least {at_least}, got {value}.")
+    return size[0], size[1]
+
+
 class ImageError(ValueError):
     """A picture file that cannot be used. The message names the file and says how to mend it."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
-from lightning_gen.data.images import from_uint8
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split
+from lightning_gen.data.images import from_uint8, height_and_width
 from lightning_gen.data.scene_attributes import (
     MIN_SIZE,
     SceneAttributes,
@@ -81,23 +82,28 @@ class _UnpairedSet(_PairedSet):
         return {"A": self.images(a, self.domains[0]), "B": self.images(b, self.domains[1])}
 
 
-def _split(name: str, num: int) -> SceneAttributes:
-    """The scenes of a split. As with any data set, they do not depend on the seed of a module."""
-    if num < 1:
-        raise ValueError(f"num_{name} must be at least 1, got {num}.")
-    return SceneAttributes.draw(num, tuple(name.encode()))
+def _draw(sizes: dict[str, int]) -> dict[str, SceneAttributes]:
+    """The scenes of each split. As with any data set, they do not depend on the seed of a module."""
+    for name, number in sizes.items():
+        if number < 1:
+            raise ValueError(f"num_{name} must be at least 1, got {number}.")
+    return {name: SceneAttributes.draw(number, tuple(name.encode())) for name, number in sizes.items()}
 
 
-def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < MIN_SIZE:
-        raise ValueError(
-            f"image_size must be one number or (height, width), each at least {MIN_SIZE}, got {image_size}."
-        )
-    return size[0], size[1]
+class _SceneDataModule(ImageDataModule):
+    """What the data modules of scenes share: the size of their pictures."""
+
+    def __init__(self, image_size: int | tuple[int, int], **loader: Any) -> None:
+        super().__init__(**loader)
+        self.size = height_and_width("image_size", image_size, at_least=MIN_SIZE)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, height, width)."""
+        return (3, *self.size)
 
 
-class Scenes(ImageDataModule):
+class Scenes(_SceneDataModule):
     """Landscapes of one domain, without labels.
 
     Items are `{"image": float32 [3, H, W] in [-1, 1], "attributes": float32 [A]}`, with A as in
@@ -109,10 +115,8 @@ class Scenes(ImageDataModule):
         num_train: Number of training pictures, of which an epoch shows each once.
         num_val: Number of validation pictures.
         num_test: Number of test pictures.
-        batch_size: As in `ImageDataModule`.
-        eval_batch_size: As in `ImageDataModule`.
-        num_workers: As in `ImageDataModule`.
-        seed: As in `ImageDataModule`.
+        batch_size: Examples per process and training step.
+        **loader: The others of `ImageDataModule`.
 
     Raises:
         ValueError: If the domain is unknown, or a size or a number is too small.
@@ -127,37 +131,19 @@ class Scenes(ImageDataModule):
         num_test: int = 256,
         *,
         batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **loader: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
-        self.size = _height_and_width(image_size)
+        super().__init__(image_size, batch_size=batch_size, **loader)
         look_of(domain)
         self.domain = domain
-        self.train_scenes = _split("train", num_train)
-        self.val_scenes = _split("val", num_val)
-        self.test_scenes = _split("test", num_test)
+        self.scenes = _draw({"train": num_train, "val": num_val, "test": num_test})
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, height, width)."""
-        return (3, *self.size)
-
-    def train_set(self) -> Dataset[dict[str, Tensor]]:
-        """The training pictures."""
-        return _SceneSet(self.train_scenes, self.size, self.domain)
-
-    def val_set(self) -> Dataset[dict[str, Tensor]]:
-        """The validation pictures."""
-        return _SceneSet(self.val_scenes, self.size, self.domain)
-
-    def test_set(self) -> Dataset[dict[str, Tensor]]:
-        """The test pictures."""
-        return _SceneSet(self.test_scenes, self.size, self.domain)
+    def dataset(self, split: Split) -> Dataset[dict[str, Tensor]]:
+        """The pictures of a split."""
+        return _SceneSet(self.scenes[split], self.size, self.domain)
 
 
-class UnpairedScenes(ImageDataModule):
+class UnpairedScenes(_SceneDataModule):
     """Landscapes of two domains: unpaired to train on, exact pairs to measure with.
 
     Training items are `{"A": float32 [3, H, W] in [-1, 1], "B": the same}`. A's scenes and B's are different draws, so
@@ -170,10 +156,7 @@ class UnpairedScenes(ImageDataModule):
         num_train: Number of training scenes in either domain; an epoch shows each of A's once.
         num_val: Number of validation pairs.
         num_test: Number of test pairs.
-        batch_size: As in `ImageDataModule`.
-        eval_batch_size: As in `ImageDataModule`.
-        num_workers: As in `ImageDataModule`.
-        seed: As in `ImageDataModule`; the scenes are the same for every seed.
+        **loader: As `ImageDataModule`; the scenes are the same for every seed.
 
     Raises:
         ValueError: If the domains are unknown or equal, or a size or a number is too small.
@@ -186,45 +169,26 @@ class UnpairedScenes(ImageDataModule):
         num_train: int = 1000,
         num_val: int = 32,
         num_test: int = 128,
-        *,
-        batch_size: int = 1,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **loader: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
-        self.size = _height_and_width(image_size)
+        super().__init__(image_size, **loader)
         if isinstance(domains, str) or len(domains) != 2 or domains[0] == domains[1]:
             raise ValueError(f"domains must be two different ones of {', '.join(DOMAINS)}, got {domains!r}.")
         for domain in domains:
             look_of(domain)
         self.domains = (domains[0], domains[1])
-        self.train_scenes = _split("train", num_train)
-        self.train_partners = _split("train_partners", num_train)
-        self.val_scenes = _split("val", num_val)
-        self.test_scenes = _split("test", num_test)
+        self.scenes = _draw({"train": num_train, "train_partners": num_train, "val": num_val, "test": num_test})
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, height, width)."""
-        return (3, *self.size)
-
-    def train_set(self) -> Dataset[dict[str, Tensor]]:
-        """Unpaired pictures."""
-        return _UnpairedSet(self.train_scenes, self.size, self.domains, self.train_partners, self.seed)
-
-    def val_set(self) -> Dataset[dict[str, Tensor]]:
-        """Exact pairs."""
-        return _PairedSet(self.val_scenes, self.size, self.domains)
-
-    def test_set(self) -> Dataset[dict[str, Tensor]]:
-        """Exact pairs."""
-        return _PairedSet(self.test_scenes, self.size, self.domains)
+    def dataset(self, split: Split) -> Dataset[dict[str, Tensor]]:
+        """Unpaired pictures to train on, else exact pairs."""
+        if split == "train":
+            return _UnpairedSet(self.scenes[split], self.size, self.domains, self.scenes["train_partners"], self.seed)
+        return _PairedSet(self.scenes[split], self.size, self.domains)
 
 
 class PairedScenes(UnpairedScenes):
     """As `UnpairedScenes`, but trained on exact pairs too: every item shows one scene in both domains."""
 
-    def train_set(self) -> Dataset[dict[str, Tensor]]:
+    def dataset(self, split: Split) -> Dataset[dict[str, Tensor]]:
         """Exact pairs."""
-        return _PairedSet(self.train_scenes, self.size, self.domains)
+        return _PairedSet(self.scenes[split], self.size, self.domains)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split
 
 MARGIN = 6.0
 """Standard deviations around every mode that the scaling keeps within [-1, 1]; two points in a billion lie outside."""
@@ -151,8 +151,6 @@ class _PointSet(DrawDataset):
     def __init__(
         self, distribution: PointDistribution, num_points: int, seed: int, split: str, labelled: bool = False
     ) -> None:
-        if num_points < 1:
-            raise ValueError(f"num_{split} must be at least 1, got {num_points}.")
         self.distribution = distribution
         self.num_points = num_points
         self.seed = seed
@@ -202,7 +200,7 @@ class PointDataModule(ImageDataModule):
         batch_size: Points per process and training step.
         eval_batch_size: Points per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; points are drawn faster than they are sent between processes.
-        seed: Of the points and their order.
+        **loader: The others of `ImageDataModule`.
 
     Raises:
         ValueError: If a number is below 1.
@@ -217,11 +215,10 @@ class PointDataModule(ImageDataModule):
         num_val: int = 2560,
         num_test: int = 2560,
         batch_size: int = 256,
-        eval_batch_size: int | None = None,
         num_workers: int | None = 0,
-        seed: int = 0,
+        **loader: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size=batch_size, num_workers=num_workers, **loader)
         for name, number in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
@@ -237,17 +234,9 @@ class PointDataModule(ImageDataModule):
         """(d, 1, 1)."""
         return (self.distribution.dimensions, 1, 1)
 
-    def train_set(self) -> Dataset[dict[str, Tensor]]:
-        """Points that are new in every epoch."""
-        return _PointSet(self.distribution, self.num_train, self.seed, "train", self.labelled)
-
-    def val_set(self) -> Dataset[dict[str, Tensor]]:
-        """Fixed points."""
-        return _PointSet(self.distribution, self.num_val, self.seed, "val", self.labelled)
-
-    def test_set(self) -> Dataset[dict[str, Tensor]]:
-        """Fixed points."""
-        return _PointSet(self.distribution, self.num_test, self.seed, "test", self.labelled)
+    def dataset(self, split: Split) -> Dataset[dict[str, Tensor]]:
+        """Points: new ones in every epoch to train on, the same ones to validate and to test with."""
+        return _PointSet(self.distribution, getattr(self, f"num_{split}"), self.seed, split, self.labelled)
 
 
 class _MixtureModule(PointDataModule):
@@ -279,13 +268,7 @@ class RingOfGaussians(_MixtureModule):
         radius: Of the circle, in the units of the paper.
         std: Of each mode, in the same units.
         labelled: Whether items have their mode as "label", int64, so that models are conditional.
-        num_train: Points of a training epoch.
-        num_val: Validation points.
-        num_test: Test points.
-        batch_size: Points per process and training step.
-        eval_batch_size: Points per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes.
-        seed: Of the points and their order.
+        **points: As `PointDataModule`.
 
     Raises:
         ValueError: If a number of points or modes is below 1, or a length not above 0.
@@ -298,23 +281,9 @@ class RingOfGaussians(_MixtureModule):
         std: float = 0.02,
         *,
         labelled: bool = False,
-        num_train: int = 100_000,
-        num_val: int = 2560,
-        num_test: int = 2560,
-        batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = 0,
-        seed: int = 0,
+        **points: Any,
     ) -> None:
-        super().__init__(
-            num_train=num_train,
-            num_val=num_val,
-            num_test=num_test,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**points)
         if modes < 1 or radius <= 0:
             raise ValueError(f"RingOfGaussians needs modes >= 1 and radius > 0, got {modes} and {radius}.")
         angles = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
@@ -331,13 +300,7 @@ class GridOfGaussians(_MixtureModule):
         spacing: Between neighbours, in the units of the paper.
         std: Of each mode, in the same units.
         labelled: Whether items have their mode as "label", int64, so that models are conditional.
-        num_train: Points of a training epoch.
-        num_val: Validation points.
-        num_test: Test points.
-        batch_size: Points per process and training step.
-        eval_batch_size: Points per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes.
-        seed: Of the points and their order.
+        **points: As `PointDataModule`.
 
     Raises:
         ValueError: If a number of points or modes is below 1, or a length not above 0.
@@ -350,23 +313,9 @@ class GridOfGaussians(_MixtureModule):
         std: float = 0.05,
         *,
         labelled: bool = False,
-        num_train: int = 100_000,
-        num_val: int = 2560,
-        num_test: int = 2560,
-        batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = 0,
-        seed: int = 0,
+        **points: Any,
     ) -> None:
-        super().__init__(
-            num_train=num_train,
-            num_val=num_val,
-            num_test=num_test,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**points)
         if side < 1 or spacing <= 0:
             raise ValueError(f"GridOfGaussians needs side >= 1 and spacing > 0, got {side} and {spacing}.")
         places = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
@@ -383,13 +332,7 @@ class TwoGaussians(_MixtureModule):
         stds: Their standard deviations, in the same units.
         weights: Their weights; they are divided by their sum.
         labelled: Whether items have their component as "label", int64, so that models are conditional.
-        num_train: Points of a training epoch.
-        num_val: Validation points.
-        num_test: Test points.
-        batch_size: Points per process and training step.
-        eval_batch_size: Points per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes.
-        seed: Of the points and their order.
+        **points: As `PointDataModule`.
 
     Raises:
         ValueError: If there are not two of each, a number of points is below 1, or a deviation or weight not above 0.
@@ -402,23 +345,9 @@ class TwoGaussians(_MixtureModule):
         weights: tuple[float, float] = (0.5, 0.5),
         *,
         labelled: bool = False,
-        num_train: int = 100_000,
-        num_val: int = 2560,
-        num_test: int = 2560,
-        batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = 0,
-        seed: int = 0,
+        **points: Any,
     ) -> None:
-        super().__init__(
-            num_train=num_train,
-            num_val=num_val,
-            num_test=num_test,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**points)
         for name, values in (("means", means), ("stds", stds), ("weights", weights)):
             if len(values) != 2:
                 raise ValueError(f"TwoGaussians: {name} must be two numbers, got {values}.")
@@ -432,13 +361,7 @@ class ParallelLines(PointDataModule):
 
     Args:
         distance: theta, where the other line stands, in [-1, 1].
-        num_train: Points of a training epoch.
-        num_val: Validation points.
-        num_test: Test points.
-        batch_size: Points per process and training step.
-        eval_batch_size: Points per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes.
-        seed: Of the points and their order.
+        **points: As `PointDataModule`.
 
     Attributes:
         other: The line at theta, which a model would start from.
@@ -450,24 +373,9 @@ class ParallelLines(PointDataModule):
     def __init__(
         self,
         distance: float = 1.0,
-        *,
-        num_train: int = 100_000,
-        num_val: int = 2560,
-        num_test: int = 2560,
-        batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = 0,
-        seed: int = 0,
+        **points: Any,
     ) -> None:
-        super().__init__(
-            num_train=num_train,
-            num_val=num_val,
-            num_test=num_test,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**points)
         if abs(distance) > 1:
             raise ValueError(f"ParallelLines: distance must be in [-1, 1], where points lie, got {distance}.")
         self.distance = distance
@@ -486,13 +394,7 @@ class SwissRoll(PointDataModule):
 
     Args:
         noise: Standard deviation of each coordinate, in units in which the roll has the radius 4.5 pi.
-        num_train: Points of a training epoch.
-        num_val: Validation points.
-        num_test: Test points.
-        batch_size: Points per process and training step.
-        eval_batch_size: Points per process and evaluation step; None means `batch_size`.
-        num_workers: Loader processes.
-        seed: Of the points and their order.
+        **points: As `PointDataModule`.
 
     Raises:
         ValueError: If a number of points is below 1, or the noise below 0.
@@ -501,24 +403,9 @@ class SwissRoll(PointDataModule):
     def __init__(
         self,
         noise: float = 0.25,
-        *,
-        num_train: int = 100_000,
-        num_val: int = 2560,
-        num_test: int = 2560,
-        batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = 0,
-        seed: int = 0,
+        **points: Any,
     ) -> None:
-        super().__init__(
-            num_train=num_train,
-            num_val=num_val,
-            num_test=num_test,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**points)
         if noise < 0:
             raise ValueError(f"SwissRoll: noise must be 0 or more, got {noise}.")
         self.scale = 1 / (Spiral.end + MARGIN * noise)

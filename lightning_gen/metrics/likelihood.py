@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_gen.data.binarization import Binarization
 from lightning_gen.metrics.base import FullPrecision
-
-Binarization = Literal["fixed", "static", "dynamic", "threshold"]
 
 
 class _MeanOverImages(FullPrecision):
@@ -99,7 +98,7 @@ class NegativeLogLikelihood(_MeanOverImages):
     """
 
     def __init__(self, binarization: Binarization | None = None, **kwargs: Any) -> None:
-        known = ("fixed", "static", "dynamic", "threshold")
+        known = get_args(Binarization)
         if binarization not in (None, *known):
             raise ValueError(f"binarization must be one of {', '.join(known)}, or None; got {binarization!r}.")
         super().__init__(f"nll-{binarization}" if binarization else "nll", **kwargs)

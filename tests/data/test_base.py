@@ -2,9 +2,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, SequentialSampler
 
+import lightning_gen.data
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, ResumableLoader
+from lightning_gen.data.toy import PointDataModule
 
 
 class Numbers(Dataset):
@@ -272,3 +275,28 @@ def test_options_that_cannot_work_are_refused():
         Module(num_workers=-1)
     with pytest.raises(ValueError, match=r"10 training examples per process do not fill one batch of 11"):
         Module(batch_size=11, num_workers=0).train_dataloader()
+
+
+MODULES = [
+    thing
+    for thing in vars(lightning_gen.data).values()
+    if isinstance(thing, type) and issubclass(thing, ImageDataModule) and thing is not ImageDataModule
+]
+
+
+@pytest.mark.parametrize("cls", MODULES, ids=lambda cls: cls.__name__)
+def test_the_command_line_knows_what_is_handed_on_to_the_loaders(cls, capsys):
+    """Constructors hand it on as `**loader`, whose names, types, defaults and help stand in the base."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "data", skip={"root"})
+    settings = parser.parse_args(["--data.num_workers=2", "--data.eval_batch_size=null"]).data
+    assert (settings.num_workers, settings.eval_batch_size, settings.seed) == (2, None, 0)
+    unpaired = cls.__name__.startswith(("Unpaired", "Paired"))  # whose papers take one example at a time
+    assert settings.batch_size == (1 if unpaired else 256 if issubclass(cls, PointDataModule) else 64)
+    assert "Loader processes" in parser.format_help()
+    for wrong in ("--data.batch_sise=2", "--data.batch_size=two"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([wrong])
+        assert "batch_si" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batch_sise'"):
+        cls(*(["."] if "Folder" in cls.__name__ else []), batch_sise=2)

@@ -281,7 +281,7 @@ def test_options_are_checked(unpaired):
         ValueError, match=r"resize must be as large as crop or larger, both ways, got 128 and \(64, 256\)"
     ):
         UnpairedImageFolder(unpaired, resize=128, crop=(64, 256))
-    with pytest.raises(ValueError, match=r"crop must be a positive int, or \(height, width\), got 0"):
+    with pytest.raises(ValueError, match=r"crop must be one number or \(height, width\), each at least 1, got 0"):
         UnpairedImageFolder(unpaired, crop=0)
     with pytest.raises(ValueError, match=r"channels must be 1 \(gray\) or 3 \(RGB\), got 2"):
         PairedImageFolder(unpaired, channels=2)

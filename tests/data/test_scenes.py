@@ -339,7 +339,7 @@ class TestUnpairedScenes:
         data = UnpairedScenes((32, 40), ("summer", "winter"), num_val=3, num_test=3, eval_batch_size=3, num_workers=0)
         (batch,) = data.val_dataloader() if split == "val" else data.test_dataloader()
         assert batch["paired"].tolist() == [True] * 3
-        scenes = getattr(data, f"{split}_scenes")
+        scenes = data.scenes[split]
         for key, domain in (("A", "summer"), ("B", "winter")):
             assert torch.equal(batch[key], render(scenes, domain, 32, 40).float() / 127.5 - 1)
 
