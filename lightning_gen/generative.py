@@ -23,9 +23,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.capabilities import Tokenizer
-from lightning_gen.checkpoints import CheckpointError, check_going_on, read_checkpoint
+from lightning_gen.checkpoints import CheckpointError, check_going_on, digest_weights, read_checkpoint
 from lightning_gen.data.images import from_uint8
-from lightning_gen.hyperparameters import CLASS_KEY, Recipe, accepts, hyperparameters_of, import_path, with_defaults
+from lightning_gen.hyperparameters import (
+    CLASS_KEY,
+    WEIGHTS_KEY,
+    Recipe,
+    accepts,
+    hyperparameters_of,
+    import_path,
+    with_defaults,
+)
 from lightning_gen.loops import go_on_exactly
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
@@ -52,7 +60,10 @@ class GenerativeModule(pl.LightningModule):
     * *Pictures are in `[-1, 1]`*, whatever loader they come from: uint8 is converted, and the first batches of other
       values are refused, or spoken about where nothing in them is below 0.
 
-    A subclass calls `self.save_hyperparameters()` in its `__init__`.
+    A subclass calls `self.save_hyperparameters()` in its `__init__`. One that contains another model takes it as an
+    argument, annotated as `GenerativeModule` or as a protocol of `lightning_gen.capabilities`, and keeps it as a part,
+    most often `self.first_stage = frozen(first_stage)`. On the command line it is given as the path of a checkpoint.
+    The outer model's checkpoint holds what the inner one is made of, its weights and their digest, and is enough.
 
     Args:
         image_shape: (channels, height, width).
@@ -74,6 +85,8 @@ class GenerativeModule(pl.LightningModule):
                 f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}."
             )
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
+        self._models: dict[str, GenerativeModule] = {}  # arguments of the constructor that are models
+        self._stays_frozen = False
         self.noise_seed: int | None = None
         self._going_on_from: dict[str, Any] | None = None  # the checkpoint, until its states have been restored
         self._training_settings: dict[str, Any] | None = None
@@ -83,6 +96,10 @@ class GenerativeModule(pl.LightningModule):
         self._lowest: dict[tuple[Any, int], list[dict[str, float]]] = {}
         self._has_spoken = False
         self.images_seen = 0
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """As `torch.nn.Module.train`, but of what is `frozen` the mode stays."""
+        return super().train(mode and not self._stays_frozen)
 
     # -- precision --------------------------------------------------------------------------------------------------
 
@@ -422,14 +439,18 @@ class GenerativeModule(pl.LightningModule):
         """As Lightning's, but as plain data: factories and losses are saved by import path."""
         caller = inspect.currentframe()
         frame = frame or (caller.f_back if caller else None)
-        earlier = dict(self.hparams)
-        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        earlier, given = dict(self.hparams), _given_to_constructor(frame, self)
+        ignore = {ignore} if isinstance(ignore, str) else {*(ignore or ())}
+        models = {name: value for name, value in given.items() if isinstance(value, GenerativeModule)}
+        self._models = {name: model for name, model in models.items() if name not in ignore}
+        super().save_hyperparameters(*args, ignore=[*ignore, *models], frame=frame, logger=logger)
         saved = dict(self.hparams)
         if "_instantiator" not in saved:
             # Lightning adds what a subclass hands on to its base, which must not be given to it again, and the
             # arguments of a model around this one.
-            known = earlier | _given_to_constructor(frame, self)
+            known = earlier | given
             saved = {name: known[name] for name in saved if name in known}
+        saved |= self._models
         # The command line also hands over what it has linked to other models' arguments.
         plain = {
             name: value
@@ -446,7 +467,11 @@ class GenerativeModule(pl.LightningModule):
             class_path = import_path(type(self))
         except TypeError:  # a class made inside a function: it can be resumed, not rebuilt from its name
             class_path = type(self).__qualname__
-        checkpoint["hyper_parameters"] = {**hyperparameters_of(self.hparams), CLASS_KEY: class_path}
+        parameters = {**hyperparameters_of(self.hparams), CLASS_KEY: class_path}
+        for name, model in self._models.items():
+            if name in parameters:  # it says which it is, by its class and its weights
+                parameters[name] = parameters[name] | {WEIGHTS_KEY: digest_weights(model.state_dict())}
+        checkpoint["hyper_parameters"] = parameters
         checkpoint["images_seen"], checkpoint["noise_seed"] = self.images_seen, self.noise_seed
         if self.class_names:
             checkpoint["class_names"] = self.class_names
@@ -572,6 +597,13 @@ class GenerativeModule(pl.LightningModule):
                 f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})."
             ) from error
         return model.to(next((weight.device for weight in weights.values()), "cpu"))
+
+
+def frozen(model: Model) -> Model:
+    """A model as a part of another: without gradients, and in evaluation mode in whatever mode the other is."""
+    model._stays_frozen = True
+    model.freeze()
+    return model
 
 
 def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
@@ -705,12 +737,12 @@ def _given_to_constructor(frame: FrameType | None, thing: Any) -> dict[str, Any]
     return given
 
 
-def load_model(checkpoint: Path, protocol: type, cannot: str) -> Any:
+def load_model(checkpoint: str | Path, protocol: type | tuple[type, ...], cannot: str) -> Any:
     """The model of a checkpoint.
 
     Args:
         checkpoint: The file, or what `find_checkpoint` takes for one.
-        protocol: What it must be able to do, one of the protocols of `lightning_gen.generative`.
+        protocol: What it must be able to do, one of the protocols of `lightning_gen.capabilities`, or one of several.
         cannot: Words for a model that is not able to, such as "draws no pictures from noise".
 
     Raises:

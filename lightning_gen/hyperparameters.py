@@ -19,11 +19,13 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import lightning.pytorch as pl
 from torch import nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from typing_extensions import is_protocol
 
 from lightning_gen.checkpoints import CheckpointError
 from lightning_gen.outlines import outline
@@ -31,6 +33,7 @@ from lightning_gen.trust import UntrustedNameError, resolve
 
 CLASS_KEY = "_class_path"
 UNSAVED_KEY = "_not_saved"
+WEIGHTS_KEY = "_weights"  # of a model inside another: their sha256
 Made = TypeVar("Made")
 MAX_PICTURE = 2**26
 """Numbers in a picture of a model that a file describes; `image_shape` given beside the file may be larger."""
@@ -40,7 +43,7 @@ MAX_PICTURE = 2**26
 
 
 def hyperparameters_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments as plain data: classes, partials and losses become `{class_path, init_args}`.
+    """Constructor arguments as plain data: classes, partials, losses and models become `{class_path, init_args}`.
 
     What has no import path (a lambda, a class made inside a function) is left out and listed under `_not_saved`.
     """
@@ -79,6 +82,10 @@ def _as_plain(value: Any) -> Any:
         return {"class_path": import_path(type(value)), "init_args": fields}
     if inspect.isclass(value) or inspect.isfunction(value):
         return {"class_path": import_path(value)}
+    if isinstance(value, pl.LightningModule):  # a model inside this one, whose weights are among this one's
+        inner = hyperparameters_of(value.hparams)
+        if UNSAVED_KEY not in inner:
+            return {"class_path": import_path(type(value)), "init_args": inner}
     raise TypeError(f"{value!r} has no name to save.")
 
 
@@ -110,11 +117,16 @@ class _Call:
     target: Callable[..., Any]
     arguments: dict[str, Any]
     factory: bool
+    capability: type | None = None  # a protocol that what is made must follow
 
     def make(self) -> Any:
         arguments = {name: _make(value) for name, value in self.arguments.items()}
         if not self.factory:
-            return self.target(**arguments)
+            made = self.target(**arguments)
+            if self.capability and not isinstance(made, self.capability):
+                name = self.capability.__name__
+                raise CheckpointError(f"The checkpoint gives a {type(made).__name__}, which is no {name}.")
+            return made
         return functools.partial(self.target, **arguments) if arguments else self.target
 
 
@@ -164,7 +176,6 @@ class Recipe:
         package = base.__module__.partition(".")[0]
         self._loaded = None if package == "lightning_gen" else package
         saved = {k: v for k, v in hyperparameters.items() if not str(k).startswith("_") and k not in self.overrides}
-        self._check_picture(saved.get("image_shape"))
         call = {"class_path": class_path, "init_args": saved}
         self.targets: list[Callable[..., Any]] = []
         """What is called, all of it."""
@@ -219,7 +230,9 @@ class Recipe:
         except UntrustedNameError as error:
             raise CheckpointError(f"{where}: {error}") from error
         function = not inspect.isclass(target)
-        result = _hints(target).get("return") if function else target
+        result = hints_of(target).get("return") if function else target
+        capability = base if is_protocol(base) else None
+        base = pl.LightningModule if capability else base
         if not (inspect.isclass(result) and issubclass(result, base)):
             raise CheckpointError(
                 f"The checkpoint asks for {class_path!r} as {where}, which must be a {base.__name__}. "
@@ -230,13 +243,14 @@ class Recipe:
         if not isinstance(given, Mapping):
             raise CheckpointError(f"The init_args of {where} must be a mapping, got {_shown(given)}.")
         self.targets.append(target)
-        hints = _hints(target)
+        self._check_picture(given.get("image_shape"), where)
+        hints = hints_of(target)
         arguments = {}
         for name, argument in given.items():
             if not accepts(target, name):
                 raise CheckpointError(f"{class_path} takes no argument {name!r}, which the checkpoint gives it.")
             arguments[name] = self._checked(argument, hints.get(name, Any), f"{name} of {where}")
-        return _Call(target, arguments, factory)
+        return _Call(target, arguments, factory, capability)
 
     def _checked(self, value: Any, annotation: Any, where: str) -> Any:
         """`value` with every `class_path` in it resolved, checked against the annotation."""
@@ -266,10 +280,10 @@ class Recipe:
             raise CheckpointError(f"{where} must be {wanted}, but the checkpoint gives {_shown(value)}.")
         return result
 
-    def _check_picture(self, shape: Any) -> None:
+    def _check_picture(self, shape: Any, where: str) -> None:
         if isinstance(shape, list) and all(isinstance(side, int) for side in shape) and math.prod(shape) > MAX_PICTURE:
             raise CheckpointError(
-                f"image_shape of the model is {shape}, which is more than {MAX_PICTURE} numbers in a picture. If that "
+                f"image_shape of {where} is {shape}, which is more than {MAX_PICTURE} numbers in a picture. If that "
                 "is meant, give it yourself: load_from_checkpoint(path, image_shape=...)."
             )
 
@@ -350,7 +364,8 @@ def with_defaults(target: Callable[..., Any], given: Mapping[str, Any]) -> dict[
     return {**dict.fromkeys(given), **defaults, **given}
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of what a class or function takes, and of what a function returns."""
     hints: dict[str, Any] = {}
     for function in reversed(_signatures(target)):
         with contextlib.suppress(NameError, TypeError):

@@ -41,6 +41,7 @@ from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, check_going_on, read_checkpoint
 from lightning_gen.commands.configs import find_config
 from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over
+from lightning_gen.commands.inner_models import Parser, load_inner_models
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data
 from lightning_gen.evaluation.protocol import suffix_of
@@ -221,6 +222,8 @@ class CommandLine(LightningCLI):
             go_on_in_folder(config.trainer.logger, folder.resolve(), self.step)
         prepare_wandb(config.trainer.logger, checkpoint)
         train_missing_classifiers(config)
+        self._dump_config()  # as it was given, with the paths of models
+        load_inner_models(config.model, checkpoint)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
@@ -406,6 +409,7 @@ def _run_command_line(arguments: list[str]) -> None:
         save_config_callback=SaveRunConfig,
         save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
         trainer_class=Trainer,
+        parser_class=Parser,
         # Errors of the parser are raised, so that the command line can say them in fewer words.
         parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},
         args=with_configs(arguments),
