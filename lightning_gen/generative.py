@@ -37,6 +37,7 @@ from lightning_gen.hyperparameters import (
 from lightning_gen.loops import go_on_exactly
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
+from lightning_gen.schedules import Schedule
 
 PICTURES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels")
@@ -199,6 +200,12 @@ class GenerativeModule(pl.LightningModule):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device, which takes long
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
+
+    def scheduled(self, value: float | Schedule) -> float:
+        """A number, or what a schedule says here: at the images seen, or the steps taken, before this batch."""
+        if isinstance(value, Schedule):
+            return value.at(images=self.images_seen, step=self.trainer.global_step)
+        return value
 
     # -- batches ----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.losses.adversarial import SeparableLoss
+from lightning_gen.schedules import Linear
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ class InstanceNoise:
 
     def std_at(self, step: int) -> float:
         """The standard deviation at a generator step, counted from 0."""
-        if self.anneal_steps is None:
-            return self.std
-        return self.std * max(0.0, 1 - step / self.anneal_steps)
+        return self.std if self.anneal_steps is None else Linear(self.std, 0.0, self.anneal_steps)(step)
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
         """The pictures with noise of this step's deviation; the very tensor given where that is zero."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -172,26 +172,28 @@ class AdversarialModule(WatchedModule):
         return [partial(of_piece, piece, *arguments) for piece, arguments in pieces]
 
     def cut(self, argument: Any) -> list[Any]:
-        """The pieces of a tensor by its first axis, or of a number of pictures.
+        """The pieces of a tensor by its first axis, of a list of texts, or of a number of pictures.
 
-        A list has been cut already, and what is neither stays whole for each piece.
+        Another list has been cut already, and what is none of these stays whole for each piece.
 
         Raises:
             ValueError: If there are fewer pictures than pieces.
         """
-        number = len(argument) if isinstance(argument, Tensor) else argument
-        if isinstance(argument, list) or not isinstance(number, int):
+        texts = isinstance(argument, list) and all(isinstance(text, str) for text in argument)
+        number = len(argument) if texts or isinstance(argument, Tensor) else argument
+        if not isinstance(number, int):
             return argument if isinstance(argument, list) else [argument] * self.micro_batches
         if number < self.micro_batches:
             raise ValueError(
                 f"A batch of {number} cannot be cut into micro_batches={self.micro_batches} pieces. Raise "
                 "data.batch_size, or lower micro_batches."
             )
-        if isinstance(argument, Tensor):
-            return list(argument.tensor_split(self.micro_batches)) if self.micro_batches > 1 else [argument]
-        return [
-            number // self.micro_batches + (piece < number % self.micro_batches) for piece in range(self.micro_batches)
-        ]
+        if self.micro_batches == 1:
+            return [argument]
+        sizes = [number // self.micro_batches + (i < number % self.micro_batches) for i in range(self.micro_batches)]
+        if isinstance(argument, int):
+            return sizes
+        return [argument[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
     def finish_step(self, images: int, *, schedules: bool = True) -> None:
         """What ends a training step: schedules advance, images are counted, the loggers' x-axis is set.

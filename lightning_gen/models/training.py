@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.schedules import Constant, Linear
 
 NetworkFactory: TypeAlias = Callable[[tuple[int, int, int]], nn.Module]
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
@@ -84,12 +85,8 @@ def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> Lambda
         total_steps: Generator updates of the whole run.
         start: Share of the run after which the decay begins, in `[0, 1]`; 1 never decays.
     """
-
-    def factor(step: int) -> float:  # a function, not an object: its numbers must not come back from a checkpoint
-        remaining = (total_steps - step) / max(1.0, (1 - start) * total_steps)
-        return 1.0 if start >= 1 else min(1.0, max(0.0, remaining))
-
-    return LambdaLR(optimizer, factor)
+    factor = Linear(1.0, 0.0, total_steps, start * total_steps) if start < 1 else Constant(1.0)
+    return LambdaLR(optimizer, lambda step: factor(step))  # a function: numbers must not come back from a checkpoint
 
 
 def prepare_networks(networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:

@@ -1,0 +1,155 @@
+"""Numbers that change in training: pure functions of the images seen or of the steps taken, and of nothing else.
+
+Each is a frozen dataclass of numbers, so that a configuration and a checkpoint can name it, and a run that goes on
+needs no state of it. A model takes `float | Schedule` and asks `GenerativeModule.scheduled`:
+
+    kl_weight: {class_path: Cosine, init_args: {start: 0.0, end: 6.6, until: 5000}}
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+Clock = Literal["images", "steps"]
+
+
+class Schedule(ABC):
+    """A number as a function of a place in training.
+
+    Attributes:
+        by: What places are counted in: "steps" (`trainer.global_step`, generator updates in adversarial models) or
+            "images" (`images_seen`, over all ranks), which means the same at every batch size.
+    """
+
+    by: Clock = "steps"
+
+    @abstractmethod
+    def __call__(self, place: float) -> float:
+        """The number at a place, 0 or more."""
+
+    def at(self, *, images: int, step: int) -> float:
+        """The number where so many images have been seen in so many steps."""
+        return self(images if self.by == "images" else step)
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same number throughout."""
+
+    value: float
+    by: Clock = "steps"
+
+    def __call__(self, place: float) -> float:
+        """The value."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """From one number to another in a straight line, constant before and after.
+
+    Args:
+        start: The number up to `begin`.
+        end: The number from `until` on.
+        until: A place after `begin`; at the very place of it, the number jumps there.
+        begin: A place, 0 or more.
+        by: See `Schedule`.
+
+    Raises:
+        ValueError: If the end comes before the beginning.
+    """
+
+    start: float
+    end: float
+    until: float
+    begin: float = 0
+    by: Clock = "steps"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin <= self.until < math.inf:
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= begin <= until, a finite place; got begin={self.begin} and "
+                f"until={self.until}."
+            )
+
+    def __call__(self, place: float) -> float:
+        """The number at a place."""
+        if place >= self.until or place <= self.begin:
+            return self.end if place >= self.until else self.start
+        left = self.left((self.until - place) / (self.until - self.begin))
+        return self.start * left + self.end * (1 - left)
+
+    def left(self, share: float) -> float:
+        """The share of `start` in the number, where this share of the way is still to go."""
+        return share
+
+
+class Cosine(Linear):
+    """As `Linear`, but along half a cosine, which sets out and arrives gently (1608.03983, without restarts)."""
+
+    def left(self, share: float) -> float:
+        """The share of `start` in the number, where this share of the way is still to go."""
+        return (1 - math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """Halved again and again, as temperatures are (1611.01144): start * 0.5 ** (place / half_life).
+
+    Args:
+        start: The number at place 0.
+        half_life: The way on which half of it is lost.
+        lowest: Where it stops to fall.
+        by: See `Schedule`.
+
+    Raises:
+        ValueError: If the half-life is not above 0.
+    """
+
+    start: float
+    half_life: float
+    lowest: float = 0.0
+    by: Clock = "steps"
+
+    def __post_init__(self) -> None:
+        if not self.half_life > 0:
+            raise ValueError(f"Exponential needs a half_life above 0, got {self.half_life}.")
+
+    def __call__(self, place: float) -> float:
+        """The number at a place."""
+        return max(self.lowest, self.start * 0.5 ** (place / self.half_life))
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """Straight lines between given points, such as a warm-up and a decay; constant before the first and after the last.
+
+    Args:
+        points: Places in ascending order, each with its number. Of two at the same place the second holds from there
+            on: a jump.
+        by: See `Schedule`.
+
+    Raises:
+        ValueError: If there is no point, or places do not ascend.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    by: Clock = "steps"
+
+    def __post_init__(self) -> None:
+        places = [place for place, _ in self.points]
+        if not places or places != sorted(places):
+            raise ValueError(f"Piecewise needs points (place, number) in ascending order, got {list(self.points)}.")
+
+    def __call__(self, place: float) -> float:
+        """The number at a place."""
+        if place < self.points[0][0]:
+            return self.points[0][1]
+        for (begin, start), (until, end) in pairwise(self.points):
+            if begin <= place < until:
+                return Linear(start, end, until - begin)(place - begin)
+        return self.points[-1][1]
