@@ -1,8 +1,13 @@
-"""Shipped configurations without their data: the model as it would be trained, and a batch of the right kind."""
+"""Shipped configurations without their data: the model as it would be trained, and a batch of the right kind.
+
+A network says in `small` which sizes make the smallest of its kind. Whole models are made of such ones here.
+"""
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_gen.data
 import lightning_gen.losses
-import lightning_gen.models  # noqa: F401  (so that short class names are known)
+import lightning_gen.models
+import lightning_gen.networks
 from lightning_gen.commands.configs import find_config
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images
@@ -46,6 +52,38 @@ def model_of(settings: dict[str, Any], **changes: Any) -> GenerativeModule:
     arguments |= {"image_shape": image_shape(settings["data"]), **changes}
     made: GenerativeModule = _instance_of(GenerativeModule, model)
     return made
+
+
+def small(network: Any, **arguments: Any) -> partial[Any]:
+    """Makes the smallest network of its kind."""
+    return partial(network, **network.small | arguments)
+
+
+def small_model(model: Any, image_shape: tuple[int, int, int], **arguments: Any) -> partial[Any]:
+    """Makes a model of small networks, where its own defaults are networks and `arguments` do not name others."""
+    return partial(model, image_shape, **{name: small(each) for name, each in _networks(model)} | arguments)
+
+
+def shrunk(settings: Any) -> Any:
+    """A configuration, or a part of one, with every network at its smallest, those by default too."""
+    if isinstance(settings, list):
+        return [shrunk(item) for item in settings]
+    if not isinstance(settings, dict):
+        return settings
+    settings = dict(settings)
+    cls = settings.get("class_path", "")
+    if model := getattr(lightning_gen.models, cls, None):
+        defaults = {name: {"class_path": each.__name__} for name, each in _networks(model)}
+        settings["init_args"] = defaults | settings.get("init_args", {})
+    if sizes := getattr(getattr(lightning_gen.networks, cls, None), "small", {}):
+        settings["init_args"] = settings.get("init_args", {}) | sizes
+    return {name: shrunk(value) for name, value in settings.items()}
+
+
+def _networks(model: type) -> list[tuple[str, Any]]:
+    """The arguments of a model by default networks, and which."""
+    parameters = inspect.signature(model).parameters.values()
+    return [(each.name, each.default) for each in parameters if hasattr(each.default, "small")]
 
 
 def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:

@@ -1,4 +1,7 @@
-"""Generators, discriminators, density networks and a classifier: plain modules, one file per paper."""
+"""Generators, discriminators, density networks and a classifier: plain modules, one file per paper.
+
+`small` of a class are the sizes of the smallest network of its kind, as tests and benchmarks make them.
+"""
 
 from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,8 @@ class ResNetGenerator(nn.Module):
     Raises:
         ValueError: If height or width is not a multiple of 2^downsamplings, or a number is out of range.
     """
+
+    small: ClassVar = {"filters": 4, "blocks": 1}
 
     def __init__(
         self,
@@ -145,6 +147,8 @@ class UNetGenerator(nn.Module):
     Raises:
         ValueError: If height or width is not a multiple of 2^depth, or depth is below 5.
     """
+
+    small: ClassVar = {"filters": 4, "depth": 5}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -47,6 +48,8 @@ class DCGANGenerator(nn.Module):
     Raises:
         ValueError: If a size is below 1.
     """
+
+    small: ClassVar = {"filters": 4}
 
     def __init__(
         self,
@@ -117,6 +120,8 @@ class DCGANDiscriminator(nn.Module):
     Raises:
         ValueError: If a size is below 1, or the pictures are less than 2 pixels high or wide.
     """
+
+    small: ClassVar = {"filters": 4}
 
     def __init__(
         self,

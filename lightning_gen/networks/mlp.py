@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -35,6 +35,8 @@ class MLPGenerator(nn.Module):
     Raises:
         ValueError: If a size is below 1.
     """
+
+    small: ClassVar = {"widths": (8, 8)}
 
     def __init__(
         self,
@@ -91,6 +93,8 @@ class MLPDiscriminator(nn.Module):
     Raises:
         ValueError: If a size is below 1.
     """
+
+    small: ClassVar = {"widths": (8, 8)}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ class PatchDiscriminator(nn.Module):
     Raises:
         ValueError: If layers is below 1 or the pictures are too small to give a single logit.
     """
+
+    small: ClassVar = {"filters": 4, "layers": 2}
 
     def __init__(
         self,
@@ -76,6 +79,8 @@ class PixelDiscriminator(nn.Module):
         norm: Of the second layer.
         init_std: Standard deviation of the initial weights.
     """
+
+    small: ClassVar = {"filters": 4}
 
     def __init__(
         self, image_shape: tuple[int, int, int], *, filters: int = 64, norm: Norm = "instance", init_std: float = 0.02

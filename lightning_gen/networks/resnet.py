@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,6 +131,8 @@ class ResidualGenerator(nn.Module):
         ValueError: If a size is below 1, or there are classes without batch norm.
     """
 
+    small: ClassVar = {"filters": 4}
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -209,6 +211,8 @@ class ResidualDiscriminator(nn.Module):
     Raises:
         ValueError: If a size is below 1.
     """
+
+    small: ClassVar = {"filters": 4}
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from torch import nn
 
 import lightning_gen.data
 import lightning_gen.models
+from benchmarks.shipped import shrunk
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.capabilities import Completes, HasLatents, HasLogProb, Samples, Translates
 from lightning_gen.cli import main
@@ -35,39 +36,38 @@ NAMES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIG
 SETTINGS = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in NAMES}
 IS_PAPER = {name: name.startswith("paper/") for name in NAMES}
 
-# What makes a run small, by the name of the setting, wherever it stands.
+# What makes a run small besides its networks, by the name of the setting, wherever it stands.
 SMALL = {
-    "filters": 4,
-    "blocks": 1,
-    "depth": 6,
-    "layers": 2,
-    "widths": [8, 8],
     "latent_size": 4,
     "warmup_critic_updates": 2,
-    "resize": 72,
-    "crop": 64,
+    "resize": 36,
+    "crop": 32,
     "pool_size": 2,
+    "num_components": 2,
+    "num_orders": 1,  # of those that a batch draws from, which two processes do apart
+    # Of autoregressive networks.
+    "filters": 4,
+    "layers": 2,
     "head_filters": 6,
     "num_blocks": 1,
     "num_resnets": 1,
-    "num_components": 2,
-    "num_orders": 1,  # of those that a batch draws from, which two processes do apart
 }
 POINT_METRICS = {"num_samples": 20, "wasserstein_points": 10}
 NUM_CLASSES = 10  # of MNIST and CIFAR-10
 
 
-def shrunk(config, root):
-    """The configuration with small sizes, and with `root` in place of a folder that a user would have."""
+def shrunk_settings(config, root):
+    """The configuration with small settings, and with `root` in place of a folder that a user would have."""
     if isinstance(config, dict):
         if config.get("class_path") == "PointMetrics":
             return {"class_path": "PointMetrics", "init_args": POINT_METRICS}
         if config.get("class_path") == "GenerativeMetrics":
             return {"class_path": "GenerativeMetrics", "init_args": shrunk_metrics(config.get("init_args", {}))}
         return {
-            key: str(root) if key == "root" else SMALL.get(key, shrunk(value, root)) for key, value in config.items()
+            key: str(root) if key == "root" else SMALL.get(key, shrunk_settings(value, root))
+            for key, value in config.items()
         }
-    return [shrunk(item, root) for item in config] if isinstance(config, list) else config
+    return [shrunk_settings(item, root) for item in config] if isinstance(config, list) else config
 
 
 def shrunk_metrics(settings):
@@ -116,7 +116,7 @@ def shrink_data(settings, batches):
     elif accepts(cls, "num_val"):
         arguments["num_val"] = 4  # of 10 pictures
     if "image_size" in arguments or cls is lightning_gen.data.CIFAR10:
-        arguments["image_size"] = 64 if pairs else 16
+        arguments["image_size"] = 32 if pairs else 16
     if by_pixel and cls is not lightning_gen.data.Digits:
         arguments["image_size"] = 8  # each pixel is a step
     arguments["num_workers"] = 0
@@ -162,7 +162,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(params=NAMES)
 def config(request, tmp_path, pictures):
     """A small copy of one shipped configuration."""
-    settings = shrunk(yaml.safe_load((CONFIGS / f"{request.param}.yaml").read_text()), pictures)
+    settings = shrunk(shrunk_settings(yaml.safe_load((CONFIGS / f"{request.param}.yaml").read_text()), pictures))
     shrink_data(settings, batches=3)
     settings["trainer"] |= {
         "max_steps": 4,

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 import lightning_gen.models
+from benchmarks.shipped import small, small_model
 from lightning_gen import callbacks
 from lightning_gen.capabilities import Completes, HasLogProb, Samples, Translates
 from lightning_gen.commands.training import Trainer
@@ -44,48 +45,30 @@ from lightning_gen.models import (
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.networks import (
-    DCGANDiscriminator,
-    DCGANGenerator,
     MLPDiscriminator,
     MLPGenerator,
     PatchDiscriminator,
     ResidualDiscriminator,
-    ResidualGenerator,
-    ResNetGenerator,
     UNetGenerator,
 )
 
 LEVELS, CLASSES = 4, 2
 COLOUR, GREY = (3, 32, 32), (1, 8, 8)
 
-PERCEPTRONS = {
-    "generator": partial(MLPGenerator, widths=(8,)),
-    "discriminator": partial(MLPDiscriminator, widths=(8,)),
-    "latent_size": 4,
-}
-CONVOLUTIONS = {
-    "generator": partial(DCGANGenerator, filters=4),
-    "discriminator": partial(DCGANDiscriminator, filters=4),
-    "latent_size": 4,
-}
-RESIDUAL = {
-    "generator": partial(ResidualGenerator, filters=4),
-    "discriminator": partial(ResidualDiscriminator, filters=4),
-    "latent_size": 4,
-}
-PATCHES = {"discriminator": partial(PatchDiscriminator, filters=2, layers=1)}
 SMALL = {"num_levels": LEVELS, "filters": 4}
 
 FAMILIES = {
-    "GAN": partial(GAN, COLOUR, **PERCEPTRONS),
-    "DCGAN": partial(DCGAN, COLOUR, **CONVOLUTIONS),
-    "LSGAN": partial(LSGAN, COLOUR, **CONVOLUTIONS),
-    "WGAN": partial(WGAN, COLOUR, **CONVOLUTIONS, n_critic=2),
-    "WGANGP": partial(WGANGP, COLOUR, **RESIDUAL, n_critic=2),
-    "SNGAN": partial(SNGAN, COLOUR, **RESIDUAL, n_critic=2, num_classes=CLASSES),
-    "FGAN": partial(FGAN, COLOUR, **PERCEPTRONS),
-    "CycleGAN": partial(CycleGAN, (3, 16, 16), partial(ResNetGenerator, filters=2, blocks=1), **PATCHES),
-    "Pix2Pix": partial(Pix2Pix, COLOUR, generator=partial(UNetGenerator, filters=2, depth=5), **PATCHES),
+    "GAN": small_model(GAN, COLOUR, latent_size=4),
+    "DCGAN": small_model(DCGAN, COLOUR, latent_size=4),
+    "LSGAN": small_model(LSGAN, COLOUR, latent_size=4),
+    "WGAN": small_model(WGAN, COLOUR, latent_size=4, n_critic=2),
+    "WGANGP": small_model(WGANGP, COLOUR, latent_size=4, n_critic=2),
+    "SNGAN": small_model(
+        SNGAN, COLOUR, discriminator=small(ResidualDiscriminator), latent_size=4, n_critic=2, num_classes=CLASSES
+    ),
+    "FGAN": small_model(FGAN, COLOUR, latent_size=4),
+    "CycleGAN": small_model(CycleGAN, (3, 16, 16), discriminator=small(PatchDiscriminator, layers=1)),
+    "Pix2Pix": small_model(Pix2Pix, COLOUR, discriminator=small(PatchDiscriminator)),
     "PixelCNN": partial(PixelCNN, GREY, **SMALL, layers=1, head_filters=8),
     "GatedPixelCNN": partial(GatedPixelCNN, GREY, **SMALL, layers=2, head_filters=8, num_classes=CLASSES),
     "RowLSTM": partial(RowLSTM, GREY, **SMALL, layers=1, head_filters=8),
@@ -272,8 +255,8 @@ def accumulation(family):
 
 
 # Networks in which pictures do not influence each other, and which draw nothing.
-PLAIN = {"generator": partial(MLPGenerator, widths=(8,))}
-SURE = {"discriminator": partial(MLPDiscriminator, widths=(8,), dropout=0, input_dropout=0)}
+PLAIN = {"generator": small(MLPGenerator)}
+SURE = {"discriminator": small(MLPDiscriminator, dropout=0, input_dropout=0)}
 UNTIED = {
     "GAN": SURE,
     "FGAN": SURE,
@@ -282,8 +265,8 @@ UNTIED = {
     "SNGAN": PLAIN,
     "CycleGAN": {},
     "Pix2Pix": {
-        "generator": partial(UNetGenerator, filters=2, depth=5, norm="instance", dropout=0),
-        "discriminator": partial(PatchDiscriminator, filters=2, layers=1),
+        "generator": small(UNetGenerator, norm="instance", dropout=0),
+        "discriminator": small(PatchDiscriminator),
     },
 }
 
