@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.turns import Clock, Seconds, add_arguments, begin, ratio, take_turns, write
-from lightning_gen.generative import evaluating
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
 from lightning_gen.models.autoregressive import AutoregressiveModule
+from lightning_gen.modes import evaluating
 from lightning_gen.networks.pixel_sampler import Method, _runner, draw_pixels
 from lightning_gen.networks.stepping import call
 

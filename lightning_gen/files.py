@@ -103,6 +103,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-gen"
 
 
-def digest(content: bytes) -> str:
-    """SHA-256, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
+def digest(content: bytes | memoryview | Path) -> str:
+    """SHA-256 of bytes, or of a file, in hexadecimal."""
+    if not isinstance(content, Path):
+        return hashlib.sha256(content).hexdigest()
+    found = hashlib.sha256()
+    with content.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
@@ -35,6 +33,7 @@ from lightning_gen.hyperparameters import (
     with_defaults,
 )
 from lightning_gen.loops import go_on_exactly
+from lightning_gen.randomness import seed_from
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
 from lightning_gen.schedules import Schedule
@@ -194,9 +193,7 @@ class GenerativeModule(pl.LightningModule):
     def _set_noise(self, *place: int) -> None:
         if self.noise_seed is None:
             return
-        entropy = (self.noise_seed, self.global_rank, *place)
-        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-        seed = int(state[0] >> np.uint64(1))
+        seed = seed_from(self.noise_seed, self.global_rank, *place)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device, which takes long
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
@@ -711,18 +708,6 @@ def _own(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str,
 
 def _has_tied_weights(model: nn.Module) -> bool:
     return len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode of a network and all its parts, put back afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _given_to_constructor(frame: FrameType | None, thing: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What several processes of one run say to each other about a figure; with one process all of it does nothing."""
+"""What several processes of one run say to each other; with one process all of it does nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -64,6 +64,12 @@ def from_rank_zero(value: T) -> T:
     return values[0]
 
 
+def make_alike(tensors: Iterable[Tensor]) -> None:
+    """Let tensors hold rank 0's values, on all ranks."""
+    for tensor in tensors if _running() else ():
+        dist.broadcast(tensor.detach(), 0)
+
+
 def total(values: Tensor) -> Tensor:
     """The sum over all ranks, on all of them; the same shape and type everywhere."""
     if not _running():
@@ -104,7 +110,7 @@ def gathered(rows: Sequence[Tensor], places: Sequence[Tensor], width: int) -> Te
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def failing_together() -> Iterator[None]:
     """What fails within it on one rank fails on all: there with its own error, elsewhere with a word about it.
 
     Nothing may be sent within it.
@@ -128,19 +134,10 @@ def together() -> Iterator[None]:
 def average_gradients(optimizer: LightningOptimizer) -> None:
     """Replace the gradients of an optimizer's parameters by their mean over all ranks, in one all-reduce."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients or dist.get_world_size() == 1:
+    if not gradients or not _running():
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat /= world_size()
     parts = flat.split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-
-
-def gather_from_ranks(value: Any) -> list[Any]:
-    """`value` of every rank, in order; to be called on all ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

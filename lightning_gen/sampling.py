@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_gen.generative import GenerativeModule, evaluating
+from lightning_gen.generative import GenerativeModule
+from lightning_gen.modes import evaluating
 from lightning_gen.randomness import fresh_generator
 
 Latents = Literal["normal", "uniform"]

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.capabilities import HasLatents, Samples, Translates
 from lightning_gen.checkpoints import CheckpointError
-from lightning_gen.generative import GenerativeModule, evaluating
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import AdversarialLoss, Wasserstein
 from lightning_gen.models import GAN, KDE, CycleGAN, PixelCNN
+from lightning_gen.modes import evaluating
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 
 SHAPE = (3, 16, 16)

@@ -3,7 +3,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from lightning_gen.processes import everywhere, from_rank_zero, gathered, rank, together, total, world_size
+from lightning_gen.processes import everywhere, failing_together, from_rank_zero, gathered, rank, total, world_size
 
 
 def exchange(own_rank):
@@ -41,7 +41,7 @@ def test_a_rank_without_rows(on_ranks):
 
 
 def fail_on_rank_one(own_rank):
-    with together():
+    with failing_together():
         if own_rank == 1:
             raise ValueError("the picture kaputt.png cannot be read")
 
@@ -72,5 +72,5 @@ def test_alone():
     assert total(values) is values
     shuffled = torch.tensor([2, 0, 1])
     assert gathered([torch.eye(3)], [shuffled], 3).argmax(1).tolist() == shuffled.argsort().tolist()
-    with together():
+    with failing_together():
         pass

@@ -23,7 +23,7 @@ from lightning_gen.evaluation.reference import Reference, reference_of_file, ref
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.files import write_atomically
-from lightning_gen.processes import rank, together, world_size
+from lightning_gen.processes import failing_together, rank, world_size
 from lightning_gen.runs.folder import EVALUATION, keeps_files, run_folder
 from lightning_gen.settings import checked_settings
 
@@ -178,7 +178,7 @@ class GenerativeMetrics(pl.Callback):
         reference, extractor = self._prepare(trainer, pl_module)
         protocol = self._protocol(self.figures, self.num_samples[prefix])
         self.evaluation = Evaluation(extractor, protocol)
-        with together():
+        with failing_together():
             start, plan = time.perf_counter(), list(protocol.batches(rank(), world_size()))
             for done, (number, size) in enumerate(plan):
                 with looking(trainer, pl_module):

@@ -31,7 +31,7 @@ from lightning_gen.callbacks.panels import (
 from lightning_gen.capabilities import Samples
 from lightning_gen.data.grids import _pil
 from lightning_gen.files import write_atomically
-from lightning_gen.generative import evaluating
+from lightning_gen.modes import evaluating
 from lightning_gen.runs.folder import IMAGES, keeps_files, pictures_in, run_folder
 
 

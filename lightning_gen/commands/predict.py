@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_gen.commands.results import Results
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.processes import gather_from_ranks
+from lightning_gen.processes import everywhere
 from lightning_gen.runs.folder import run_folder
 
 TABLE = "predictions.csv"
@@ -103,7 +103,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         count = 0
         rows: dict[int, dict[str, str]] = {}
-        for others, more in gather_from_ranks((self.count, self.rows)):
+        for others, more in everywhere((self.count, self.rows)):
             count, rows = count + others, rows | more
         if not trainer.is_global_zero:
             return

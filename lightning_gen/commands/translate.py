@@ -22,7 +22,7 @@ from lightning_gen.data.images import (
     write_image,
 )
 from lightning_gen.generative import load_model
-from lightning_gen.processes import gather_from_ranks
+from lightning_gen.processes import everywhere
 
 
 def translate(
@@ -131,4 +131,4 @@ class _FileTranslator(pl.LightningModule):
 
     def on_predict_end(self) -> None:
         """Bring the failures of all ranks together."""
-        self.failures = sorted({failure for rank in gather_from_ranks(self.failures) for failure in rank})
+        self.failures = sorted({failure for rank in everywhere(self.failures) for failure in rank})

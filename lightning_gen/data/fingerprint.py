@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lightning_gen import files
 from lightning_gen.data.base import InOrder, collate_sizes, examples_of, in_order
 
 PROBES = 64  # pictures that are looked at where the rest is known without
@@ -85,7 +85,7 @@ def digest(value: Any) -> str:
         TypeError: If it holds anything else.
         OSError: If a file is missing.
     """
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return files.digest(json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode())
 
 
 def _plain(value: Any) -> Any:
@@ -95,10 +95,10 @@ def _plain(value: Any) -> Any:
         return _plain(value.item())
     if isinstance(value, np.ndarray) and value.dtype != object:
         pixels = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        return {"array": [value.dtype.str, value.shape, hashlib.sha256(pixels.data).hexdigest()]}
+        return {"array": [value.dtype.str, value.shape, files.digest(pixels.data)]}
     if isinstance(value, Tensor):
         pixels = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return {"tensor": [str(value.dtype), value.shape, hashlib.sha256(pixels.data).hexdigest()]}
+        return {"tensor": [str(value.dtype), value.shape, files.digest(pixels.data)]}
     if isinstance(value, Path):
         return _files([value])
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

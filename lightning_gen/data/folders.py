@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -37,6 +36,8 @@ from lightning_gen.data.images import (
     search_images,
     to_float,
 )
+from lightning_gen.files import digest
+from lightning_gen.processes import everywhere
 
 _Reader = Callable[[Path], Tensor]
 
@@ -90,12 +91,8 @@ class FolderDataModule(ImageDataModule):
         Raises:
             RuntimeError: If they differ, as when the folder changes, or is not the same on all machines.
         """
-        if not (dist.is_available() and dist.is_initialized()):
-            return
         places = repr(self.files).replace(str(self.root), "")  # which may be another on each machine
-        found = [""] * dist.get_world_size()
-        dist.all_gather_object(found, hashlib.sha256(places.encode()).hexdigest())
-        if len(set(found)) > 1:
+        if len(set(everywhere(digest(places.encode())))) > 1:
             raise RuntimeError(
                 f"{type(self).__name__}: the processes have found different pictures in {self.root}. It must hold the "
                 "same files on all machines, and stay as it is while a run starts."

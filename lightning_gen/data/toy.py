@@ -12,12 +12,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split
+from lightning_gen.randomness import seed_from
 
 MARGIN = 6.0
 """Standard deviations around every mode that the scaling keeps within [-1, 1]; two points in a billion lie outside."""
@@ -176,8 +176,7 @@ class _PointSet(DrawDataset):
     def columns(self, epoch: int) -> dict[str, Tensor]:
         """All examples of an epoch, drawn in one go, which takes less time than to draw them one by one."""
         if self.drawn[0] != epoch:
-            state = np.random.SeedSequence((self.seed, epoch, *self.split.encode())).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+            generator = torch.Generator().manual_seed(seed_from(self.seed, epoch, *self.split.encode()))
             columns = {}
             if self.labelled and isinstance(self.distribution, Mixture):
                 points, columns["label"] = self.distribution.sample_with_modes(self.num_points, generator)

@@ -21,7 +21,7 @@ from lightning_gen.metrics.feature_metrics import InceptionScore, KernelInceptio
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
 from lightning_gen.metrics.manifold import authenticity
 from lightning_gen.metrics.rows import in_canonical_order
-from lightning_gen.processes import from_rank_zero, gathered, rank, together, total
+from lightning_gen.processes import failing_together, from_rank_zero, gathered, rank, total
 from lightning_gen.randomness import generator_for
 
 
@@ -80,7 +80,7 @@ class Evaluation:
             if "is" in protocol.figures:
                 logits = gathered(self.logits, self.places, self.extractor.num_classes or 0)
         figures: dict[str, float] = {}
-        with together():
+        with failing_together():
             if rank() == 0:
                 assert reference is not None
                 figures = _figures(self.extractor, protocol, moments, features, logits, reference)

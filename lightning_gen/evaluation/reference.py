@@ -20,7 +20,7 @@ from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.generative import check_range
 from lightning_gen.metrics.frechet import Moments
 from lightning_gen.metrics.rows import evenly_spaced
-from lightning_gen.processes import from_rank_zero, gathered, rank, together, total, world_size
+from lightning_gen.processes import failing_together, from_rank_zero, gathered, rank, total, world_size
 
 READ_AT_ONCE = 100  # real pictures
 QUANTIZER = "round((x + 1) * 127.5), clipped to 0 .. 255"
@@ -81,7 +81,7 @@ def reference_of_loader(
             check_range(images, "An evaluation", "the data")
         return as_read(images, extractor)
 
-    with together():
+    with failing_together():
         num_images = len(examples_of(loader))  # type: ignore[arg-type]
         record = {
             "data": name,
@@ -110,7 +110,7 @@ def reference_of_file(path: str | Path, extractor: FeatureExtractor) -> Referenc
         StatisticsError: If they are damaged, or of another extractor.
     """
     statistics = None
-    with together():
+    with failing_together():
         if rank() == 0:
             statistics = load_statistics(path, extractor)
     return Reference.of(statistics)
@@ -142,7 +142,7 @@ def reference_statistics(
     moments = Moments(extractor.num_features) if with_moments else None
     rows: list[Tensor] = []
     places: list[Tensor] = []
-    with together():
+    with failing_together():
         for number, images in batches:
             features = features_of(images, extractor).features
             if moments is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from lightning_gen.evaluation.pictures import Pictures, pictures_in
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.evaluation.reference import Reference, reference_of_loader
 from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.files import digest
 from lightning_gen.generative import load_model
 from lightning_gen.hyperparameters import import_path
 from lightning_gen.runs.folder import run_folder_of_checkpoint
@@ -104,11 +104,7 @@ class Drawn:
     @cached_property
     def content(self) -> dict[str, str]:
         """What makes it the same checkpoint under another name."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return {"sha256": digest.hexdigest()}
+        return {"sha256": digest(self.path)}
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ anew, never trusted.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -23,12 +22,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_gen import files
 from lightning_gen.data.fingerprint import digest
 from lightning_gen.files import cache_folder, write_atomically
 from lightning_gen.limits import LimitError, check_inflation, load_tensors
 from lightning_gen.metrics.frechet import Gaussian
 from lightning_gen.metrics.manifold import radii
-from lightning_gen.processes import from_rank_zero, rank, together
+from lightning_gen.processes import failing_together, from_rank_zero, rank
 
 if TYPE_CHECKING:
     from lightning_gen.extractors.base import FeatureExtractor
@@ -196,7 +196,7 @@ class ReferenceStatistics:
             raise StatisticsError(
                 f"{path} is cut short, or no .npz file that holds `mu` [D] and `sigma` [D, D]: {error}"
             ) from error
-        record = {"file": Path(path).name, "sha256": hashlib.sha256(data).hexdigest(), "count": 0}
+        record = {"file": Path(path).name, "sha256": files.digest(data), "count": 0}
         return cls(record, gaussian, torch.empty(0, len(mean)), torch.empty(0, dtype=torch.int64))
 
 
@@ -250,7 +250,7 @@ def cached(
     """
     found: ReferenceStatistics | None = None
     path = Path()
-    with together():
+    with failing_together():
         if rank() == 0:
             for one in [record] if more is None else [more, record]:
                 name = f"{one['data']}-{one['split']}-{one['extractor']['name']}"
@@ -260,7 +260,7 @@ def cached(
     if from_rank_zero(found is not None):
         return found
     computed = compute()
-    with together():
+    with failing_together():
         if rank() == 0 and computed is not None:
             try:
                 computed.save(path)

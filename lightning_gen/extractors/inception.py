@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lightning_gen.extractors.base import FeatureExtractor, Features
+from lightning_gen.files import digest
 from lightning_gen.limits import load_tensors
 
 Layer = Literal[64, 192, 768, 2048]
@@ -83,14 +83,16 @@ class InceptionFeatures(FeatureExtractor):
                 raise ValueError(f"{argument} must be one of {', '.join(map(str, known))}; got {value!r}.")
         network = build_network(feature)
         path = _published_weights() if weights is None else Path(weights)
-        digest = _digest_file(path)
-        if weights is None and digest != SHA256:
+        if not path.is_file():
+            raise FileNotFoundError(f"There are no weights at {path}. The published ones are at {URL}.")
+        found = digest(path)
+        if weights is None and found != SHA256:
             raise ValueError(
-                f"{path} is damaged or another file: its sha256 is {digest}, not {SHA256}. Delete it, and the right "
+                f"{path} is damaged or another file: its sha256 is {found}, not {SHA256}. Delete it, and the right "
                 f"one is downloaded; or put {URL} in its place, or give the path of such a file as weights."
             )
-        if sha256 is not None and not digest.startswith(sha256.lower()):
-            raise ValueError(f"The sha256 of {path} is {digest}; it should begin with {sha256.lower()}.")
+        if sha256 is not None and not found.startswith(sha256.lower()):
+            raise ValueError(f"The sha256 of {path} is {found}; it should begin with {sha256.lower()}.")
         network, classes = _load(network, path)
         network = nn.Sequential(network[:_STEM], network[_STEM:]).to(_DTYPES[precision])
         words = [_RESIZES[resize][1], "(x - 128) / 128"]
@@ -99,7 +101,7 @@ class InceptionFeatures(FeatureExtractor):
         suffixes = (
             "" if resize == "tf1" else f"-{resize}",
             "-bf16" if precision == "bfloat16" else "",
-            "" if digest == SHA256 else f"-{digest[:8]}",
+            "" if found == SHA256 else f"-{found[:8]}",
         )
         super().__init__(
             network.to(memory_format=torch.channels_last),
@@ -109,7 +111,7 @@ class InceptionFeatures(FeatureExtractor):
             num_classes=None if classes is None else len(classes),
             image_shape=(3, None, None),
             precision=precision,
-            weights=digest,
+            weights=found,
             details={"layer": feature},
         )
         self.standard = self.name == "inception2048"
@@ -213,16 +215,6 @@ def _published_weights() -> Path:
             "path of such a file as weights."
         ) from error
     return path
-
-
-def _digest_file(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"There are no weights at {path}. The published ones are at {URL}.")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _load(network: nn.Sequential, path: Path) -> tuple[nn.Sequential, Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_gen.layers.convolution import ReflectConv2d
+from lightning_gen.modes import evaluating
 
 Kind = Literal["reshape", "convolution"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -331,17 +332,14 @@ def _input_sizes(
         layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
         for name, layer in convolutions.items()
     ]
-    modes = {module: module.training for module in network.modules()}
     device = next(network.parameters()).device
     images = torch.zeros(1, *image_shape, device=device)
     try:
-        with torch.no_grad():
-            network.eval()(images, *(() if labels is None else (labels.to(device),)))
+        with torch.no_grad(), evaluating(network):
+            network(images, *(() if labels is None else (labels.to(device),)))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     missed = [name for name in convolutions if name not in sizes]
     if missed:
         raise ValueError(

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.extractors.base import full_float32
-from lightning_gen.generative import evaluating
 from lightning_gen.latents import slerp
+from lightning_gen.modes import evaluating
 from lightning_gen.randomness import generator_for
 
 Distance = Callable[[Tensor, Tensor], Tensor]

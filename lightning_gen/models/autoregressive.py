@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_gen.generative import evaluating
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.orders import raster_order
 from lightning_gen.losses.categorical import images_to_levels, rounding
 from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.models.training import NonFiniteLossError, OptimizerFactory
+from lightning_gen.modes import evaluating
 from lightning_gen.networks.pixel_sampler import Method, draw_pixels
 from lightning_gen.randomness import fresh_generator
 from lightning_gen.sampling import samples_at_once

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,6 +19,7 @@ from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.extractors.classifier import classifier_file
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.networks.lenet import LeNet
+from lightning_gen.processes import make_alike
 from lightning_gen.runs.folder import keeps_files
 
 WARM_UP = 0.3  # share of the run in which the learning rate rises
@@ -148,9 +148,7 @@ class Classifier(GenerativeModule):
     def on_validation_start(self) -> None:
         """Let all ranks judge alike: each has moved its own running statistics."""
         super().on_validation_start()
-        if dist.is_available() and dist.is_initialized():
-            for buffer in self.network.buffers():
-                dist.broadcast(buffer, 0)
+        make_alike(self.network.buffers())
 
     def on_test_start(self) -> None:
         """As before a validation."""

@@ -19,7 +19,7 @@ from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import ResNetGenerator
 from lightning_gen.networks.patchgan import PatchDiscriminator
-from lightning_gen.processes import gather_from_ranks
+from lightning_gen.processes import everywhere
 
 
 class CycleGAN(TranslationModule):
@@ -139,7 +139,7 @@ class CycleGAN(TranslationModule):
         """Add the histories of all ranks."""
         super().on_save_checkpoint(checkpoint)
         own = {"A": self.pool_A.state(), "B": self.pool_B.state()}
-        checkpoint["image_pools"] = gather_from_ranks(own)
+        checkpoint["image_pools"] = everywhere(own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take this rank's histories back; if there are other ranks than before, they share what there is."""

@@ -13,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.callbacks.spectral_norm import power_iteration_callbacks
-from lightning_gen.generative import evaluating
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.spectral_norm import spectral_norms
 from lightning_gen.layers.ties import has_batch_norm, on_both
@@ -22,6 +21,7 @@ from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.tricks import InstanceNoise
 from lightning_gen.models.adversarial import AdversarialModule, Losses
 from lightning_gen.models.training import NetworkFactory
+from lightning_gen.modes import evaluating
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.sampling import Latents, LatentSampling
 

@@ -11,9 +11,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.capabilities import Direction
-from lightning_gen.generative import as_floats, evaluating
+from lightning_gen.generative import as_floats
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdversarialModule
+from lightning_gen.modes import evaluating
 from lightning_gen.networks.cyclegan import pad_to_multiple
 from lightning_gen.outlines import with_values
 

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gen.callbacks.ema import EMA
 from lightning_gen.data.base import examples_of
 from lightning_gen.models.autoregressive import AutoregressiveModule
+from lightning_gen.processes import make_alike
 
 INIT_IMAGES = 16  # that weight norm is initialised from
 
@@ -68,9 +68,7 @@ class WeightNormalizedModule(AutoregressiveModule):
         images, context = self.images_and_context(batch)
         network: _Initialized = self.network  # type: ignore[assignment]
         network.initialize(images.to(self.device), **context)
-        if dist.is_available() and dist.is_initialized():
-            for parameter in self.network.parameters():
-                dist.broadcast(parameter, 0)
+        make_alike(self.network.parameters())
         self.initialized.fill_(True)
 
     def configure_callbacks(self) -> list[pl.Callback]:

@@ -25,11 +25,12 @@ from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.capabilities import Completes, HasLatents, HasLogProb, Samples, Translates
 from lightning_gen.cli import main
 from lightning_gen.commands.training import CommandLine, Trainer
-from lightning_gen.generative import GenerativeModule, evaluating
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import GAN, KDE, Classifier
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.likelihood import LikelihoodModule
+from lightning_gen.modes import evaluating
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
