@@ -17,6 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from benchmarks.inception_weights import random_inception_weights
+from lightning_gen import files
 from lightning_gen.extractors import inception
 from lightning_gen.extractors.inception import InceptionFeatures
 
@@ -256,7 +257,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def published(weights, monkeypatch):
     """For this test the random weights are those that were published."""
-    monkeypatch.setattr(inception, "SHA256", inception._digest_file(weights))
+    monkeypatch.setattr(inception, "SHA256", files.digest(weights))
     return weights
 
 
@@ -276,7 +277,7 @@ def test_only_the_published_figures_go_without_a_suffix(published):
 
 
 def test_other_weights_are_named_by_their_hash(weights):
-    digest = inception._digest_file(weights)
+    digest = files.digest(weights)
     extractor = InceptionFeatures(weights=weights, sha256=digest[:12].upper())
     assert not extractor.standard
     assert extractor.name == f"inception2048-{digest[:8]}"
@@ -288,7 +289,7 @@ def test_other_weights_are_named_by_their_hash(weights):
 def test_a_wrong_hash_is_never_trusted(hub, weights):
     hub.mkdir(parents=True)
     (hub / "weights-inception-2015-12-05-6726825d.pth").symlink_to(weights)
-    with pytest.raises(ValueError, match=f"{inception._digest_file(weights)}, not 6726825d[0-9a-f]*. Delete it"):
+    with pytest.raises(ValueError, match=f"{files.digest(weights)}, not 6726825d[0-9a-f]*. Delete it"):
         InceptionFeatures()
 
 
