@@ -22,6 +22,11 @@ def outline() -> Iterator[None]:
         _drawing.reset(token)
 
 
+def is_outline() -> bool:
+    """Whether what is built now is an outline."""
+    return _drawing.get()
+
+
 @contextmanager
 def with_values() -> Iterator[None]:
     """Within it tensors have values in an outline too.
@@ -29,7 +34,7 @@ def with_values() -> Iterator[None]:
     For what a layer computes once from its arguments, such as masks, and no checkpoint holds: where the model has taken
     the checkpoint's tensors, it must be there.
     """
-    if not _drawing.get():
+    if not is_outline():
         yield
         return
     with torch.device("cpu"):

@@ -12,8 +12,10 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
+from lightning_gen.generative import evaluating
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import moving_once
 from lightning_gen.losses.adversarial import full
@@ -291,3 +293,49 @@ class AdversarialModule(WatchedModule):
 def halved(losses: Losses) -> Losses:
     """Each term divided by two."""
     return {name: 0.5 * term for name, term in losses.items()}
+
+
+def check_players(
+    owner: str,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    image_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
+    num_classes: int | None,
+) -> None:
+    """Look whether a generator makes pictures of that shape from latents, and a discriminator gives each a score.
+
+    Raises:
+        ValueError: If not; in the name of `owner`, the model that they are of.
+    """
+    labels = () if num_classes is None else (torch.zeros(1, dtype=torch.int64),)
+    made, width = f"{owner}: the generator {type(generator).__name__}", " x ".join(map(str, latent_shape))
+    try:
+        shape = shape_of(generator, torch.zeros(1, *latent_shape), *labels)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{made} does not take latents of width {width}, its second argument latent_size: {error}"
+        ) from error
+    if shape != (1, *image_shape):
+        raise ValueError(
+            f"{made} makes pictures of shape {tuple(shape[1:])} from latents of width {width}; the data has "
+            f"image_shape {image_shape}."
+        )
+    scores = shape_of(discriminator, torch.zeros(shape), *labels)
+    if scores[:1] != (1,):
+        raise ValueError(
+            f"{owner}: the discriminator {type(discriminator).__name__} must give scores [N, ...], but a batch of one "
+            f"picture gave the shape {tuple(scores)}."
+        )
+
+
+@torch.no_grad()
+def shape_of(network: nn.Module, *inputs: Tensor) -> torch.Size:
+    """The shape of what a network gives in evaluation mode, without computing it where the network lets us."""
+    with evaluating(network):
+        try:
+            tensors = chain(network.named_parameters(), network.named_buffers())
+            outline = {name: tensor.to("meta") for name, tensor in tensors}
+            return functional_call(network, outline, tuple(given.to("meta") for given in inputs)).shape
+        except Exception:  # it needs values, such as numbers drawn on the CPU; or it does not take the inputs
+            return network(*inputs).shape

@@ -15,16 +15,17 @@ from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 class FGAN(GAN):
     """Minimises a divergence between data and samples, through the variational bound that the discriminator raises.
 
+    Paper (1606.00709, MNIST): perceptrons; the bound of any f-divergence; Adam at 2e-4, first beta 0.5; n_critic 1
+    (algorithm 1); batch 4096; batch norm in the generator.
+
     The bound is logged as `train/bound`: it says how far apart the two distributions are at least, in the units of the
-    divergence. Networks and noise are `GAN`'s, like the paper's for MNIST; single-step updates (algorithm 1).
+    divergence. Deviation: the networks are `GAN`'s, without batch norm.
 
     Args:
-        image_shape: (channels, height, width).
-        generator: As in `GAN`.
-        discriminator: As in `GAN`; its scores are the paper's V(x), which the divergence's output activation follows.
         divergence: Which one; see `FDivergence`.
         generator_loss: What the generator minimises; see `FDivergence`.
-        **settings: All others as in `GAN`, with its defaults; `loss` is `FDivergence`.
+        **settings: All others are `GAN`'s but `loss`; the scores of `discriminator` are the paper's V(x), which the
+            divergence's output activation follows.
     """
 
     def __init__(

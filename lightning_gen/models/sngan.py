@@ -15,24 +15,12 @@ from lightning_gen.sampling import Latents
 class SNGAN(GAN):
     """The hinge loss between ResNets, the discriminator's layers divided by their spectral norms.
 
-    The paper's CIFAR-10 recipe: Adam at 2e-4 with (0, 0.9), falling linearly to zero, five discriminator updates a
-    generator update, in which the generator makes twice as many fakes as a batch has pictures. With `num_classes` the
-    generator has conditional batch norm and the discriminator a projection (1802.05637).
+    Paper (1802.05957, CIFAR-10): ResNets; hinge; Adam at 2e-4 with (0, 0.9), falling linearly to zero; n_critic 5;
+    batch 64, twice as many fakes in a generator update; 50,000 steps (authors' code); spectral norm.
 
-    The model brings the callback `SpectralNormPowerIteration` along; give one of your own for other settings.
-
-    Args:
-        image_shape: (channels, height, width).
-        generator: As in `GAN`.
-        discriminator: As in `GAN`; None means `ResidualDiscriminator` with `spectral_norm="reshape"`.
-        loss: None means `Hinge()`.
-        latent_size: As in `GAN`.
-        latent_distribution: As in `GAN`.
-        n_critic: Discriminator updates for each generator update.
-        generator_batch_factor: As in `GAN`.
-        betas: Of Adam.
-        decay_start: As in `GAN`; 0 falls from the first step on.
-        **settings: All others as in `GAN`, with its defaults.
+    With `num_classes` the generator has conditional batch norm and the discriminator a projection (1802.05637). The
+    model brings the callback `SpectralNormPowerIteration` along; give one of your own for other settings. Arguments are
+    `GAN`'s, with the paper's defaults.
     """
 
     def __init__(

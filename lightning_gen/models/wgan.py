@@ -22,21 +22,15 @@ from lightning_gen.sampling import Latents
 class WGAN(GAN):
     """Minimises the Wasserstein distance, which a critic with clipped weights estimates up to a factor.
 
-    The critic's loss is `train/discriminator`, minus that estimate. Algorithm 1 of the paper: five critic updates a
-    generator update, RMSProp at 5e-5, weights clipped to 0.01 after each critic step; DCGAN's networks, normal latents.
+    Paper (1701.07875, algorithm 1): DCGAN's networks; difference of mean scores; RMSProp at 5e-5; n_critic 5; batch 64;
+    200,000 steps or more (authors' code); weights clipped to 0.01.
+
+    The critic's loss is `train/discriminator`, minus the estimate. Latents are normal.
 
     Args:
-        image_shape: (channels, height, width).
-        generator: As in `GAN`.
-        discriminator: As in `GAN`; here the critic.
-        loss: None means `Wasserstein()`.
-        constraint: None means `WeightClipping(0.01)`.
-        n_critic: Critic updates for each generator update.
         warmup_critic_updates: Critic updates before each of the first 25 generator updates and before every 500th, as
             the authors' code has them, 100; None means `n_critic` there too, as in algorithm 1.
-        learning_rate: Of RMSProp, for both players.
-        latent_distribution: As in `GAN`.
-        **settings: All others as in `GAN`, with its defaults.
+        **settings: All others are `GAN`'s, with the paper's defaults.
     """
 
     def __init__(
@@ -79,22 +73,12 @@ class WGAN(GAN):
 class WGANGP(GAN):
     """Minimises the Wasserstein distance, with a critic held 1-Lipschitz by a penalty on its gradient.
 
-    Algorithm 1 of the paper: lambda 10, five critic updates a generator update, Adam at 1e-4 with (0, 0.9). The
-    networks are its ResNets for 32 x 32 at any size, without normalisation in the critic; its CIFAR-10 recipe is
-    configs/paper/wgan_gp_cifar10.yaml.
+    Paper (1704.00028, algorithm 1): ResNets; difference of mean scores; Adam at 1e-4 with (0, 0.9); n_critic 5; batch
+    64; 100,000 steps (authors' code for CIFAR-10); gradient penalty 10.
 
-    Args:
-        image_shape: (channels, height, width).
-        generator: As in `GAN`.
-        discriminator: As in `GAN`; here the critic, without batch norm.
-        loss: None means `Wasserstein()`.
-        penalties: None means `[GradientPenalty(10)]`.
-        latent_size: As in `GAN`.
-        latent_distribution: As in `GAN`.
-        n_critic: Critic updates for each generator update.
-        learning_rate: Of Adam, for both players.
-        betas: Of Adam.
-        **settings: All others as in `GAN`, with its defaults.
+    The networks are those for 32 x 32, at any size, without normalisation in the critic; latents are normal. The
+    CIFAR-10 recipe of the authors' code is configs/paper/wgan_gp_cifar10.yaml. Arguments are `GAN`'s, with the paper's
+    defaults.
     """
 
     def __init__(

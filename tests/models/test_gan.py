@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
@@ -809,6 +810,61 @@ def test_batch_norm_under_a_gradient_penalty():
             DCGAN((1, 16, 16), discriminator=functools.partial(DCGANDiscriminator, filters=2), penalties=[penalty])
     with pytest.raises(ValueError, match=r"^WGANGP: a penalty"):
         WGANGP((1, 8, 8), discriminator=functools.partial(ResidualDiscriminator, filters=2, norm="batch"))
+
+
+class MinibatchDeviation(nn.Module):
+    """The deviation over the samples of a call beside each one's numbers, as in 1710.10196."""
+
+    ties_samples = True
+
+    def __init__(self, image_shape):
+        super().__init__()
+        self.layer = nn.Linear(math.prod(image_shape) + 1, 1)
+
+    def forward(self, images):
+        points = images.flatten(1)
+        deviation = points.std(dim=0, correction=0).mean()
+        return self.layer(torch.cat([points, deviation.expand(len(points), 1)], dim=1)).squeeze(1)
+
+
+def test_statistics_of_a_minibatch_may_stand_under_a_gradient_penalty_and_see_one_kind_of_pictures():
+    sizes = []
+    for penalty in (GradientPenalty(), R1()):
+        model = make(discriminator=MinibatchDeviation, penalties=[penalty])
+        model.discriminator.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
+        fit(model, batches(1, size=4))
+    assert sizes == [4, 4, 4, 4] * 2  # real, fake, the penalty's points; and the generator's
+
+
+def test_parts_are_looked_at_without_computing_what_they_give_and_not_at_all_when_loaded(tmp_path):
+    seen = []
+
+    class Telling(MLPGenerator):
+        def forward(self, latents, labels=None):
+            seen.append(latents.device.type)
+            return super().forward(latents, labels)
+
+    class Drawing(Telling):
+        def forward(self, latents, labels=None):
+            return super().forward(latents + torch.randn(len(latents), 1), labels)
+
+    make(generator=functools.partial(Telling, widths=[4]))
+    assert seen == ["meta"]
+    make(generator=functools.partial(Drawing, widths=[4]))  # adds numbers that are on the CPU
+    assert seen == ["meta", "cpu"]
+    calls = []
+    handle = register_module_forward_pre_hook(lambda module, inputs: calls.append(module))
+    try:
+        model = make()
+        assert calls
+        calls.clear()
+        t = fit(model, batches(1))
+        t.save_checkpoint(tmp_path / "a.ckpt")
+        calls.clear()
+        GAN.load_from_checkpoint(tmp_path / "a.ckpt")
+        assert not calls
+    finally:
+        handle.remove()
 
 
 def test_clipping_together_with_spectral_norm():
