@@ -21,7 +21,6 @@ from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.tricks import InstanceNoise
 from lightning_gen.models.adversarial import AdversarialModule, Losses, check_players
 from lightning_gen.models.training import NetworkFactory
-from lightning_gen.modes import evaluating
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.outlines import is_outline
 from lightning_gen.sampling import Latents, LatentSampling
