@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
 from statistics import median
 from typing import Any, cast
 
@@ -75,13 +77,14 @@ def copy_weights(ours: PixelCNNPPNetwork, port: Port) -> None:
 
 def ours_and_port(filters: int, num_blocks: int, images: Tensor) -> tuple[PixelCNNPP, Port]:
     """Both with the same weights, initialised on these pictures, on their device."""
-    model = PixelCNNPP(cast(Any, tuple(images.shape[1:])), filters=filters, num_blocks=num_blocks).to(images)
-    model.network.eval()
-    model.network.initialize(images)
+    shape = cast(tuple[int, int, int], tuple(images.shape[1:]))
+    model = PixelCNNPP(shape, network=partial(PixelCNNPPNetwork, filters=filters, num_blocks=num_blocks)).to(images)
+    network = cast(PixelCNNPPNetwork, model.network.eval())
+    network.initialize(images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's newer weight norm
         port = Port(filters, num_blocks).to(images)
-    copy_weights(model.network, port)
+    copy_weights(network, port)
     return model, port
 
 
@@ -97,13 +100,7 @@ def largest_difference(model: PixelCNNPP, port: Port, images: Tensor) -> float:
 
 def our_step(model: PixelCNNPP, images: Tensor, precision: str) -> Callable[[], None]:
     """Our network and likelihood, in the layout and with the optimizer that the model has."""
-    network = PixelCNNPPNetwork(
-        model.image_shape,
-        outputs=model.likelihood.num_parameters(3),
-        filters=model.network.filters,
-        num_blocks=len(model.network.up[0].blocks),
-    ).to(images)
-    network.load_state_dict(model.network.state_dict())
+    network = deepcopy(model.network).train()
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

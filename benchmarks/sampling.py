@@ -19,16 +19,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.turns import Clock, Seconds, add_arguments, begin, ratio, take_turns, write
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.modes import evaluating
+from lightning_gen.networks import (
+    DiagonalBiLSTMNetwork,
+    GatedPixelCNNNetwork,
+    LMConvNetwork,
+    PixelCNNNetwork,
+    PixelCNNPPNetwork,
+    RowLSTMNetwork,
+)
 from lightning_gen.networks.pixel_sampler import Method, _runner, draw_pixels
 from lightning_gen.networks.stepping import call
 
@@ -42,14 +51,16 @@ class Entry:
 
     Args:
         model: Its class.
-        settings: Its arguments but the shape of the pictures.
+        network: Makes its network.
+        num_levels: Of its pictures.
         channels: Of the pictures.
         sides: Their height and width.
         batches: How many are drawn together, of which growth takes the middle one.
     """
 
     model: Callable[..., AutoregressiveModule]
-    settings: dict[str, Any]
+    network: Callable[..., nn.Module]
+    num_levels: int = 2
     channels: int = 1
     sides: tuple[int, ...] = (28,)
     batches: tuple[int, ...] = (16,)
@@ -57,10 +68,10 @@ class Entry:
     def make(self, side: int, device: torch.device) -> AutoregressiveModule:
         """Weights that make pixels depend on those before, which without training they hardly do by themselves."""
         torch.manual_seed(0)
-        model = self.model((self.channels, side, side), **self.settings)
+        model = self.model((self.channels, side, side), num_levels=self.num_levels, network=self.network)
         if isinstance(model, PixelCNNPP):
-            levels = torch.randint(model.num_levels, (16, *model.image_shape))
-            model.network.initialize(levels * (2 / (model.num_levels - 1)) - 1)
+            levels = torch.randint(self.num_levels, (16, *model.image_shape))
+            cast(PixelCNNPPNetwork, model.network).initialize(levels * (2 / (self.num_levels - 1)) - 1)
         else:
             with torch.no_grad():
                 for weight in (parameter for parameter in model.network.parameters() if parameter.ndim > 1):
@@ -68,15 +79,18 @@ class Entry:
         return model.to(device).eval()
 
 
-BLACK_AND_WHITE: dict[str, Any] = {"num_levels": 2, "head_filters": 32}
 MODELS = {
-    "PixelCNNPP": Entry(PixelCNNPP, {"filters": 40, "num_blocks": 5}, channels=3, sides=(16, 32), batches=(8,)),
-    "LMConv": Entry(LMConv, {"num_levels": 2, "filters": 60, "num_blocks": 5}, batches=(1, 4, 8, 16)),
-    "LMConv-small": Entry(LMConv, {"num_levels": 2, "filters": 40, "num_blocks": 2}, batches=(1, 4, 8, 16)),
-    "PixelCNN": Entry(PixelCNN, {"filters": 64, "layers": 15, **BLACK_AND_WHITE}),
-    "GatedPixelCNN": Entry(GatedPixelCNN, {"filters": 128, "layers": 10, "kernel_size": 3, **BLACK_AND_WHITE}),
-    "RowLSTM": Entry(RowLSTM, {"filters": 16, "layers": 7, **BLACK_AND_WHITE}),
-    "DiagonalBiLSTM": Entry(DiagonalBiLSTM, {"filters": 16, "layers": 7, **BLACK_AND_WHITE}),
+    "PixelCNNPP": Entry(
+        PixelCNNPP, partial(PixelCNNPPNetwork, filters=40, num_blocks=5), 256, channels=3, sides=(16, 32), batches=(8,)
+    ),
+    "LMConv": Entry(LMConv, partial(LMConvNetwork, filters=60, num_blocks=5), batches=(1, 4, 8, 16)),
+    "LMConv-small": Entry(LMConv, partial(LMConvNetwork, filters=40, num_blocks=2), batches=(1, 4, 8, 16)),
+    "PixelCNN": Entry(PixelCNN, partial(PixelCNNNetwork, filters=64, layers=15, head_filters=32)),
+    "GatedPixelCNN": Entry(
+        GatedPixelCNN, partial(GatedPixelCNNNetwork, filters=128, layers=10, kernel_size=3, head_filters=32)
+    ),
+    "RowLSTM": Entry(RowLSTM, partial(RowLSTMNetwork, filters=16, layers=7, head_filters=32)),
+    "DiagonalBiLSTM": Entry(DiagonalBiLSTM, partial(DiagonalBiLSTMNetwork, filters=16, layers=7, head_filters=32)),
 }
 
 
@@ -116,7 +130,7 @@ class NaivePasses:
             draw_pixels(
                 self.model.network,
                 self.model.likelihood,
-                self.pictures,
+                self.model.to_levels(self.pictures),
                 hole,
                 order.positions,
                 generator(),

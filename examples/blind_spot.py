@@ -42,12 +42,12 @@ class ShiftedVerticalConv2d(VerticalConv2d):
 
 def pixelcnn(layers: int) -> nn.Module:
     """Of a 7 x 7 convolution and so many of 3 x 3."""
-    return PixelCNNNetwork(SHAPE, num_levels=2, filters=F, layers=layers, head_filters=F)
+    return PixelCNNNetwork(SHAPE, outputs=1, filters=F, layers=layers, head_filters=F)
 
 
 def gated(layers: int, *, mistaken: bool = False) -> nn.Module:
     """Of the same kernels, in two stacks."""
-    network = GatedPixelCNNNetwork(SHAPE, num_levels=2, filters=F, layers=layers, kernel_size=3, head_filters=F)
+    network = GatedPixelCNNNetwork(SHAPE, outputs=1, filters=F, layers=layers, kernel_size=3, head_filters=F)
     for layer in network.layers[1:] if mistaken else []:  # the one right shift stands for that of the first
         layer.vertical = ShiftedVerticalConv2d(F, 2 * F, 3)
     return network
@@ -61,9 +61,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, Tensor]] = {
     "Gated PixelCNN, 2 layers": (lambda: gated(2), 5, NOTHING),
     "Gated PixelCNN, 7 layers": (lambda: gated(7), 10, NOTHING),
     "Gated, shifted in each layer": (lambda: gated(7, mistaken=True), 10, WEDGE),
-    "Row LSTM": (lambda: RowLSTMNetwork(SHAPE, num_levels=2, filters=F, layers=7, head_filters=F), 10, WEDGE),
+    "Row LSTM": (lambda: RowLSTMNetwork(SHAPE, outputs=1, filters=F, layers=7, head_filters=F), 10, WEDGE),
     "Diagonal BiLSTM": (
-        lambda: DiagonalBiLSTMNetwork(SHAPE, num_levels=2, filters=F, layers=7, head_filters=F), 10, LAST_ABOVE
+        lambda: DiagonalBiLSTMNetwork(SHAPE, outputs=1, filters=F, layers=7, head_filters=F), 10, LAST_ABOVE
     ),
     "PixelCNN++": (lambda: PixelCNNPPNetwork(SHAPE, outputs=F, filters=F, num_blocks=2), 10, NOTHING),
 }  # fmt: skip

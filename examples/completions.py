@@ -11,6 +11,7 @@ networks, and no record: the half that belongs to the nearest upper half is righ
 import logging
 import math
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product, zip_longest
 from multiprocessing import get_context
 
@@ -25,16 +26,33 @@ from lightning_gen.data.datasets import Digits
 from lightning_gen.losses.categorical import images_to_levels
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
 from lightning_gen.models.autoregressive import AutoregressiveModule
+from lightning_gen.networks import (
+    DiagonalBiLSTMNetwork,
+    GatedPixelCNNNetwork,
+    LMConvNetwork,
+    PixelCNNNetwork,
+    PixelCNNPPNetwork,
+    RowLSTMNetwork,
+)
 
 SHAPE, KNOWN = (1, 8, 8), torch.arange(8)[:, None].expand(8, 8) < 4
+SIZE = {"filters": 32, "head_filters": 64}
 MODELS: dict[str, tuple] = {  # steps, rate and size; LMConv in one order, the S-curve, where the lower half comes last
-    "PixelCNN": (PixelCNN, 1200, 2e-3, {"filters": 32, "layers": 4, "head_filters": 64}),
-    "Row LSTM": (RowLSTM, 1000, 3e-3, {"filters": 32, "layers": 2, "head_filters": 64}),
-    "Diagonal BiLSTM": (DiagonalBiLSTM, 900, 3e-3, {"filters": 32, "layers": 2, "head_filters": 64}),
-    "Gated PixelCNN": (GatedPixelCNN, 1000, 3e-3, {"filters": 32, "layers": 3, "kernel_size": 3, "head_filters": 64}),
-    "PixelCNN++": (PixelCNNPP, 500, 2e-3, {"num_components": 5, "filters": 24, "num_blocks": 1, "dropout": 0.25}),
-    "LMConv": (LMConv, 300, 3e-3, {"num_components": 5, "filters": 16, "num_blocks": 1, "num_orders": 1}),
-}
+    "PixelCNN": (PixelCNN, 1200, 2e-3, {"network": partial(PixelCNNNetwork, layers=4, **SIZE)}),
+    "Row LSTM": (RowLSTM, 1000, 3e-3, {"network": partial(RowLSTMNetwork, layers=2, **SIZE)}),
+    "Diagonal BiLSTM": (DiagonalBiLSTM, 900, 3e-3, {"network": partial(DiagonalBiLSTMNetwork, layers=2, **SIZE)}),
+    "Gated PixelCNN": (
+        GatedPixelCNN, 1000, 3e-3, {"network": partial(GatedPixelCNNNetwork, layers=3, kernel_size=3, **SIZE)}
+    ),
+    "PixelCNN++": (
+        PixelCNNPP, 500, 2e-3,
+        {"num_components": 5, "network": partial(PixelCNNPPNetwork, filters=24, num_blocks=1, dropout=0.25)},
+    ),
+    "LMConv": (
+        LMConv, 300, 3e-3,
+        {"num_components": 5, "num_orders": 1, "network": partial(LMConvNetwork, filters=16, num_blocks=1)},
+    ),
+}  # fmt: skip
 
 
 @torch.no_grad()

@@ -167,4 +167,11 @@ def _words_of_parser(error: BaseException) -> str:
     while _UNION in str(error) and error.__cause__ and not str(error.__cause__).startswith("Expected a <class"):
         error = error.__cause__
     text = str(error).partition("\nGiven value")[0].strip()
+    if refused := re.search(r"class_path 'lightning_gen\.models\.(\w+)':\s+Option '(\w+)' is not accepted$", text):
+        from lightning_gen import models
+
+        name = refused[2]
+        places = [*getattr(getattr(models, refused[1]), "upgraded", dict)({name: None})]
+        if name not in places:  # an earlier version had it there
+            text += f". It is a setting of its {places[0]} now: --model.{places[0]}.{name}"
     return f"{key[1]}: {text}" if key and not text.startswith("Parser key") else text

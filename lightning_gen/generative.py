@@ -164,7 +164,7 @@ class GenerativeModule(pl.LightningModule):
         checkpoint, self._going_on_from = self._going_on_from, None
         if checkpoint is not None:
             changes = keep_changes(checkpoint, optimizers, schedules)
-            before = with_defaults(type(self), checkpoint.get("hyper_parameters", {}))
+            before = with_defaults(type(self), self.upgraded(checkpoint.get("hyper_parameters", {})))
             changes = differences(before, with_defaults(type(self), hyperparameters_of(self.hparams))) or changes
             if changes:
                 rank_zero_info(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
@@ -464,6 +464,11 @@ class GenerativeModule(pl.LightningModule):
         self.hparams.clear()
         self.hparams.update(plain)
         self._hparams_initial = copy.deepcopy(self._hparams)  # what Lightning shows to loggers
+
+    @classmethod
+    def upgraded(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyper-parameters of a checkpoint as this version has them; for classes whose earlier versions had others."""
+        return dict(saved)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not save: the class, images seen, the seed of the noise, and the names of classes."""

@@ -242,6 +242,7 @@ class Recipe:
         given = value.get("init_args") or {}
         if not isinstance(given, Mapping):
             raise CheckpointError(f"The init_args of {where} must be a mapping, got {_shown(given)}.")
+        given = getattr(target, "upgraded", dict)(given)  # where an earlier version of a model saved it
         self.targets.append(target)
         self._check_picture(given.get("image_shape"), where)
         hints = hints_of(target)

@@ -125,6 +125,10 @@ def test_a_configuration_that_is_huge_by_its_aliases_is_refused(command, tmp_pat
     ("arguments", "message"),
     [
         (["--model.lamda_A", "1"], "Option 'lamda_A' is not accepted"),
+        (
+            ["--model", "PixelCNN", "--model.filters", "1"],
+            "It is a setting of its network now: --model.network.filters",
+        ),
         (["--model.generator.init_args.filtres", "1"], "Option 'filtres' is not accepted"),
         (["--model.lambda_A", "ten"], "Expected a <class 'float'>. Got value: ten"),
         (["--model", "CycelGAN"], "model: Expected a dot import path string: CycelGAN"),

@@ -16,11 +16,12 @@ from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import AdversarialLoss, Wasserstein
 from lightning_gen.models import GAN, KDE, CycleGAN, PixelCNN
 from lightning_gen.modes import evaluating
-from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
+from lightning_gen.networks import PatchDiscriminator, PixelCNNNetwork, ResNetGenerator
 
 SHAPE = (3, 16, 16)
 GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1)
 DISCRIMINATOR = functools.partial(PatchDiscriminator, filters=2, layers=1)
+NETWORK = functools.partial(PixelCNNNetwork, filters=6, layers=1)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:You're resuming from")
 
@@ -377,7 +378,7 @@ def test_pictures_and_labels_of_a_batch_in_any_usual_form():
 FAMILIES = {
     "GAN": (lambda: GAN((3, 8, 8)), lambda images: (images, torch.zeros(len(images)))),
     "CycleGAN": (lambda: CycleGAN((3, 8, 8), GENERATOR, DISCRIMINATOR), lambda images: {"A": -images, "B": images}),
-    "PixelCNN": (lambda: PixelCNN((3, 8, 8), filters=6, layers=1), lambda images: {"pixel_values": images}),
+    "PixelCNN": (lambda: PixelCNN((3, 8, 8), network=NETWORK), lambda images: {"pixel_values": images}),
     "KDE": (lambda: KDE((3, 8, 8)), lambda images: images),
 }
 

@@ -42,7 +42,7 @@ def test_overrides_replace_saved_arguments():
 
 
 def test_an_outline_costs_nothing_and_knows_what_no_checkpoint_holds():
-    settings = {"filters": 2, "num_blocks": 1, "num_levels": 2}
+    settings = {"filters": 2, "num_blocks": 1, "num_levels": 2}  # as they were saved when sizes were the model's own
     recipe = Recipe({CLASS_KEY: "lightning_gen.models.LMConv", "image_shape": [1, 4, 4], **settings}, LMConv)
     state = torch.random.get_rng_state()
     outline = recipe.build_outline(10**3)

@@ -22,7 +22,7 @@ from lightning_gen.checkpoints import CheckpointError
 from lightning_gen.data.base import ImageDataModule
 from lightning_gen.losses.categorical import levels_to_images
 from lightning_gen.models import GAN, WGANGP, PixelCNN
-from lightning_gen.networks import MLPDiscriminator, MLPGenerator
+from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PixelCNNNetwork
 from lightning_gen.resuming import keep_changes, training_settings
 
 SHAPE = (1, 4, 4)
@@ -96,7 +96,8 @@ def make(kind, **settings):
         "latent_size": 3,
     }
     if kind == "pixelcnn":
-        return PixelCNN(SHAPE, num_levels=4, filters=4, layers=2, head_filters=4, **{"lr_decay": 0.9, **settings})
+        network = functools.partial(PixelCNNNetwork, filters=4, layers=2, head_filters=4)
+        return PixelCNN(SHAPE, num_levels=4, network=network, **{"lr_decay": 0.9, **settings})
     networks |= settings
     return GAN(SHAPE, **networks) if kind == "gan" else WGANGP(SHAPE, **networks, n_critic=3)
 

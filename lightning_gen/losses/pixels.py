@@ -79,6 +79,15 @@ def pixel_likelihood(num_levels: int) -> Bernoulli | Categorical:
     return Bernoulli() if check_num_levels(num_levels) == 2 else Categorical(num_levels)
 
 
+def mixture_likelihood(num_levels: int, num_components: int) -> Bernoulli | LogisticMixture:
+    """One logit a channel for 2 levels, a mixture of logistics for more.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    return Bernoulli() if num_levels == 2 else LogisticMixture(num_levels, num_components)
+
+
 @dataclass(frozen=True)
 class Categorical(PixelLikelihood):
     """A softmax over all levels for each channel (1601.06759, section 3.2).

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,34 +13,40 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_gen.hyperparameters import made_by
+from lightning_gen.hyperparameters import accepts, import_path, made_by
 from lightning_gen.layers.orders import raster_order
-from lightning_gen.losses.categorical import images_to_levels, rounding
+from lightning_gen.losses.categorical import images_to_levels, levels_to_images, rounding
 from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.likelihood import LikelihoodModule
-from lightning_gen.models.training import NonFiniteLossError, OptimizerFactory
+from lightning_gen.models.training import OptimizerFactory, WatchedModule, prepare_networks
 from lightning_gen.modes import evaluating
-from lightning_gen.networks.pixel_sampler import Method, draw_pixels
+from lightning_gen.networks.density import LevelEmbedding
+from lightning_gen.networks.pixel_sampler import Method, draw_pixels, look_of
 from lightning_gen.randomness import fresh_generator
 from lightning_gen.sampling import samples_at_once
 
 Context: TypeAlias = Mapping[str, Tensor]
 """What a network is given beside pictures, by the name of its argument, such as labels."""
+DensityFactory: TypeAlias = Callable[[tuple[int, int, int], int], nn.Module]
+"""Makes a network of (channels, height, width) and the number of parameters of each pixel, and of `num_classes` and
+`condition_channels` where the model has them."""
 
 
-class AutoregressiveModule(LikelihoodModule):
+class AutoregressiveModule(WatchedModule, LikelihoodModule):
     """A picture's probability as a product over its pixels, each given those before: p(x) = prod_i p(x_i | x_<i).
 
-    A subclass makes `self.network`, which maps pictures to the parameters of all pixels in one pass, and names the
-    `likelihood` that these are of. If the network has `init_cache` and `step`, as
+    The network maps pictures to the parameters of all pixels in one pass. Any `nn.Module` will do that does so, made by
+    a `DensityFactory`; `lightning_gen.testing` has checks for it. If it has `init_cache` and `step`, as
     `lightning_gen.networks.stepping.CachedNetwork` says, a picture is drawn at the cost of about one pass; without, it
-    takes a pass for each pixel.
+    takes a pass for each pixel. If it has `embed`, it looks at what that makes of levels.
 
-    Pictures must hold levels and nothing else: 2k / (L - 1) - 1 for k of 0 to L - 1.
+    Pictures must hold levels and nothing else: 2k / (L - 1) - 1 for k of 0 to L - 1. A model of other levels, such as
+    codes, overrides `to_levels` and `to_images`, and sets `level_shape` and `network` itself.
 
     Args:
         image_shape: (channels, height, width).
         likelihood: Of a pixel's levels, given the network's parameters.
+        network: Makes the network, whose sizes are its own arguments; None where a subclass sets `network`.
         num_classes: Number of classes of a conditional model; None leaves labels out, whether the data has them or not.
         condition_channels: Channels of the map that a model is conditioned on, `[N, channels, H, W]`, which batches
             have under "condition"; None where there is none.
@@ -54,10 +61,13 @@ class AutoregressiveModule(LikelihoodModule):
             missing or out of range.
     """
 
+    network: nn.Module
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         likelihood: PixelLikelihood,
+        network: DensityFactory | None = None,
         *,
         num_classes: int | None = None,
         condition_channels: int | None = None,
@@ -76,14 +86,33 @@ class AutoregressiveModule(LikelihoodModule):
                 f"lr_decay, a factor for each step, must be above 0 and at most 1 (constant); got {lr_decay}."
             )
         self.declare_context(num_classes=num_classes, condition_channels=condition_channels)
-        self.network: nn.Module
-        self.likelihood = likelihood
-        self.num_levels: int = likelihood.num_levels
+        self.likelihood, self.level_shape = likelihood, self.image_shape
         self.learning_rate, self.lr_decay, self.optimizer = learning_rate, lr_decay, optimizer
         self.channels_last, self.compile_network = channels_last, compile
-        self._bad_step: Tensor | None = None  # the first whose loss was not finite
+        if network is not None:
+            self.network = self.network_of(network)
 
     # -- likelihood -------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Minimise -log p(x), in nats a dimension."""
+        images, context = self.images_and_context(batch)
+        levels = self.to_levels(images, validate=False)  # that was done before the transfer
+        parameters = self.network(self.seen(images, levels), **self.training_context(context))
+        log_prob = self.log_prob_of_levels(parameters, levels)
+        loss = -log_prob.mean() / levels[0].numel()
+        self.images_seen += len(images) * self.trainer.world_size
+        self.log("train/nll", -log_prob.detach().mean(), prog_bar=True)
+        self.watch({"nll": loss})
+        return loss
+
+    def training_context(self, context: Context) -> dict[str, Any]:
+        """What the network is given in a training step beside the pictures."""
+        return dict(context)
+
+    def log_prob_of_levels(self, parameters: Tensor, levels: Tensor) -> Tensor:
+        """Nats of each picture, `[N]`, given its pixels' parameters."""
+        return self.likelihood.log_prob(parameters, levels).flatten(1).sum(1)
 
     def forward(self, images: Tensor, **context: Any) -> Tensor:
         """The parameters of all pixels, as `likelihood` takes them, in the mode that the network is in.
@@ -94,26 +123,7 @@ class AutoregressiveModule(LikelihoodModule):
             images: `[N, C, H, W]` in `[-1, 1]`.
             **context: What the network is given besides, such as `labels` `[N]`.
         """
-        return self.network(self.own(images), **context)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Minimise -log p(x), in nats a dimension."""
-        images, context = self.images_and_context(batch)
-        levels = images_to_levels(images, self.num_levels, validate=False)  # that was done before the transfer
-        log_prob = self.log_prob_of_levels(self(images, **self.training_context(context)), levels)
-        loss = -log_prob.mean() / images[0].numel()
-        self.images_seen += len(images) * self.trainer.world_size
-        self.log("train/nll", -log_prob.detach().mean(), prog_bar=True)
-        self._record(loss)
-        return loss
-
-    def training_context(self, context: Context) -> dict[str, Any]:
-        """What the network is given in a training step beside the pictures."""
-        return dict(context)
-
-    def log_prob_of_levels(self, parameters: Tensor, levels: Tensor) -> Tensor:
-        """Nats of each picture, `[N]`, given its pixels' parameters."""
-        return self.likelihood.log_prob(parameters, levels).flatten(1).sum(1)
+        return self.network(self.seen(images), **context)
 
     def log_prob(self, images: Tensor, labels: Tensor | int | None = None, condition: Tensor | None = None) -> Tensor:
         """The exact log-probability of each picture's levels, in nats, in evaluation mode.
@@ -131,24 +141,71 @@ class AutoregressiveModule(LikelihoodModule):
             ValueError: If a picture has another shape, is NaN, or is off the levels; or labels or condition do not fit.
         """
         images = self.checked_images(images).to(self.device)
-        levels = self.levels_of(images)
+        levels = self.to_levels(images)
         averaged = labels is None and self.num_classes is not None
         context = self.context(len(images), 0 if averaged else labels, condition)
+        seen = self.seen(images, levels)
         with evaluating(self.network):
             if not averaged:
-                return self._log_prob(images, levels, context)
+                return self._log_prob(seen, levels, context)
             classes = torch.arange(self.num_classes or 0, device=self.device)
-            every = [self._log_prob(images, levels, {**context, "labels": c.expand(len(images))}) for c in classes]
+            every = [self._log_prob(seen, levels, {**context, "labels": c.expand(len(images))}) for c in classes]
             return torch.stack(every).logsumexp(0) - math.log(len(every))
 
-    def _log_prob(self, images: Tensor, levels: Tensor, context: Context) -> Tensor:
-        """Nats `[N]` of pictures and their levels, in the mode that the network is in."""
-        return self.log_prob_of_levels(self(images, **context), levels)
+    def _log_prob(self, seen: Tensor, levels: Tensor, context: Context) -> Tensor:
+        """Nats `[N]` of levels and what the network looks at, in the mode that it is in."""
+        return self.log_prob_of_levels(self.network(seen, **context), levels)
 
     def batch_log_prob(self, batch: Any) -> Tensor:
         """Nats of each picture of a batch, given its labels where the model has classes."""
         images, context = self.images_and_context(batch)
         return self.log_prob(images, **context)
+
+    # -- levels -----------------------------------------------------------------------------------------------------
+
+    def to_levels(self, images: Tensor, *, validate: bool = True) -> Tensor:
+        """The levels of pictures, int64 `[N, *level_shape]` of 0 to L - 1, the alphabet of the likelihood.
+
+        A trainer of half precision has rounded pictures to it before the model sees them.
+
+        Args:
+            images: `[N, C, H, W]`.
+            validate: Whether values are looked at, for which the host waits for the device.
+
+        Raises:
+            ValueError: If a picture is NaN or off the levels, or its type too coarse to tell them apart.
+        """
+        tolerance = rounding(images.dtype)
+        return images_to_levels(images, self.likelihood.num_levels, validate=validate, tolerance=tolerance)
+
+    def to_images(self, levels: Tensor) -> Tensor:
+        """Pictures float32 `[N, C, H, W]` of levels `[N, *level_shape]`."""
+        return levels_to_images(levels, self.likelihood.num_levels)
+
+    def seen(self, images: Tensor, levels: Tensor | None = None) -> Tensor:
+        """What the network looks at: pictures of numbers in order, or else what it takes for their levels."""
+        if self.level_shape == self.image_shape and not hasattr(self.network, "embed"):
+            return self.own(images)
+        levels = self.to_levels(images, validate=False) if levels is None else levels
+        return self.own(look_of(self.network, levels, self.likelihood.num_levels))
+
+    def network_of(self, factory: DensityFactory) -> nn.Module:
+        """The network for these levels, this likelihood, and what the model is given besides.
+
+        Raises:
+            ValueError: If the factory makes no module, or one that has vectors for more or fewer levels.
+        """
+        given = {"num_classes": self.num_classes, "condition_channels": self.condition_channels}
+        context = {name: number for name, number in given.items() if number is not None}
+        outputs = self.likelihood.num_parameters(self.level_shape[0])
+        network = made_by(factory, nn.Module, self.level_shape, outputs, **context)
+        embed, num_levels = getattr(network, "embed", None), self.likelihood.num_levels
+        if isinstance(embed, LevelEmbedding) and embed.num_embeddings != num_levels:
+            raise ValueError(
+                f"An embedding is of levels in no order, whose likelihood is a softmax; {self.likelihood} of "
+                f"{num_levels} levels is none. Leave the embedding out."
+            )
+        return network
 
     # -- pictures ---------------------------------------------------------------------------------------------------
 
@@ -184,10 +241,10 @@ class AutoregressiveModule(LikelihoodModule):
             ValueError: If a setting is out of range, or labels or condition do not fit.
         """
         context = self.sampling_context(num_samples, labels, condition)
-        images = torch.zeros(num_samples, *self.image_shape)
-        hole = torch.ones(num_samples, *self.image_shape[1:], dtype=torch.bool)
+        levels = torch.zeros(num_samples, *self.level_shape, dtype=torch.int64)
+        hole = torch.ones(num_samples, *self.level_shape[1:], dtype=torch.bool)
         settings = {"temperature": temperature, "method": method, "compile": compile}
-        return self._fill(images, hole, self.sampling_order(), context, generator, **settings)
+        return self.to_images(self._fill(levels, hole, self.sampling_order(), context, generator, **settings))
 
     @torch.no_grad()
     def complete(
@@ -228,9 +285,8 @@ class AutoregressiveModule(LikelihoodModule):
         images = self.checked_images(images).float().cpu()
         hole = self._checked_hole(known, len(images))
         context = self.sampling_context(len(images), labels, condition)
-        blank = images.masked_fill(hole.unsqueeze(1), -1.0)
-        self.levels_of(blank)
-        result = torch.empty_like(images, device=self.device)
+        levels = self.to_levels(images.masked_fill(hole.unsqueeze(1), -1.0))
+        result = torch.empty_like(levels, device=self.device)
         generator = generator or fresh_generator()
         # Pictures with one mask have one order, and go together.
         masks, which = hole.unique(dim=0, return_inverse=True)
@@ -238,13 +294,13 @@ class AutoregressiveModule(LikelihoodModule):
         for number, mask in enumerate(masks):
             rows = (which == number).nonzero().flatten()
             part = {name: value[rows.to(value.device)] for name, value in context.items()}
-            drawn = self._fill(blank[rows], hole[rows], self.completion_order(~mask), part, generator, **settings)
+            drawn = self._fill(levels[rows], hole[rows], self.completion_order(~mask), part, generator, **settings)
             result[rows.to(self.device)] = drawn
-        return torch.where(hole.unsqueeze(1).to(self.device), result, images.to(self.device))
+        return torch.where(hole.unsqueeze(1).to(self.device), self.to_images(result), images.to(self.device))
 
     def sampling_order(self) -> Order:
         """In which pictures are drawn: the raster, unless a subclass has another."""
-        return Order(raster_order(*self.image_shape[1:]))
+        return Order(raster_order(*self.level_shape[1:]))
 
     def completion_order(self, known: Tensor) -> Order:
         """In which the hole of a picture is filled, whose mask of known pixels is bool `[H, W]`."""
@@ -252,40 +308,32 @@ class AutoregressiveModule(LikelihoodModule):
 
     def _fill(
         self,
-        images: Tensor,
+        levels: Tensor,
         hole: Tensor,
         order: Order,
         context: Context,
         generator: torch.Generator | None,
         **settings: Any,
     ) -> Tensor:
-        """Pictures on the model's device whose pixels in the hole are drawn in an order."""
+        """Levels on the model's device whose pixels in the hole are drawn in an order."""
         generator = generator or fresh_generator()
         if settings["method"] == "cached" and not hasattr(self.network, "step"):
             settings["method"] = "naive"
-        parts = [images[:0].to(self.device)]
+        parts = [levels[:0].to(self.device)]
         with evaluating(self.network):
             size = samples_at_once(self.image_shape)
-            for start in range(0, len(images), size):
+            for start in range(0, len(levels), size):
                 part = slice(start, start + size)
                 given = {name: value[part] for name, value in context.items()} | dict(order.settings)
                 parts.append(
                     draw_pixels(
-                        self.network, self.likelihood, images[part], hole[part], order.positions, generator,
+                        self.network, self.likelihood, levels[part], hole[part], order.positions, generator,
                         settings=given, **settings,
                     )
                 )  # fmt: skip
         return torch.cat(parts)
 
     # -- what goes in -----------------------------------------------------------------------------------------------
-
-    def levels_of(self, images: Tensor) -> Tensor:
-        """The levels of pictures, which a trainer of half precision has rounded to it before the model sees them.
-
-        Raises:
-            ValueError: If a picture is NaN or off the levels, or its type too coarse to tell them apart.
-        """
-        return images_to_levels(images, self.num_levels, tolerance=rounding(images.dtype))
 
     def checked_images(self, images: Tensor) -> Tensor:
         """Pictures of the model's shape.
@@ -302,7 +350,7 @@ class AutoregressiveModule(LikelihoodModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at levels too, on the host."""
-        self.levels_of(self.images_and_labels(batch)[0])
+        self.to_levels(self.images_and_labels(batch)[0])
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _checked_hole(self, known: Tensor, number: int) -> Tensor:
@@ -338,48 +386,27 @@ class AutoregressiveModule(LikelihoodModule):
     def setup(self, stage: str) -> None:
         """Lay out and compile the network."""
         super().setup(stage)
-        if self.channels_last:
-            # Weights only: DDP fails on a mask in that layout which is the only one (PyTorch 2.14).
-            for weight in (parameter for parameter in self.network.parameters() if parameter.ndim == 4):
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        if self.compile_network and stage == "fit":
-            self.network.compile()
-
-    def on_fit_start(self) -> None:
-        """Forget what went wrong in an earlier run of the same model."""
-        super().on_fit_start()
-        self._bad_step = None
+        compiled = self.compile_network and stage == "fit"
+        prepare_networks([self.network], channels_last=self.channels_last, compile=compiled)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
         step = torch.full((), float(self.trainer.global_step + 1), device=self.device)
         self.log("step", step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the loss where the device waits anyway, because it is logged."""
-        cadence = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if cadence and (self.batches_before + 1) % cadence == 0:
-            self._raise_if_bad()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save after a loss that was not finite."""
-        self._raise_if_bad()
-        super().on_save_checkpoint(checkpoint)
-
-    def _record(self, loss: Tensor) -> None:
-        """Note the first step whose loss was not finite; on a CPU, stop before it is taken."""
-        never = torch.iinfo(torch.int64).max
-        step = torch.where(loss.detach().isfinite(), never, self.trainer.global_step)
-        self._bad_step = step if self._bad_step is None else torch.minimum(self._bad_step, step)
-        if self.device.type == "cpu":
-            self._raise_if_bad()
-
-    def _raise_if_bad(self) -> None:
-        if self._bad_step is not None and (step := int(self._bad_step)) < torch.iinfo(torch.int64).max:
-            raise NonFiniteLossError(
-                f"train/nll became NaN or infinite in the step after {step} updates. Training stopped and no "
-                "checkpoint was written since. Go on from the last one with a lower learning rate or in float32."
-            )
+    @classmethod
+    def upgraded(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Earlier versions had the sizes of the network among the model's own arguments."""
+        argument = inspect.signature(cls).parameters.get("network")
+        sizes = {
+            name: value
+            for name, value in saved.items()
+            if argument is not None and not accepts(cls, name) and accepts(argument.default, name)
+        }
+        if argument is None or not sizes:
+            return dict(saved)
+        network = {"class_path": import_path(argument.default), "init_args": sizes}
+        return {name: value for name, value in saved.items() if name not in sizes} | {"network": network}
 
 
 @dataclass(frozen=True)

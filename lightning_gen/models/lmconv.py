@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,8 @@ from lightning_gen.layers.orders import (
     s_curve_order,
     symmetries,
 )
-from lightning_gen.losses.pixels import Bernoulli, LogisticMixture
-from lightning_gen.models.autoregressive import AutoregressiveModule, Context, Order
+from lightning_gen.losses.pixels import mixture_likelihood
+from lightning_gen.models.autoregressive import AutoregressiveModule, Context, DensityFactory, Order
 from lightning_gen.networks.lmconv import LMConvNetwork
 from lightning_gen.outlines import with_values
 
@@ -36,13 +37,13 @@ CURVES: dict[Curve, Callable[[int, int], Tensor]] = {
 class LMConv(AutoregressiveModule):
     """One network for several orders of generation, by convolutions with a mask for each pixel.
 
+    Paper (2006.12486 and its code, CIFAR-10): 5 gated blocks of 3 x 3 in each of 6 stages, of 160 features, 8 orders of
+    the S-curve; 10 logistics, a Bernoulli for 2 levels; Adam (2e-4); batch 32; 2.887 bits per dim. For binary MNIST it
+    has 60 features. (Its rate falls by 0.999995 an epoch, which is nothing, and is constant here.)
+
     A training step draws one of the orders for its batch. `log_prob` is that of the mixture of all of them, log of the
     mean over orders of p(x), on whole pictures. `complete` generates the hole last, whatever its shape, so that all
     known pixels are context; it keeps to that of the orders which comes closest to this by itself.
-
-    The defaults are those of the paper's code on CIFAR-10: the S-curve with its flips and transposes, 8 orders in all,
-    Adam at 2e-4, batch 32, a mixture of 10 logistics (a Bernoulli for 2 levels); for binary MNIST it has 60 filters.
-    (Its rate falls by 0.999995 an epoch, which is nothing, and is constant here.)
 
     Args:
         image_shape: (channels, height, width).
@@ -52,11 +53,7 @@ class LMConv(AutoregressiveModule):
             own, each of which names all pixels by row * width + column, in the order of their generation.
         num_orders: How many of a curve's 8 symmetries, or so many random orders: 8, 4 (without transposes), 2 (it and
             its mirror image, top to bottom) or 1. Only for curves.
-        filters: Features.
-        num_blocks: Gated residual blocks of each stage.
-        kernel_size: Of all convolutions, odd.
-        dilation: Of those between stages.
-        dropout: Share of single features dropped in each block.
+        network: Makes the network; it is given `orders` as well, keeps them under that name, and has `masks_of`.
         learning_rate: Of Adam.
         **settings: All others as in `AutoregressiveModule`.
 
@@ -73,42 +70,28 @@ class LMConv(AutoregressiveModule):
         num_components: int = 10,
         orders: Curve | list[list[int]] = "s_curve",
         num_orders: int = 8,
-        filters: int = 160,
-        num_blocks: int = 5,
-        kernel_size: int = 3,
-        dilation: int = 2,
-        dropout: float = 0.0,
+        network: DensityFactory = LMConvNetwork,
         learning_rate: float = 2e-4,
         **settings: Any,
     ) -> None:
-        likelihood = Bernoulli() if num_levels == 2 else LogisticMixture(num_levels, num_components)
         super().__init__(
             image_shape,
-            likelihood,
+            mixture_likelihood(num_levels, num_components),
             num_classes=None,
             condition_channels=None,
             learning_rate=learning_rate,
             **settings,
         )
-        self.network = LMConvNetwork(
-            self.image_shape,
-            outputs=likelihood.num_parameters(self.image_shape[0]),
-            orders=orders_of(orders, num_orders, *self.image_shape[1:]),
-            filters=filters,
-            num_blocks=num_blocks,
-            kernel_size=kernel_size,
-            dilation=dilation,
-            dropout=dropout,
-        )
+        found = orders_of(orders, num_orders, *self.image_shape[1:])
+        self.network = self.network_of(partial(network, orders=found))  # type: ignore[assignment, call-arg]
 
     def training_context(self, context: Context) -> dict[str, Any]:
         """One order for the batch, drawn on the host, where no device is waited for."""
         return {**context, "order": int(torch.randint(len(self.network.orders), (), device="cpu"))}
 
-    def _log_prob(self, images: Tensor, levels: Tensor, context: Context) -> Tensor:
-        every = [
-            self.log_prob_of_levels(self(images, order=order), levels) for order in range(len(self.network.orders))
-        ]
+    def _log_prob(self, seen: Tensor, levels: Tensor, context: Context) -> Tensor:
+        orders = range(len(self.network.orders))
+        every = [self.log_prob_of_levels(self.network(seen, order=order), levels) for order in orders]
         return torch.stack(every).logsumexp(0) - math.log(len(every))
 
     def sampling_order(self) -> Order:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,12 @@ from lightning_gen.layers.masked import (
     gated,
     shift_down,
 )
-from lightning_gen.losses.categorical import check_num_levels
-from lightning_gen.networks.pixelcnn import Head, _check
+from lightning_gen.networks.density import DensityNetwork, check_features
+from lightning_gen.networks.pixelcnn import Head
 from lightning_gen.networks.stepping import Run, call, places_of
 
 
-class GatedPixelCNNNetwork(nn.Module):
+class GatedPixelCNNNetwork(DensityNetwork):
     """Two stacks of gated convolutions, which together see all of the past (1606.05328, figure 2).
 
     The vertical stack sees all rows above, the horizontal one the pixels to the left in the row. Before the gate, each
@@ -41,52 +41,51 @@ class GatedPixelCNNNetwork(nn.Module):
 
     Args:
         image_shape: (channels, height, width).
-        num_levels: L of each channel. With 2 there is one logit of a Bernoulli for each channel.
+        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
         filters: Features of each stack; the paper's largest network has 384.
         layers: Gated layers after the first.
         kernel_size: k of these, odd; 5 in the paper's largest network.
         head_filters: Features of the head.
-        num_classes: Number of classes; None for a network without labels.
+        num_classes: As of `DensityNetwork`.
         condition_channels: Channels of the map of conditions; None for a network without one.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, the kernel even, or there are fewer features than channels of the
             picture.
     """
 
+    small: ClassVar = {"filters": 4, "layers": 2, "head_filters": 8}
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        outputs: int,
         *,
-        num_levels: int = 256,
         filters: int = 384,
         layers: int = 20,
         kernel_size: int = 5,
         head_filters: int = 1024,
         num_classes: int | None = None,
         condition_channels: int | None = None,
+        embedding: int | None = None,
     ) -> None:
-        super().__init__()
-        _check(type(self).__name__, image_shape, filters, layers, head_filters)
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or None for no labels; got {num_classes}.")
+        super().__init__(image_shape, outputs, embedding=embedding, num_classes=num_classes)
+        check_features(self, outputs, filters, layers, head_filters)
         if condition_channels is not None and condition_channels < 1:
             raise ValueError(
                 f"condition_channels must be at least 1, or None for no map of conditions; got {condition_channels}."
             )
         channels = image_shape[0]
-        self.image_shape = image_shape
-        self.num_levels = check_num_levels(num_levels)
-        self.num_classes = num_classes
         self.condition_channels = condition_channels
         given = (num_classes, condition_channels)
-        first = GatedLayer(channels, filters, 7, "A", channels, *given)
+        first = GatedLayer(self.in_channels, filters, 7, "A", channels, *given)
         others = (GatedLayer(filters, filters, kernel_size, "B", channels, *given) for _ in range(layers))
         self.layers = cast(Sequence[GatedLayer], nn.ModuleList([first, *others]))
-        self.head = Head(filters, head_filters, num_levels, channels)
+        self.head = Head(filters, head_filters, outputs, channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels.
+        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, P, C, H, W]`.
 
         Args:
             images: The pictures.
@@ -97,7 +96,8 @@ class GatedPixelCNNNetwork(nn.Module):
             ValueError: If labels or condition are missing, or given to a network that has no use for them, or the
                 condition has another shape.
         """
-        self._check_given(labels, condition, len(images))
+        self.check_given(images, labels)
+        self._check_condition(condition, len(images))
         vertical, _, horizontal, skip = self.layers[0](images, images, labels, condition)
         for layer in self.layers[1:]:
             vertical, _, update, more = layer(vertical, horizontal, labels, condition)
@@ -107,23 +107,14 @@ class GatedPixelCNNNetwork(nn.Module):
     def init_cache(
         self, batch: int, device: torch.device, labels: Tensor | None = None, condition: Tensor | None = None
     ) -> GatedPixelCNNCache:
-        """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end.
-
-        Args:
-            batch: N.
-            device: That of the weights.
-            labels: Int64 `[N]`.
-            condition: `[N, condition_channels, H, W]`.
-
-        Raises:
-            ValueError: As by `forward`.
-        """
-        self._check_given(labels, condition, batch)
-        channels, height, width = self.image_shape
+        """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end."""
+        check_labels(labels, self.num_classes)
+        self._check_condition(condition, batch)
+        height, width = self.image_shape[1:]
         first, second = self.layers[:2]
         filters = second.vertical.in_channels
         like = first.vertical.weight.detach().to(device)
-        pictures = like.new_zeros(batch, height + 1, width, channels)
+        pictures = like.new_zeros(batch, height + 1, width, self.in_channels)
         updates, skips = zip(*(layer.outer_matrices() for layer in self.layers), strict=True)
         return GatedPixelCNNCache(
             images=pictures[:, :height].permute(0, 3, 1, 2),
@@ -144,12 +135,7 @@ class GatedPixelCNNNetwork(nn.Module):
 
     @torch.no_grad()
     def prefill(self, cache: GatedPixelCNNCache, position: int) -> None:
-        """One forward pass in place of the steps at all pixels before this one.
-
-        Args:
-            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next.
-        """
+        """One forward pass in place of the steps at all pixels before this one."""
         rows = position // self.image_shape[2] + 1
         condition = None if cache.condition is None else cache.condition[:, :rows].permute(0, 3, 1, 2)
         vertical = horizontal = cache.images[:, :, :rows]
@@ -163,17 +149,7 @@ class GatedPixelCNNNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, cache: GatedPixelCNNCache, position: int, run: Run = call) -> Tensor:
-        """Logits of one pixel, `[N, L, C]`, or `[N, 1, C]` for 2 levels.
-
-        Those of a channel are right once the channels before it of this pixel stand in `cache.images`, finite numbers
-        in the others. So a pixel of C channels takes C calls, one after each channel that is drawn.
-
-        Args:
-            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
-                through `prefill`.
-            position: Flat index, row * width + column.
-            run: Calls the step's pieces: one as a row begins, and one at each step.
-        """
+        """Logits of one pixel, `[N, P, C]`; one piece as a row begins, and one at each step."""
         place = cache.places[position]
         if position % self.image_shape[2] == 0 and position != cache.position:
             run(self._row, cache, place)
@@ -213,8 +189,7 @@ class GatedPixelCNNNetwork(nn.Module):
         # The sum of what all layers give to the head, as one product.
         return self.head.step(F.linear(torch.cat(gates, dim=1), *cache.skip), cache.head)
 
-    def _check_given(self, labels: Tensor | None, condition: Tensor | None, batch: int) -> None:
-        check_labels(labels, self.num_classes)
+    def _check_condition(self, condition: Tensor | None, batch: int) -> None:
         if condition is None and self.condition_channels is not None:
             raise ValueError(
                 f"This network needs a map of conditions, [N, {self.condition_channels}, H, W], but got none."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from lightning_gen.layers.activation import concat_elu
 from lightning_gen.layers.local_masked import KindsOfMasks, LocallyMaskedConv2d, kinds_of_masks, local_taps
 from lightning_gen.layers.masked import Matrix, at_pixel
 from lightning_gen.layers.orders import as_order, local_masks, s_curve_order, symmetries
-from lightning_gen.networks.building import check_image_shape
-from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.networks.density import DensityNetwork
+from lightning_gen.networks.stepping import places_of
 from lightning_gen.outlines import with_values
 
 
@@ -81,7 +81,7 @@ class LMConvCache:
     matrices: list[Matrix]
 
 
-class LMConvNetwork(nn.Module):
+class LMConvNetwork(DensityNetwork):
     """The layout of PixelCNN++ in a single stream: gated residual blocks with shortcuts from the first to the last.
 
     Three stages of `num_blocks` blocks are followed by three of `num_blocks`, + 1 and + 1, each block of which also
@@ -102,12 +102,14 @@ class LMConvNetwork(nn.Module):
         num_blocks: Gated blocks in each of the first three stages.
         kernel_size: Odd side of the kernels.
         dilation: Of the convolutions between the stages.
-        dropout: Share of the features that go to a block's second convolution which are dropped in training.
+        dropout: As of `DensityNetwork`.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, or an order is no permutation of the pixels, or there is none.
     """
 
+    small: ClassVar = {"filters": 4, "num_blocks": 1}
     orders: Tensor
     first_masks: Tensor
     plain_masks: Tensor
@@ -116,24 +118,23 @@ class LMConvNetwork(nn.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        *,
         outputs: int,
+        *,
         orders: Sequence[Tensor | Sequence[int]] | None = None,
         filters: int = 160,
         num_blocks: int = 5,
         kernel_size: int = 3,
         dilation: int = 2,
         dropout: float = 0.0,
+        embedding: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_shape(image_shape)
-        if outputs < 1 or filters < 2 or num_blocks < 0:
+        super().__init__(image_shape, outputs, embedding=embedding, dropout=dropout)
+        if filters < 2 or num_blocks < 0:
             raise ValueError(
-                "outputs must be at least 1, filters at least 2 (they are normalised) and num_blocks at least 0, got "
-                f"{outputs}, {filters} and {num_blocks}."
+                f"filters must be at least 2 (they are normalised) and num_blocks at least 0, got {filters} and "
+                f"{num_blocks}."
             )
-        channels, height, width = image_shape
-        self.image_shape = (channels, height, width)
+        height, width = image_shape[1:]
         self.kernel_size, self.dilation = kernel_size, dilation
         with with_values():
             self.set_orders(symmetries(s_curve_order, height, width) if orders is None else orders)
@@ -146,7 +147,7 @@ class LMConvNetwork(nn.Module):
                 layers += [GatedBlock(filters, kernel_size, shortcut=shortcut, dropout=dropout) for _ in range(count)]
             return nn.ModuleList(layers)
 
-        self.first = LocallyMaskedConv2d(channels + 1, filters, kernel_size)
+        self.first = LocallyMaskedConv2d(self.in_channels + 1, filters, kernel_size)
         self.up = stages(num_blocks, num_blocks, num_blocks, shortcut=False)
         self.down = stages(num_blocks, num_blocks + 1, num_blocks + 1, shortcut=True)
         self.last = Pointwise(filters, outputs)
@@ -205,8 +206,7 @@ class LMConvNetwork(nn.Module):
         Raises:
             ValueError: If images are of another shape than the network's, or there is no such order.
         """
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}.")
+        self.check_given(images)
         masks = self._kinds(order) or self._masks(order)
         return self._whole(images, masks, lambda layer, features, mask: layer(features, mask))
 
@@ -221,7 +221,7 @@ class LMConvNetwork(nn.Module):
         Raises:
             ValueError: If there is no such order.
         """
-        channels, height, width = self.image_shape
+        height, width = self.image_shape[1:]
         masks = self._masks(order)
         if masks.first.ndim != 2:
             raise ValueError("A cache is of one order for all pictures, but these masks are of one for each.")
@@ -229,7 +229,7 @@ class LMConvNetwork(nn.Module):
         def zeros(features: int) -> Tensor:
             return torch.zeros(batch, height * width + 1, features, dtype=self.first.weight.dtype, device=device)
 
-        inputs = zeros(channels + 1)
+        inputs = zeros(self.in_channels + 1)
         inputs[:, :-1, -1] = 1
         taps, kept = [], []
         for mask, dilation in zip(masks, (1, 1, self.dilation), strict=True):
@@ -242,7 +242,7 @@ class LMConvNetwork(nn.Module):
         layers = [layer for layer in self.modules() if isinstance(layer, LocallyMaskedConv2d)][1:]
         between = {layer for layer in (*self.up, *self.down) if isinstance(layer, LocallyMaskedConv2d)}
         return LMConvCache(
-            images=inputs[:, :-1, :channels].mT.unflatten(2, (height, width)),
+            images=inputs[:, :-1, :-1].mT.unflatten(2, (height, width)),
             inputs=inputs,
             known=[zeros(layer.in_channels) for layer in layers],
             masks=masks,
@@ -257,11 +257,7 @@ class LMConvNetwork(nn.Module):
         """One forward pass in place of the steps at all pixels before this one.
 
         So where the known pixels come first in the cache's order, see `hole_last`, only the others are stepped through.
-
-        Args:
-            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next. It makes no difference: all pixels are computed, and
-                written again when they are stepped.
+        The position makes no difference: all pixels are computed, and written again when they are stepped.
         """
         known = iter(cache.known)
 
@@ -270,18 +266,6 @@ class LMConvNetwork(nn.Module):
             return layer(features, mask)
 
         self._whole(cache.images, cache.masks, convolve)
-
-    @torch.no_grad()
-    def step(self, cache: LMConvCache, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.networks.stepping.CachedNetwork`.
-
-        Args:
-            cache: From `init_cache`; the pixels before this one in its order stand in its `images` and went through
-                here, or through `prefill`.
-            position: Flat index, row * width + column.
-            run: Calls the step's one piece.
-        """
-        return run(self._pixel, cache, cache.places[position])
 
     def _pixel(self, cache: LMConvCache, place: Tensor) -> Tensor:
         taps = LocalMasks(*(table.index_select(0, place).view(-1) for table in cache.taps))

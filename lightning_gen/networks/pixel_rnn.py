@@ -1,8 +1,7 @@
 """PixelRNN (van den Oord et al. 2016, arXiv 1601.06759): Row LSTM and Diagonal BiLSTM.
 
 Both give a distribution for each channel of each pixel given the past: all pixels above and to the left, and the
-channels before it of the pixel itself, R, then G given R, then B given both. Both take `init_cache`, `prefill` and
-`step`, for sampling at the cost of one pixel a pixel.
+channels before it of the pixel itself, R, then G given R, then B given both.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,51 +18,36 @@ from torch import Tensor, nn
 from lightning_gen.layers.conditional import check_labels
 from lightning_gen.layers.lstm import DiagonalBiLSTMLayer, GateMatrices, RowLSTMLayer, lstm_cell
 from lightning_gen.layers.masked import MaskedConv2d, Matrix, at_pixel
-from lightning_gen.losses.categorical import check_num_levels
-from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.density import DensityNetwork, check_features
 from lightning_gen.networks.pixelcnn import Head
 from lightning_gen.networks.stepping import Run, call, places_of
 
 
-class _PixelRNN(nn.Module, ABC):
+class _PixelRNN(DensityNetwork, ABC):
     """All but the LSTMs, what a pixel reads of its neighbours' states, and what can be done once a row."""
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        num_levels: int,
+        outputs: int,
         filters: int,
         layers: int,
         head_filters: int,
+        embedding: int | None,
         lstm: Callable[[], RowLSTMLayer | DiagonalBiLSTMLayer],
     ) -> None:
-        super().__init__()
-        check_image_shape(image_shape)
+        super().__init__(image_shape, outputs, embedding=embedding)
+        check_features(self, outputs, filters, layers, head_filters)
         channels = image_shape[0]
-        if min(filters, head_filters) < channels or layers < 1:
-            raise ValueError(
-                f"{type(self).__name__} needs layers >= 1, and filters and head_filters of at least the {channels} "
-                f"channels of the picture, of which each has features of its own; got {layers}, {filters} and "
-                f"{head_filters}."
-            )
-        self.image_shape = (channels, *image_shape[1:])
-        self.num_levels = check_num_levels(num_levels)
         self.filters = filters
-        self.input = MaskedConv2d(channels, 2 * filters, 7, "A", channels)
+        self.input = MaskedConv2d(self.in_channels, 2 * filters, 7, "A", channels)
         stack = nn.ModuleList(ResidualLSTM(lstm(), filters, channels) for _ in range(layers))
         self.layers = cast(Sequence[ResidualLSTM], stack)
-        self.head = Head(2 * filters, head_filters, num_levels, channels)
+        self.head = Head(2 * filters, head_filters, outputs, channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels.
-
-        Raises:
-            ValueError: If images are of another shape than the network's, or there are labels, for which this network
-                has no use.
-        """
-        check_labels(labels, None)
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}.")
+        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, P, C, H, W]`; there are no labels."""
+        self.check_given(images, labels)
         features = self._first(images)
         for layer in self.layers:
             features = layer(features)
@@ -71,13 +55,9 @@ class _PixelRNN(nn.Module, ABC):
 
     @torch.no_grad()
     def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelRNNCache:
-        """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end.
-
-        Raises:
-            ValueError: If there are labels, for which this network has no use.
-        """
+        """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end."""
         check_labels(labels, None)
-        channels, height, width = self.image_shape
+        height, width = self.image_shape[1:]
         dtype = self.input.weight.dtype
 
         def zeros(slots: int, features: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -88,7 +68,7 @@ class _PixelRNN(nn.Module, ABC):
         reads = [_slots(rows, columns), columns.expand(height, -1), *self._reads(rows, columns)]
         outputs, biases = zip(*(layer.output.matrix() for layer in self.layers), strict=True)
         return PixelRNNCache(
-            inputs=torch.zeros(batch, height * width + 1, channels, dtype=dtype, device=device),
+            inputs=torch.zeros(batch, height * width + 1, self.in_channels, dtype=dtype, device=device),
             features=zeros(slots, 2 * h),
             hidden=zeros(slots, h),
             cells=zeros(slots, h, torch.promote_types(dtype, torch.float32)),
@@ -109,12 +89,7 @@ class _PixelRNN(nn.Module, ABC):
 
     @torch.no_grad()
     def prefill(self, cache: PixelRNNCache, position: int) -> None:
-        """One forward pass in place of the steps at all pixels before this one.
-
-        Args:
-            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next.
-        """
+        """One forward pass in place of the steps at all pixels before this one."""
         width = self.image_shape[2]
         row = position // width
         own = cache.reads[:, 0].unflatten(0, (-1, width))
@@ -135,17 +110,7 @@ class _PixelRNN(nn.Module, ABC):
 
     @torch.no_grad()
     def step(self, cache: PixelRNNCache, position: int, run: Run = call) -> Tensor:
-        """Logits of one pixel, `[N, L, C]`, or `[N, 1, C]` for 2 levels.
-
-        Those of a channel are right once the channels before it of this pixel stand in `cache.images`, finite numbers
-        in the others. So a pixel of C channels takes C calls, one after each channel that is drawn.
-
-        Args:
-            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
-                through `prefill`.
-            position: Flat index, row * width + column.
-            run: Calls the step's pieces: one as a row begins, and one at each step.
-        """
+        """Logits of one pixel, `[N, P, C]`; one piece as a row begins, and one at each step."""
         row, column = divmod(position, self.image_shape[2])
         place = cache.places[position]
         if column == 0 and position != cache.position:
@@ -203,31 +168,35 @@ class RowLSTMNetwork(_PixelRNN):
 
     Args:
         image_shape: (channels, height, width).
-        num_levels: L of each channel. With 2 there is one logit of a Bernoulli for each channel.
+        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
         filters: h, of each LSTM; features are 2h between. The paper has 128 on CIFAR-10 and 16 on MNIST.
         layers: LSTMs after the first layer; 12 and 7.
         head_filters: Features of the head; 1024 and 32.
         kernel_size: k, odd, of the LSTMs' convolutions.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, the kernel even, or there are fewer features than channels of the
             picture.
     """
 
+    small: ClassVar = {"filters": 4, "layers": 1, "head_filters": 8}
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        outputs: int,
         *,
-        num_levels: int = 256,
         filters: int = 128,
         layers: int = 12,
         head_filters: int = 1024,
         kernel_size: int = 3,
+        embedding: int | None = None,
     ) -> None:
         def lstm() -> RowLSTMLayer:
             return RowLSTMLayer(2 * filters, filters, kernel_size, image_shape[0])
 
-        super().__init__(image_shape, num_levels, filters, layers, head_filters, lstm)
+        super().__init__(image_shape, outputs, filters, layers, head_filters, embedding, lstm)
         self.kernel_size = kernel_size
 
     def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
@@ -256,28 +225,32 @@ class DiagonalBiLSTMNetwork(_PixelRNN):
 
     Args:
         image_shape: (channels, height, width).
-        num_levels: L of each channel. With 2 there is one logit of a Bernoulli for each channel.
+        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
         filters: h, of each LSTM; features are 2h between. The paper has 128 on CIFAR-10 and 16 on MNIST.
         layers: Pairs of LSTMs after the first layer; 12 and 7.
         head_filters: Features of the head; 1024 and 32.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, or there are fewer features than channels of the picture.
     """
 
+    small: ClassVar = {"filters": 4, "layers": 1, "head_filters": 8}
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        outputs: int,
         *,
-        num_levels: int = 256,
         filters: int = 128,
         layers: int = 12,
         head_filters: int = 1024,
+        embedding: int | None = None,
     ) -> None:
         def lstm() -> DiagonalBiLSTMLayer:
             return DiagonalBiLSTMLayer(2 * filters, filters, image_shape[1:], image_shape[0])
 
-        super().__init__(image_shape, num_levels, filters, layers, head_filters, lstm)
+        super().__init__(image_shape, outputs, filters, layers, head_filters, embedding, lstm)
 
     def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
         return [_slots(rows, columns, left=1)] * 2

@@ -29,7 +29,7 @@ _KINDS_OF_STEPS = 64  # that a piece may be compiled for
 def draw_pixels(
     network: nn.Module,
     likelihood: PixelLikelihood,
-    images: Tensor,
+    levels: Tensor,
     hole: Tensor,
     order: Tensor,
     generator: torch.Generator,
@@ -47,9 +47,10 @@ def draw_pixels(
 
     Args:
         network: Maps pictures to parameters, and for "cached" has `init_cache` and `step`; see
-            `lightning_gen.networks.stepping.CachedNetwork`. It is used in the mode that it is in.
+            `lightning_gen.networks.stepping.CachedNetwork`. It is used in the mode that it is in. What it looks at in
+            place of levels is `look_of` them.
         likelihood: Of a pixel, given its parameters.
-        images: `[N, C, H, W]`, of levels where they are known and finite elsewhere.
+        levels: Int64 `[N, C, H, W]` of 0 to L - 1, of which those in the hole are not looked at.
         hole: Bool `[N, H, W]`, True where a pixel is to be drawn.
         order: Int64 `[H * W]`, that of the network.
         generator: On the CPU; of the noise.
@@ -59,7 +60,7 @@ def draw_pixels(
         compile: Whether pieces of cached steps go through `torch.compile`.
 
     Returns:
-        float32 `[N, C, H, W]` on the network's device; known pixels as they were.
+        Int64 `[N, C, H, W]` on the network's device; known pixels as they were.
 
     Raises:
         ValueError: If the method is neither, or the temperature out of range.
@@ -72,11 +73,12 @@ def draw_pixels(
     check_temperature(temperature)
     wanted = hole.flatten(1).any(0).cpu()[order.cpu()].nonzero().flatten().tolist()  # places in the order
     weight = next(network.parameters())
-    if not wanted or not len(images):
-        return images.to(weight.device, torch.float32)
+    levels = levels.to(weight.device)
+    if not wanted or not len(levels):
+        return levels
     first, settings = wanted[0], dict(settings or {})
-    drawing = _Drawing(likelihood, images.to(weight.device, torch.float32), hole.to(weight.device), temperature)
-    places = places_of(images.shape[2], images.shape[3], weight.device)
+    drawing = _Drawing(network, likelihood, levels, hole.to(weight.device), temperature)
+    places = places_of(levels.shape[2], levels.shape[3], weight.device)
     noise = drawing.noise_ahead(len(wanted), generator)
     is_wanted = set(wanted)
     with ExitStack() as contexts:
@@ -85,12 +87,12 @@ def draw_pixels(
         if compile:
             contexts.enter_context(torch._dynamo.config.patch(recompile_limit=_KINDS_OF_STEPS))
         if method == "naive":
-            known, run = images.to(weight).clone(), call
+            known, run = look_of(network, levels, likelihood.num_levels).to(weight), call
             step = _whole_passes(network, known, settings)
         else:
-            cache = network.init_cache(len(images), weight.device, **settings)  # type: ignore[operator]
+            cache = network.init_cache(len(levels), weight.device, **settings)  # type: ignore[operator]
             known, run = cache.images, _runner(weight.device, compile)
-            known.copy_(images)
+            known.copy_(look_of(network, levels, likelihood.num_levels))
             step = _steps(network, cache, run)
             if first and hasattr(network, "prefill"):
                 network.prefill(cache, int(order[first]))  # type: ignore[operator]
@@ -104,24 +106,27 @@ def draw_pixels(
             uniform = next(noise)
             # Where channels have parameters of their own, those of one are right once the channels before are drawn.
             # All are drawn each time, from the same noise, so those before stay as they are.
-            for _ in range(images.shape[1]):
+            for _ in range(levels.shape[1]):
                 parameters = step(position)
                 drawing.take(parameters, uniform)
                 run(drawing.write, known, places[position])
                 if parameters.ndim == 2:
                     break
-    return drawing.images.unflatten(2, images.shape[2:])
+    return drawing.levels.unflatten(2, levels.shape[2:])
 
 
 class _Drawing:
-    """The pictures so far in full precision, and the last step: from a pixel's parameters to its levels."""
+    """The levels so far, and the last step: from a pixel's parameters to its levels, and to what the network sees."""
 
-    def __init__(self, likelihood: PixelLikelihood, images: Tensor, hole: Tensor, temperature: float) -> None:
-        self.likelihood, self.temperature = likelihood, temperature
-        self.images = images.clone().flatten(2)
+    def __init__(
+        self, network: nn.Module, likelihood: PixelLikelihood, levels: Tensor, hole: Tensor, temperature: float
+    ) -> None:
+        self.network, self.likelihood, self.temperature = network, likelihood, temperature
+        self.levels = levels.clone().flatten(2)
         self.hole = hole.flatten(1).unsqueeze(1)
-        self.channels = images.shape[1]
-        self.uniform = images.new_empty(len(images), likelihood.num_uniforms(self.channels))
+        self.channels = levels.shape[1]
+        size = (len(levels), likelihood.num_uniforms(self.channels))
+        self.uniform = torch.empty(size, dtype=torch.float32, device=levels.device)
         self.parameters: Tensor | None = None
 
     def noise_ahead(self, pixels: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -140,13 +145,22 @@ class _Drawing:
         self.uniform.copy_(uniform)
 
     def write(self, known: Tensor, place: Tensor) -> None:
-        """Draw the pixel at a place, where it is in the hole, into the pictures and into what the network knows."""
+        """Draw the pixel at a place, where it is in the hole, into the levels and into what the network knows."""
         assert self.parameters is not None
-        levels = self.likelihood.sample(self.parameters, self.uniform, self.channels, self.temperature)
-        values = levels_to_images(levels, self.likelihood.num_levels).unsqueeze(2)
-        values = torch.where(self.hole.index_select(2, place), values, self.images.index_select(2, place))
-        self.images.index_copy_(2, place, values)
-        known.flatten(2).index_copy_(2, place, values.to(known.dtype))
+        drawn = self.likelihood.sample(self.parameters, self.uniform, self.channels, self.temperature).unsqueeze(2)
+        levels = torch.where(self.hole.index_select(2, place), drawn, self.levels.index_select(2, place))
+        self.levels.index_copy_(2, place, levels)
+        look = look_of(self.network, levels, self.likelihood.num_levels)
+        known.flatten(2).index_copy_(2, place, look.to(known.dtype))
+
+
+def look_of(network: nn.Module, levels: Tensor, num_levels: int) -> Tensor:
+    """What a network looks at in place of levels `[N, C, *space]`.
+
+    That is what its `embed` makes of them, if it has one, and numbers evenly spaced from -1 to 1 if not.
+    """
+    embed: Any = getattr(network, "embed", None)
+    return levels_to_images(levels, num_levels) if embed is None else embed(levels)
 
 
 def _whole_passes(network: nn.Module, known: Tensor, settings: Mapping[str, Any]) -> Callable[[int], Tensor]:

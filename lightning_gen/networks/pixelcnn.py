@@ -1,76 +1,63 @@
-"""PixelCNN (1601.06759) and Gated PixelCNN (1606.05328): a distribution for each channel of each pixel given the past.
-
-The past of a channel is all pixels above and to the left, and the channels before it of the pixel itself: R, then G
-given R, then B given both. Both networks take `init_cache` and `step`, for sampling at the cost of one pixel a pixel.
-"""
+"""The network of PixelCNN (van den Oord et al. 2016, 1601.06759), and the head that it shares with its successors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
-from lightning_gen.layers.masked import (
-    MaskedConv2d,
-    Matrix,
-    at_pixel,
-)
-from lightning_gen.losses.categorical import check_num_levels
-from lightning_gen.networks.building import check_image_shape
-from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.layers.masked import MaskedConv2d, Matrix, at_pixel
+from lightning_gen.networks.density import DensityNetwork, check_features
+from lightning_gen.networks.stepping import places_of
 
 
-class PixelCNNNetwork(nn.Module):
+class PixelCNNNetwork(DensityNetwork):
     """A stack of masked convolutions (1601.06759, table 1): a 7 x 7 one, residual blocks, and a head of 1 x 1.
 
     It has a blind spot: pixels to the right above, up to a quarter of what it could see, never reach a pixel.
     `GatedPixelCNNNetwork` has none.
 
-    The head is ReLU, 1 x 1, ReLU, 1 x 1, whose last gives the logits.
-
     Args:
         image_shape: (channels, height, width).
-        num_levels: L of each channel. With 2 there is one logit of a Bernoulli for each channel.
+        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
         filters: h; features are 2h between blocks and h within. The paper has 128 on CIFAR-10.
         layers: Residual blocks after the first layer.
         head_filters: Features of the head; the paper has 1024 on CIFAR-10 and 32 on MNIST.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, or there are fewer features than channels of the picture.
     """
 
+    small: ClassVar = {"filters": 4, "layers": 1, "head_filters": 8}
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        outputs: int,
         *,
-        num_levels: int = 256,
         filters: int = 128,
         layers: int = 15,
         head_filters: int = 1024,
+        embedding: int | None = None,
     ) -> None:
-        super().__init__()
-        _check(type(self).__name__, image_shape, filters, layers, head_filters)
+        super().__init__(image_shape, outputs, embedding=embedding)
+        check_features(self, outputs, filters, layers, head_filters)
         channels = image_shape[0]
-        self.image_shape = image_shape
-        self.num_levels = check_num_levels(num_levels)
-        self.input = MaskedConv2d(channels, 2 * filters, 7, "A", channels)
+        self.input = MaskedConv2d(self.in_channels, 2 * filters, 7, "A", channels)
         blocks = nn.ModuleList(ResidualBlock(filters, channels) for _ in range(layers))
         self.blocks = cast(Sequence[ResidualBlock], blocks)
-        self.head = Head(2 * filters, head_filters, num_levels, channels)
+        self.head = Head(2 * filters, head_filters, outputs, channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels.
-
-        Raises:
-            ValueError: If there are labels, for which this network has no use.
-        """
-        check_labels(labels, None)
-        features = self.input(images)
+        """Pictures `[N, C, H, W]` in `[-1, 1]` to logits `[N, P, C, H, W]`; there are no labels."""
+        self.check_given(images, labels)
+        features = self.input(images)  # [N, 2 h, H, W]
         for block in self.blocks:
             features = block(features)
         return self.head(features)
@@ -78,9 +65,9 @@ class PixelCNNNetwork(nn.Module):
     def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelCNNCache:
         """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end."""
         check_labels(labels, None)
-        channels, height, width = self.image_shape
+        height, width = self.image_shape[1:]
         like = self.input.weight.detach().to(device)
-        inputs = like.new_zeros(batch, height * width + 1, channels)
+        inputs = like.new_zeros(batch, height * width + 1, self.in_channels)
         return PixelCNNCache(
             images=inputs[:, :-1].mT.unflatten(2, (height, width)),
             inputs=inputs,
@@ -94,41 +81,20 @@ class PixelCNNNetwork(nn.Module):
 
     @torch.no_grad()
     def prefill(self, cache: PixelCNNCache, position: int) -> None:
-        """One forward pass in place of the steps at all pixels before this one.
-
-        Args:
-            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next. Those after it in its row are computed too, and
-                written again when they are stepped.
-        """
+        """One forward pass in place of the steps at all pixels before this one; the rest of its row is stepped anew."""
         width = self.image_shape[2]
         rows = position // width + 1
         features = self.input(cache.images[:, :, :rows])
         for block, known in zip(self.blocks, cache.known, strict=True):
-            hidden = block.inner(features.relu()).relu()
+            hidden = block.inner(features.relu()).relu()  # [N, h, rows, W]
             known[:, : rows * width] = hidden.flatten(2).mT
             features = features + block.outer(block.middle(hidden).relu())
 
-    @torch.no_grad()
-    def step(self, cache: PixelCNNCache, position: int, run: Run = call) -> Tensor:
-        """Logits of one pixel, `[N, L, C]`, or `[N, 1, C]` for 2 levels.
-
-        Those of a channel are right once the channels before it of this pixel stand in `cache.images`, finite numbers
-        in the others. So a pixel of C channels takes C calls, one after each channel that is drawn.
-
-        Args:
-            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
-                through `prefill`.
-            position: Flat index, row * width + column.
-            run: Calls the step's one piece.
-        """
-        return run(self._pixel, cache, cache.places[position])
-
     def _pixel(self, cache: PixelCNNCache, place: Tensor) -> Tensor:
         first, near = (table.index_select(0, place).view(-1) for table in cache.taps)
-        features = at_pixel(cache.inputs, first, cache.first)
+        features = at_pixel(cache.inputs, first, cache.first)  # [N, 2 h]
         for known, (inner, middle, outer) in zip(cache.known, cache.matrices, strict=True):
-            hidden = F.linear(features.relu(), *inner).relu_()
+            hidden = F.linear(features.relu(), *inner).relu_()  # [N, h]
             known.index_copy_(1, place, hidden.unsqueeze(1))
             features = features + F.linear(at_pixel(known, near, middle).relu_(), *outer)
         return self.head.step(features, cache.head)
@@ -151,14 +117,14 @@ class ResidualBlock(nn.Module):
 class Head(nn.Module):
     """ReLU, 1 x 1, ReLU, 1 x 1 to the logits, under mask B."""
 
-    def __init__(self, in_channels: int, filters: int, num_levels: int, image_channels: int) -> None:
+    def __init__(self, in_channels: int, filters: int, outputs: int, image_channels: int) -> None:
         super().__init__()
-        self.shape = (1 if num_levels == 2 else num_levels, image_channels)
+        self.shape = (outputs // image_channels, image_channels)
         self.hidden = MaskedConv2d(in_channels, filters, 1, "B", image_channels)
-        self.output = MaskedConv2d(filters, self.shape[0] * image_channels, 1, "B", image_channels)
+        self.output = MaskedConv2d(filters, outputs, 1, "B", image_channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[N, in, H, W]` to `[N, L, C, H, W]`, or `[N, 1, C, H, W]` for 2 levels."""
+        """`[N, in, H, W]` to `[N, P, C, H, W]`."""
         return self._logits(self.output(self.hidden(features.relu()).relu()))
 
     def matrices(self) -> tuple[Matrix, Matrix]:
@@ -166,7 +132,7 @@ class Head(nn.Module):
         return self.hidden.matrix(), self.output.matrix()
 
     def step(self, features: Tensor, matrices: tuple[Matrix, Matrix]) -> Tensor:
-        """`[N, in]` of one pixel to `[N, L, C]`, or `[N, 1, C]` for 2 levels."""
+        """`[N, in]` of one pixel to `[N, P, C]`."""
         for matrix in matrices:
             features = F.linear(features.relu(), *matrix)
         return self._logits(features)
@@ -199,12 +165,3 @@ class PixelCNNCache:
     first: Matrix
     matrices: list[tuple[Matrix, Matrix, Matrix]]
     head: tuple[Matrix, Matrix]
-
-
-def _check(name: str, image_shape: tuple[int, int, int], filters: int, layers: int, head_filters: int) -> None:
-    check_image_shape(image_shape)
-    if min(filters, head_filters) < image_shape[0] or layers < 1:
-        raise ValueError(
-            f"{name} needs layers >= 1, and filters and head_filters of at least the {image_shape[0]} channels of the "
-            f"picture, of which each has features of its own; got {layers}, {filters} and {head_filters}."
-        )

@@ -10,7 +10,7 @@ the rows above, and goes on from pixel to pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from lightning_gen.layers.shifted import (
     shift_right,
 )
 from lightning_gen.layers.weight_norm import WeightNormalized, WeightNormLinear, data_dependent_init
-from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.density import DensityNetwork
 from lightning_gen.networks.pixelcnn_pp_steps import (
     LevelCache,
     LevelMaps,
@@ -42,7 +42,7 @@ from lightning_gen.networks.pixelcnn_pp_steps import (
 from lightning_gen.networks.stepping import Run, call, places_of
 
 
-class PixelCNNPPNetwork(nn.Module):
+class PixelCNNPPNetwork(DensityNetwork):
     """Gated residual blocks at several scales, up to the coarsest and down again, with shortcuts between the two ways.
 
     Each scale has `num_blocks` blocks on the way up and one more on the way down, the coarsest as many. A block of the
@@ -55,48 +55,42 @@ class PixelCNNPPNetwork(nn.Module):
 
     Args:
         image_shape: (channels, height, width); height and width must be multiples of 2^(num_scales - 1).
-        outputs: Parameters of each pixel; see `lightning_gen.losses.logistic_mixture.logistic_mixture_channels`.
+        outputs: Parameters of each pixel: 10 K of a mixture of K logistics in colour, 3 K in gray.
         filters: F, channels of each stream.
         num_blocks: Blocks at each scale on the way up.
         num_scales: Resolutions; each halves height and width.
-        dropout: Share of the features within a block, single ones, that are dropped in training.
-        num_classes: None for a network without labels.
+        dropout: As of `DensityNetwork`.
+        num_classes: As of `DensityNetwork`.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, or height or width cannot be halved so often.
     """
 
+    small: ClassVar = {"filters": 4, "num_blocks": 1}
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        *,
         outputs: int,
+        *,
         filters: int = 160,
         num_blocks: int = 5,
         num_scales: int = 3,
         dropout: float = 0.5,
         num_classes: int | None = None,
+        embedding: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_shape(image_shape)
-        if min(outputs, filters, num_blocks, num_scales) < 1:
-            raise ValueError(
-                "outputs, filters, num_blocks and num_scales must be at least 1, got "
-                f"{outputs}, {filters}, {num_blocks} and {num_scales}."
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or None for no labels; got {num_classes}.")
-        channels, height, width = image_shape
+        sizes = {"filters": filters, "num_blocks": num_blocks, "num_scales": num_scales}
+        super().__init__(image_shape, outputs, embedding=embedding, num_classes=num_classes, dropout=dropout, **sizes)
+        height, width = image_shape[1:]
         multiple = 2 ** (num_scales - 1)
         if height % multiple or width % multiple:
             raise ValueError(
                 f"With num_scales={num_scales}, height and width must be multiples of {multiple}, got {height} x "
                 f"{width}. Resize or pad the pictures, or take fewer scales."
             )
-        self.image_shape = (channels, height, width)
-        self.filters, self.num_classes = filters, num_classes
+        self.filters, channels = filters, self.in_channels
 
         self.first_u = DownShiftedConv2d(channels + 1, filters, (2, 3))
         self.first_above = DownShiftedConv2d(channels + 1, filters, (1, 3))
@@ -119,53 +113,29 @@ class PixelCNNPPNetwork(nn.Module):
         """Set g and b of all layers from a batch; see `lightning_gen.layers.weight_norm.data_dependent_init`.
 
         The mode stays as it is. In training mode dropout is at work, as in the authors' code.
-
-        Args:
-            images: `[N, C, H, W]` in `[-1, 1]`, such as training will see.
-            labels: int64 `[N]`; None without classes.
         """
         with data_dependent_init(self):
             self(images, labels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Parameters of all pixels, `[N, outputs, H, W]`, each of which depends on earlier pixels only.
-
-        Args:
-            images: `[N, C, H, W]` in `[-1, 1]`.
-            labels: int64 `[N]`; None without classes.
-
-        Raises:
-            ValueError: If images are of another shape than the network's, or labels are missing, or given without
-                classes.
-        """
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}.")
-        check_labels(labels, self.num_classes)
+        """Pictures `[N, C, H, W]` in `[-1, 1]`, and int64 `[N]` of classes, to parameters `[N, outputs, H, W]`."""
+        self.check_given(images, labels)
         return self._whole(images, labels, None)
 
     def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelCNNPPCache:
-        """For pictures of which no pixel is known; the weights are taken as they are now.
-
-        Args:
-            batch: N, number of pictures.
-            device: That of the weights.
-            labels: int64 `[N]`; None without classes.
-
-        Raises:
-            ValueError: If labels are missing, or given without classes.
-        """
+        """For `batch` pictures of which no pixel is known; the weights are taken as they are now."""
         check_labels(labels, self.num_classes)
-        channels, height, width = self.image_shape
+        height, width = self.image_shape[1:]
         scales = range(len(self.up))
         with torch.no_grad():
             weights = [level_weights(self, scale, labels) for scale in scales]
             first_row, first_pixel = first_weights(self)
             last = self.last.weight().T.contiguous(), self.last.b.detach()
-        inputs = first_row.new_zeros(batch, height * width + 1, channels + 1)
+        inputs = first_row.new_zeros(batch, height * width + 1, self.in_channels + 1)
         inputs[:, :-1, -1] = 1
         taps, slots, indices = step_tables(height, width, len(scales), device)
         return PixelCNNPPCache(
-            images=inputs[:, :-1, :channels].mT.unflatten(2, (height, width)),
+            images=inputs[:, :-1, :-1].mT.unflatten(2, (height, width)),
             inputs=inputs,
             start=inputs.new_zeros(width, batch, 2 * self.filters),
             levels=[LevelCache.empty(batch, width >> scale, weights[scale]) for scale in scales],
@@ -181,12 +151,7 @@ class PixelCNNPPNetwork(nn.Module):
 
     @torch.no_grad()
     def prefill(self, cache: PixelCNNPPCache, position: int) -> None:
-        """One forward pass in place of the steps at all pixels before this one.
-
-        Args:
-            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next.
-        """
+        """One forward pass in place of the steps at all pixels before this one."""
         row, column = divmod(position, self.image_shape[2])
         maps = [LevelMaps() for _ in cache.levels]
         self._whole(cache.images, cache.labels, maps)
@@ -203,15 +168,7 @@ class PixelCNNPPNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, cache: PixelCNNPPCache, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.networks.stepping.CachedNetwork`.
-
-        Args:
-            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
-                through `prefill`.
-            position: Flat index, row * width + column.
-            run: How the pieces are called, see `lightning_gen.networks.stepping`. Their flags say of each scale but
-                the finest whether it has its turn.
-        """
+        """The parameters of one pixel, `[N, outputs]`; flags of the pieces say which scales have their turn."""
         row, column = divmod(position, self.image_shape[2])
         place = cache.places[position]
         if column == 0:

@@ -13,7 +13,7 @@ keys so far. A step therefore costs more the larger the picture is, as attention
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from lightning_gen.layers.dropout import Dropout
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import DownRightShiftedConv2d, DownShiftedConv2d, shift_right
 from lightning_gen.layers.weight_norm import WeightNormConv2d, data_dependent_init
-from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.density import DensityNetwork
 from lightning_gen.networks.pixelsnail_steps import (
     PARTS_OF_INDICES,
     GatedWeights,
@@ -33,11 +33,11 @@ from lightning_gen.networks.pixelsnail_steps import (
     gated_at_pixel,
     step_indices,
 )
-from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.networks.stepping import places_of
 from lightning_gen.outlines import with_values
 
 
-class PixelSNAILNetwork(nn.Module):
+class PixelSNAILNetwork(DensityNetwork):
     """Blocks of gated residual convolutions, each block followed by attention to all earlier pixels.
 
     The first layer sees the rows above and the pixels to the left, as in PixelCNN++, and all others what it gave: the
@@ -51,26 +51,28 @@ class PixelSNAILNetwork(nn.Module):
 
     Args:
         image_shape: (channels, height, width).
-        outputs: Parameters of each pixel; see `lightning_gen.losses.logistic_mixture.logistic_mixture_channels`.
+        outputs: Parameters of each pixel: 10 K of a mixture of K logistics in colour, 3 K in gray.
         filters: F, channels of the stream.
         num_blocks: Blocks, each with one attention.
         num_resnets: Gated residual blocks of 2 x 2 convolutions in each.
         attention_keys: Channels of keys and queries.
         attention_values: Channels of values; half the filters in the authors' code.
-        dropout: Share of the features within a residual block, single ones, that are dropped in training.
-        num_classes: None for a network without labels.
+        dropout: As of `DensityNetwork`.
+        num_classes: As of `DensityNetwork`.
+        embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range.
     """
 
+    small: ClassVar = {"filters": 4, "num_blocks": 1, "num_resnets": 1}
     background: Tensor
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        *,
         outputs: int,
+        *,
         filters: int = 256,
         num_blocks: int = 12,
         num_resnets: int = 4,
@@ -78,22 +80,13 @@ class PixelSNAILNetwork(nn.Module):
         attention_values: int = 128,
         dropout: float = 0.5,
         num_classes: int | None = None,
+        embedding: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_shape(image_shape)
-        sizes = (outputs, filters, num_blocks, num_resnets, attention_keys, attention_values)
-        if min(sizes) < 1:
-            raise ValueError(
-                "outputs, filters, num_blocks, num_resnets, attention_keys and attention_values must be at least 1, "
-                f"got {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}."
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or None for no labels; got {num_classes}.")
-        channels, height, width = image_shape
-        self.image_shape = (channels, height, width)
-        self.filters, self.num_classes = filters, num_classes
+        attention = {"attention_keys": attention_keys, "attention_values": attention_values}
+        sizes = {"filters": filters, "num_blocks": num_blocks, "num_resnets": num_resnets, **attention}
+        super().__init__(image_shape, outputs, embedding=embedding, num_classes=num_classes, dropout=dropout, **sizes)
+        height, width = image_shape[1:]
+        self.filters, channels = filters, self.in_channels
 
         self.first_above = DownShiftedConv2d(channels + 1, filters, (1, 3))
         self.first_left = DownRightShiftedConv2d(channels + 1, filters, (2, 1))
@@ -110,48 +103,24 @@ class PixelSNAILNetwork(nn.Module):
         """Set g and b of all layers from a batch; see `lightning_gen.layers.weight_norm.data_dependent_init`.
 
         The mode stays as it is. In training mode dropout is at work, as in the authors' code.
-
-        Args:
-            images: `[N, C, H, W]` in `[-1, 1]`, such as training will see.
-            labels: int64 `[N]`; None without classes.
         """
         with data_dependent_init(self):
             self(images, labels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Parameters of all pixels, `[N, outputs, H, W]`, each of which depends on earlier pixels only.
-
-        Args:
-            images: `[N, C, H, W]` in `[-1, 1]`.
-            labels: int64 `[N]`; None without classes.
-
-        Raises:
-            ValueError: If images are of another shape than the network's, or labels are missing, or given without
-                classes.
-        """
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}.")
-        check_labels(labels, self.num_classes)
+        """Pictures `[N, C, H, W]` in `[-1, 1]`, and int64 `[N]` of classes, to parameters `[N, outputs, H, W]`."""
+        self.check_given(images, labels)
         return self._whole(images, labels, None)
 
     def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelSNAILCache:
-        """For pictures of which no pixel is known; the weights are taken as they are now.
-
-        Args:
-            batch: N, number of pictures.
-            device: That of the weights.
-            labels: int64 `[N]`; None without classes.
-
-        Raises:
-            ValueError: If labels are missing, or given without classes.
-        """
+        """For `batch` pictures of which no pixel is known; the weights are taken as they are now."""
         check_labels(labels, self.num_classes)
-        channels, height, width = self.image_shape
+        height, width = self.image_shape[1:]
         count = height * width
         with torch.no_grad():
             weights = step_weights(self, labels)
         new = self.background.new_zeros
-        inputs = new(batch, count + 1, channels + 1)
+        inputs = new(batch, count + 1, self.in_channels + 1)
         inputs[:, :-1, -1] = 1
         # What lies before a pixel; and before the first, which has nothing to attend to, a zero after the last.
         masks = self.background.new_full((count, count + 1), -torch.inf).triu()
@@ -159,7 +128,7 @@ class PixelSNAILNetwork(nn.Module):
         blocks, layers = len(self.blocks), 2 * weights.own_first.shape[0]
         keys, values = self.blocks[0].attention_keys, self.blocks[0].attention_values
         return PixelSNAILCache(
-            images=inputs[:, :-1, :channels].mT.unflatten(2, (height, width)),
+            images=inputs[:, :-1, :-1].mT.unflatten(2, (height, width)),
             inputs=inputs,
             known=new(2 * width + 1, layers, batch, self.filters),
             ends=new(2 * width + 1, blocks, batch, self.filters),
@@ -175,12 +144,7 @@ class PixelSNAILNetwork(nn.Module):
 
     @torch.no_grad()
     def prefill(self, cache: PixelSNAILCache, position: int) -> None:
-        """One forward pass in place of the steps at all pixels before this one.
-
-        Args:
-            cache: From `init_cache`; its `images` hold these pixels, and finite numbers in the others.
-            position: Flat index of the pixel to be stepped next.
-        """
+        """One forward pass in place of the steps at all pixels before this one."""
         width = self.image_shape[2]
         maps: list[BlockMaps] = []
         self._whole(cache.images, cache.labels, maps)
@@ -195,18 +159,6 @@ class PixelSNAILNetwork(nn.Module):
         for number, block in enumerate(maps):
             cache.keys[number, :, :-1] = block.keys
             cache.values[number, :, :-1] = block.values
-
-    @torch.no_grad()
-    def step(self, cache: PixelSNAILCache, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, `[N, outputs]`; see `lightning_gen.networks.stepping.CachedNetwork`.
-
-        Args:
-            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
-                through `prefill`.
-            position: Flat index, row * width + column.
-            run: Calls the step's one piece.
-        """
-        return run(self._pixel, cache, cache.places[position])
 
     def _whole(self, images: Tensor, labels: Tensor | None, maps: list[BlockMaps] | None) -> Tensor:
         # The ones tell a black pixel from one outside the picture. Convolutions are fastest with channels last.
@@ -262,9 +214,9 @@ class PixelSNAILNetwork(nn.Module):
         """
         first, first_bias, second, second_bias = cache.weights.contents
         tell, tell_bias = cache.weights.tells
-        blocks, channels = len(first), self.image_shape[0]
+        blocks = len(first)
         ends = cache.ends.index_select(0, before).squeeze(0)  # [blocks, N, F]
-        pixel = cache.inputs.index_select(1, place_before)[:, 0, :channels].expand(blocks, -1, -1)
+        pixel = cache.inputs.index_select(1, place_before)[:, 0, :-1].expand(blocks, -1, -1)
         background = cache.background.index_select(0, place_before).expand(*ends.shape[:2], -1)
         told = torch.cat([pixel, ends, background], dim=2)
         hidden = F.elu(torch.baddbmm(first_bias, F.elu(told), first))

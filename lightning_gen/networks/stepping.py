@@ -36,7 +36,9 @@ class Cache(Protocol):
     """
 
     images: Tensor
-    """`[N, C, H, W]`: the pixels so far, in the places where they belong. The sampler writes each as it is drawn."""
+    """`[N, C, H, W]`: the pixels so far, in the places where they belong. The sampler writes each as it is drawn.
+
+    Of a network with `embed`, what that makes of their levels."""
 
 
 class CachedNetwork(Protocol):
@@ -57,11 +59,12 @@ class CachedNetwork(Protocol):
                 parameters = network.step(cache, position)[:, :, channel]
                 cache.images.flatten(2)[:, channel, position] = draw(parameters)
 
-    Two things are optional. A method `prefill(cache, position)` takes note of known pixels, in one forward pass in
+    Three things are optional. A method `prefill(cache, position)` takes note of known pixels, in one forward pass in
     place of the steps at all pixels before `position` in the order of generation: these stand in `cache.images`, and
     any finite numbers in the others. And `step` may take a third argument, `run`, with a default: it calls the parts of
     a step that are the same at every position, so a sampler can have them compiled or recorded; see
-    `lightning_gen.networks.stepping`.
+    `lightning_gen.networks.stepping`. And a network with `embed` gets what that makes of levels, int64
+    `[N, C, *space]` to `[N, F, *space]`, wherever others get pictures of C channels.
     """
 
     def __call__(self, images: Tensor, /) -> Tensor:

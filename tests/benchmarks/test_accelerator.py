@@ -197,9 +197,10 @@ def test_models_and_batches_are_of_the_shape_of_their_data():
         "B": (2, 3, 256, 256),
     }
     settings = settings_of("paper/pixelcnn_mnist")
-    model = model_of(settings, filters=2, layers=1)
+    network = {"class_path": "PixelCNNNetwork", "init_args": {"filters": 2, "layers": 1}}
+    model = model_of(settings, network=network)
     assert isinstance(model, PixelCNN)
-    assert "filters" not in settings["data"]["init_args"]
+    assert "network" not in settings["data"]["init_args"]
     images = batch_of(model, 3)["image"]
     assert images.shape == (3, 1, 28, 28)
     assert set(images.flatten().tolist()) == {-1.0, 1.0}

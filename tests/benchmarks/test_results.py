@@ -24,7 +24,7 @@ def test_a_recipe_is_trained_for_its_minutes_and_measured(tmp_path, fresh_proces
         commands.append(arguments[0])
         fresh_process(run, [*arguments, *(["--trainer.accelerator", "cpu"] if arguments[0] == "fit" else [])])
 
-    options = ["--model.filters", "4", "--data.num_workers", "0"]
+    options = ["--model.network.filters", "4", "--data.num_workers", "0"]
     main(["pixelcnn", "--minutes", "0.03", "--output", str(tmp_path), "--", *options], command)
     assert commands == ["fit", "fit", "test"]
     record = json.loads((tmp_path / "pixelcnn" / "row.json").read_text())["row"]

@@ -1,17 +1,23 @@
 """What the speed of sampling is extrapolated from, and how its growth is fitted."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from benchmarks.sampling import NaivePasses, exponent
 from lightning_gen.models import LMConv, PixelCNN
+from lightning_gen.networks import LMConvNetwork, PixelCNNNetwork
 
 
 @pytest.mark.parametrize(
     ("model", "passes"),
     [
-        (LMConv((3, 4, 4), filters=2, num_blocks=0), 1),
-        (PixelCNN((3, 4, 4), num_levels=4, filters=3, layers=1, head_filters=3), 3),  # one for each channel
+        (LMConv((3, 4, 4), network=partial(LMConvNetwork, filters=2, num_blocks=0)), 1),
+        (
+            PixelCNN((3, 4, 4), 4, partial(PixelCNNNetwork, filters=3, layers=1, head_filters=3)),
+            3,
+        ),  # one for each channel
     ],
 )
 def test_a_pixel_of_the_naive_method_takes_as_many_passes_as_in_a_whole_picture(model, passes):

@@ -13,7 +13,16 @@ from lightning_gen.data.images import read_image, write_image
 from lightning_gen.models import GatedPixelCNN
 
 SMALL = [
-    *("--model.filters", 4, "--model.layers", 2, "--trainer.max_steps", 2, "--trainer.accelerator", "cpu"),
+    *(
+        "--model.network.filters",
+        4,
+        "--model.network.layers",
+        2,
+        "--trainer.max_steps",
+        2,
+        "--trainer.accelerator",
+        "cpu",
+    ),
     *("--data.batch_size", 8, "--data.num_workers", 0, "--test_after_fit", "false"),
 ]
 RUN = Path("runs/gatedpixelcnn/version_0")

@@ -16,7 +16,13 @@ from lightning_gen.commands.results import Results, Skipped
 from lightning_gen.commands.sample import sample
 from lightning_gen.commands.translate import translate
 from lightning_gen.models import GAN, CycleGAN, GatedPixelCNN
-from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
+from lightning_gen.networks import (
+    GatedPixelCNNNetwork,
+    MLPDiscriminator,
+    MLPGenerator,
+    PatchDiscriminator,
+    ResNetGenerator,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,7 @@ def cyclegan():
 
 
 def pixelcnn():
-    return GatedPixelCNN((1, 8, 8), filters=2, layers=2)
+    return GatedPixelCNN((1, 8, 8), network=partial(GatedPixelCNNNetwork, filters=2, layers=2))
 
 
 COMMANDS = {

@@ -23,6 +23,7 @@ from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.models import GatedPixelCNN
+from lightning_gen.networks import GatedPixelCNNNetwork
 from lightning_gen.randomness import generator_for
 from lightning_gen.settings import checked_settings
 
@@ -148,7 +149,7 @@ def test_pictures_are_drawn_under_them(make, command):
 
 
 def test_the_temperature_of_an_autoregressive_model():
-    model = GatedPixelCNN((1, 4, 4), filters=2, layers=2)
+    model = GatedPixelCNN((1, 4, 4), network=partial(GatedPixelCNNNetwork, filters=2, layers=2))
     sample(save(model), Path("cold"), num_samples=3, sampling={"temperature": 0.0}, accelerator="cpu")
     likeliest = to_uint8(model.sample(1, temperature=0.0))[0]
     assert all(torch.equal(read_image(f"cold/00000{i}.png", 1), likeliest) for i in range(3))

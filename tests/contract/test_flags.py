@@ -55,7 +55,7 @@ from lightning_gen.networks import (
 LEVELS, CLASSES = 4, 2
 COLOUR, GREY = (3, 32, 32), (1, 8, 8)
 
-SMALL = {"num_levels": LEVELS, "filters": 4}
+MIXTURE = {"num_levels": LEVELS, "num_components": 2}
 
 FAMILIES = {
     "GAN": small_model(GAN, COLOUR, latent_size=4),
@@ -69,13 +69,13 @@ FAMILIES = {
     "FGAN": small_model(FGAN, COLOUR, latent_size=4),
     "CycleGAN": small_model(CycleGAN, (3, 16, 16), discriminator=small(PatchDiscriminator, layers=1)),
     "Pix2Pix": small_model(Pix2Pix, COLOUR, discriminator=small(PatchDiscriminator)),
-    "PixelCNN": partial(PixelCNN, GREY, **SMALL, layers=1, head_filters=8),
-    "GatedPixelCNN": partial(GatedPixelCNN, GREY, **SMALL, layers=2, head_filters=8, num_classes=CLASSES),
-    "RowLSTM": partial(RowLSTM, GREY, **SMALL, layers=1, head_filters=8),
-    "DiagonalBiLSTM": partial(DiagonalBiLSTM, GREY, **SMALL, layers=1, head_filters=8),
-    "PixelCNNPP": partial(PixelCNNPP, GREY, **SMALL, num_blocks=1, num_components=2),
-    "PixelSNAIL": partial(PixelSNAIL, GREY, **SMALL, num_blocks=1, num_resnets=1, num_components=2),
-    "LMConv": partial(LMConv, GREY, **SMALL, num_blocks=1, num_orders=1, num_components=2),
+    "PixelCNN": small_model(PixelCNN, GREY, num_levels=LEVELS),
+    "GatedPixelCNN": small_model(GatedPixelCNN, GREY, num_levels=LEVELS, num_classes=CLASSES),
+    "RowLSTM": small_model(RowLSTM, GREY, num_levels=LEVELS),
+    "DiagonalBiLSTM": small_model(DiagonalBiLSTM, GREY, num_levels=LEVELS),
+    "PixelCNNPP": small_model(PixelCNNPP, GREY, **MIXTURE),
+    "PixelSNAIL": small_model(PixelSNAIL, GREY, **MIXTURE),
+    "LMConv": small_model(LMConv, GREY, **MIXTURE, num_orders=1),
     "KDE": partial(KDE, GREY, num_levels=LEVELS),
     "Classifier": partial(Classifier, GREY, num_classes=CLASSES, keep=False),
 }
@@ -448,7 +448,7 @@ def called(family):
 def meaning(model, images, result):
     """What a model's own method makes of what a call of it gives."""
     if isinstance(model, AutoregressiveModule):
-        return model.log_prob_of_levels(result, model.levels_of(images))
+        return model.log_prob_of_levels(result, model.to_levels(images))
     return result[1] if isinstance(model, Classifier) else result
 
 

@@ -101,7 +101,14 @@ RUNS = {
     "pixelcnn": run_of(
         {
             "class_path": "PixelCNN",
-            "init_args": {"num_levels": 17, "filters": 2, "layers": 1, "head_filters": 2, "lr_decay": 0.9},
+            "init_args": {
+                "num_levels": 17,
+                "network": {
+                    "class_path": "PixelCNNNetwork",
+                    "init_args": {"filters": 2, "layers": 1, "head_filters": 2},
+                },
+                "lr_decay": 0.9,
+            },
         },
         {"class_path": "Digits", "init_args": {"batch_size": 2, "num_workers": 0}},
         ema("network"),

@@ -19,30 +19,37 @@ from lightning_gen.losses.categorical import images_to_levels, levels_to_images
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, PixelSNAIL, RowLSTM
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.training import NonFiniteLossError
+from lightning_gen.networks import (
+    DiagonalBiLSTMNetwork,
+    GatedPixelCNNNetwork,
+    LMConvNetwork,
+    PixelCNNNetwork,
+    PixelCNNPPNetwork,
+    PixelSNAILNetwork,
+    RowLSTMNetwork,
+)
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive
 
 SIDE = 3
 BINARY = levels_to_images(torch.tensor(list(itertools.product((0, 1), repeat=SIDE**2))).view(-1, 1, SIDE, SIDE), 2)
 """All 512 pictures of 3 x 3 in black and white."""
 
+SIZES = {"filters": 8, "layers": 2, "head_filters": 16}
+SNAIL = {"filters": 8, "num_blocks": 1, "num_resnets": 1, "attention_keys": 4, "attention_values": 8}
 MODELS = {
-    "RowLSTM": partial(RowLSTM, filters=8, layers=2, head_filters=16),
-    "DiagonalBiLSTM": partial(DiagonalBiLSTM, filters=8, layers=2, head_filters=16),
-    "PixelCNN": partial(PixelCNN, filters=8, layers=2, head_filters=16),
-    "GatedPixelCNN": partial(GatedPixelCNN, filters=8, layers=2, kernel_size=3, head_filters=16),
-    "PixelCNNPP": partial(PixelCNNPP, filters=8, num_blocks=1, num_scales=1, num_components=2, dropout=0.0),
-    "PixelSNAIL": partial(
-        PixelSNAIL,
-        filters=8,
-        num_blocks=1,
-        num_resnets=1,
-        attention_keys=4,
-        attention_values=8,
-        num_components=2,
-        dropout=0.0,
+    "RowLSTM": (RowLSTM, partial(RowLSTMNetwork, **SIZES)),
+    "DiagonalBiLSTM": (DiagonalBiLSTM, partial(DiagonalBiLSTMNetwork, **SIZES)),
+    "PixelCNN": (PixelCNN, partial(PixelCNNNetwork, **SIZES)),
+    "GatedPixelCNN": (GatedPixelCNN, partial(GatedPixelCNNNetwork, kernel_size=3, **SIZES)),
+    "PixelCNNPP": (
+        partial(PixelCNNPP, num_components=2),
+        partial(PixelCNNPPNetwork, filters=8, num_blocks=1, num_scales=1, dropout=0.0),
     ),
-    "LMConv": partial(LMConv, filters=8, num_blocks=1, num_components=2),
+    "PixelSNAIL": (partial(PixelSNAIL, num_components=2), partial(PixelSNAILNetwork, dropout=0.0, **SNAIL)),
+    "LMConv": (partial(LMConv, num_components=2), partial(LMConvNetwork, filters=8, num_blocks=1)),
 }
+TINY = partial(PixelCNNNetwork, filters=4, layers=1, head_filters=4)
+ONE_BLOCK = partial(LMConvNetwork, filters=4, num_blocks=1)
 ORDERED = ("RowLSTM", "DiagonalBiLSTM", "PixelCNN", "GatedPixelCNN")
 
 
@@ -50,10 +57,11 @@ ORDERED = ("RowLSTM", "DiagonalBiLSTM", "PixelCNN", "GatedPixelCNN")
 def make(request):
     """A small model of each kind, with its weights moved away from where training starts them."""
 
-    def build(image_shape=(1, SIDE, SIDE), num_levels=2, seed=0, moved=True, **settings):
+    def build(image_shape=(1, SIDE, SIDE), num_levels=2, seed=0, moved=True, sizes=None, **settings):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = MODELS[request.param](image_shape, num_levels=num_levels, **settings)
+            kind, network = MODELS[request.param]
+            model = kind(image_shape, num_levels=num_levels, network=partial(network, **(sizes or {})), **settings)
             if moved:
                 with torch.no_grad():
                     for parameter in model.network.parameters():
@@ -253,8 +261,8 @@ def test_it_trains_measures_and_is_what_it_promises(make):
 
 
 def test_log_prob_is_that_of_evaluation_mode(make):
-    settings = {"dropout": 0.5} if make.name in ("PixelCNNPP", "PixelSNAIL", "LMConv") else {}
-    model = make((1, 4, 4), 5, **settings).train()
+    sizes = {"dropout": 0.5} if make.name in ("PixelCNNPP", "PixelSNAIL", "LMConv") else {}
+    model = make((1, 4, 4), 5, sizes=sizes).train()
     images = pictures(4, (1, 4, 4), 5)
     state = torch.get_rng_state()
     assert torch.equal(model.log_prob(images), model.log_prob(images))
@@ -264,7 +272,7 @@ def test_log_prob_is_that_of_evaluation_mode(make):
 
 
 def test_weights_decay_by_step():
-    model = PixelCNN((1, 4, 4), num_levels=5, filters=4, layers=1, head_filters=4, learning_rate=0.5, lr_decay=0.5)
+    model = PixelCNN((1, 4, 4), num_levels=5, network=TINY, learning_rate=0.5, lr_decay=0.5)
     trainer = fit(model, DataLoader(pictures(16, (1, 4, 4), 5), 2))
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.5**4
     assert isinstance(trainer.optimizers[0], torch.optim.RMSprop)
@@ -326,19 +334,19 @@ def test_settings_out_of_range(make, settings, words):
 
 
 def test_levels_of_the_data_are_compared():
-    model = PixelCNN((1, 8, 8), num_levels=16, filters=4, layers=1, head_filters=4)
+    model = PixelCNN((1, 8, 8), num_levels=16, network=TINY)
     with pytest.raises(ValueError, match=r"Digits gives pictures of 17 levels.* num_levels=16"):
         fit(model, Digits())
 
 
 def test_the_binarization_is_in_the_name():
-    model = PixelCNN((1, 8, 8), num_levels=2, filters=4, layers=1, head_filters=4)
+    model = PixelCNN((1, 8, 8), num_levels=2, network=TINY)
     trainer = fit(model, Digits(binarization="static"), limit_train_batches=1, limit_val_batches=1)
     assert {"val/nll-static", "val/bpd-1bit"} <= trainer.callback_metrics.keys()
 
 
 def test_a_loss_that_is_not_finite_stops_training():
-    model = PixelCNN((1, 4, 4), num_levels=5, filters=4, layers=1, head_filters=4)
+    model = PixelCNN((1, 4, 4), num_levels=5, network=TINY)
     with torch.no_grad():
         next(iter(model.network.parameters())).fill_(float("inf"))
     with pytest.raises(NonFiniteLossError, match=r"train/nll became NaN or infinite in the step after 0 updates"):
@@ -351,9 +359,7 @@ def test_a_loss_that_is_not_finite_stops_training():
 def gated(**settings):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GatedPixelCNN(
-            (1, 3, 3), num_levels=2, filters=8, layers=2, kernel_size=3, head_filters=16, **settings
-        ).eval()
+        model = GatedPixelCNN((1, 3, 3), num_levels=2, network=MODELS["GatedPixelCNN"][1], **settings).eval()
         with torch.no_grad():
             for parameter in model.network.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -446,23 +452,23 @@ def test_a_network_of_ones_own_that_has_no_steps(tmp_path):
 
 def test_orders_of_ones_own():
     order = random_order(3, 3, seed=5)
-    model = LMConv((1, 3, 3), num_levels=2, filters=4, num_blocks=1, orders=[order.tolist()])
+    model = LMConv((1, 3, 3), num_levels=2, network=ONE_BLOCK, orders=[order.tolist()])
     assert torch.equal(model.network.orders[0], order)
     for orders, words in (
         ("zigzag", "raster, s_curve"), ([], "empty list"), ([[0, 1, 2, 3, 4, 5, 6, 7, 7]], "no permutation"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
-            LMConv((1, 3, 3), num_levels=2, filters=4, num_blocks=1, orders=orders)
+            LMConv((1, 3, 3), num_levels=2, network=ONE_BLOCK, orders=orders)
     with pytest.raises(ValueError, match="1, 2, 4 or 8"):
-        LMConv((1, 3, 3), num_levels=2, filters=4, num_blocks=1, num_orders=3)
+        LMConv((1, 3, 3), num_levels=2, network=ONE_BLOCK, num_orders=3)
     with pytest.raises(ValueError, match="power of two"):
-        LMConv((1, 3, 3), num_levels=2, filters=4, num_blocks=1, orders="hilbert")
+        LMConv((1, 3, 3), num_levels=2, network=ONE_BLOCK, orders="hilbert")
 
 
 @pytest.mark.parametrize("orders", ["raster", "s_curve", "generalized_hilbert", "random"])
 @pytest.mark.parametrize("num_orders", [1, 2, 4, 8])
 def test_lmconv_averages_over_its_orders(orders, num_orders):
-    model = LMConv((1, 2, 3), num_levels=2, filters=8, num_blocks=1, orders=orders, num_orders=num_orders).eval()
+    model = LMConv((1, 2, 3), num_levels=2, network=MODELS["LMConv"][1], orders=orders, num_orders=num_orders).eval()
     images = pictures(5, (1, 2, 3), 2)
     assert len(model.network.orders) == num_orders
     with torch.no_grad():
@@ -475,7 +481,8 @@ def test_lmconv_averages_over_its_orders(orders, num_orders):
 
 def test_lmconv_sees_all_known_pixels_when_it_completes():
     """The first pixel of the hole is drawn from a distribution that depends on every known pixel in reach."""
-    model = LMConv((1, 4, 4), num_levels=2, filters=8, num_blocks=2, orders="raster", num_orders=1).eval()
+    network = partial(LMConvNetwork, filters=8, num_blocks=2)
+    model = LMConv((1, 4, 4), num_levels=2, network=network, orders="raster", num_orders=1).eval()
     known = torch.ones(4, 4, dtype=torch.bool)
     known[0, 1] = False  # in raster order it would see one pixel
     order = model.completion_order(known)

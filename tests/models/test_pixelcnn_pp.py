@@ -1,5 +1,7 @@
 """How PixelCNN++ is trained: where its weights start, how they are averaged, and its optimizer."""
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -11,14 +13,16 @@ from lightning_gen.layers.weight_norm import WeightNormalized
 from lightning_gen.losses.categorical import levels_to_images
 from lightning_gen.models import PixelCNNPP
 from lightning_gen.models.weight_normalized import INIT_IMAGES
+from lightning_gen.networks import PixelCNNPPNetwork
 
-SMALL = {"num_levels": 5, "filters": 6, "num_blocks": 1, "num_scales": 2, "num_components": 2}
+SMALL = {"filters": 6, "num_blocks": 1, "num_scales": 2, "dropout": 0.0}
 
 
-def make(seed=0, **settings):
+def make(seed=0, num_components=2, sizes=None, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return PixelCNNPP((1, 4, 4), **{**SMALL, "dropout": 0.0, **settings})
+        network = partial(PixelCNNPPNetwork, **SMALL | (sizes or {}))
+        return PixelCNNPP((1, 4, 4), 5, num_components, network, **settings)
 
 
 def pictures(number, seed=0):
@@ -168,7 +172,7 @@ def test_classes_reach_the_likelihood():
     [
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"num_components": 0}, "num_components of at least 1"),
-        ({"num_scales": 4}, "must be multiples of 8"),
+        ({"sizes": {"num_scales": 4}}, "must be multiples of 8"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
     ],
 )

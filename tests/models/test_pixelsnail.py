@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -14,17 +15,18 @@ from lightning_gen.losses.categorical import images_to_levels, levels_to_images
 from lightning_gen.losses.pixels import Bernoulli, LogisticMixture
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.weight_normalized import INIT_IMAGES
+from lightning_gen.networks import PixelSNAILNetwork
 
-SMALL = {"filters": 8, "num_blocks": 1, "num_resnets": 1, "attention_keys": 4, "attention_values": 8}
+SMALL = {"filters": 8, "num_blocks": 1, "num_resnets": 1, "attention_keys": 4, "attention_values": 8, "dropout": 0.0}
 BINARY = levels_to_images(torch.tensor(list(itertools.product((0, 1), repeat=9))).view(-1, 1, 3, 3), 2)
 """All 512 pictures of 3 x 3 in black and white."""
 
 
-def make(image_shape=(1, 4, 4), num_levels=5, seed=0, moved=False, **settings):
+def make(image_shape=(1, 4, 4), num_levels=5, seed=0, moved=False, sizes=None, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sizes = {**SMALL, "num_components": 2, "dropout": 0.0, **settings}
-        model = PixelSNAIL(image_shape, num_levels=num_levels, **sizes)
+        network = partial(PixelSNAILNetwork, **SMALL | (sizes or {}))
+        model = PixelSNAIL(image_shape, num_levels, network=network, **{"num_components": 2, **settings})
         if moved:
             with torch.no_grad():
                 for parameter in model.network.parameters():
@@ -114,7 +116,7 @@ def test_attention_learns_to_copy_what_convolutions_cannot_see():
         levels[..., -1] = levels[..., 0]
         return levels_to_images(levels, 2), levels[..., -1].flatten()
 
-    model = make((1, 1, 12), 2, filters=16, attention_keys=8)
+    model = make((1, 1, 12), 2, sizes={"filters": 16, "attention_keys": 8})
     model.network.initialize(draw(256)[0])
     optimizer = torch.optim.Adam(model.network.parameters(), lr=5e-3)
     for _ in range(150):
@@ -194,7 +196,7 @@ def test_the_papers_optimizer():
     [
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"num_components": 0}, "num_components of at least 1"),
-        ({"num_resnets": 0}, "num_resnets, attention_keys and attention_values must be at least 1"),
+        ({"sizes": {"num_resnets": 0}}, "num_resnets, attention_keys and attention_values must be at least 1"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
     ],
 )

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_gen.layers import lstm
 from lightning_gen.layers.lstm import diagonal_sweep
 from lightning_gen.losses.categorical import bernoulli_log_prob, categorical_log_prob, levels_to_images
+from lightning_gen.losses.pixels import pixel_likelihood
 from lightning_gen.networks.pixel_rnn import DiagonalBiLSTMNetwork, RowLSTMNetwork
 from lightning_gen.networks.stepping import call
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
@@ -23,7 +24,8 @@ CPU = torch.device("cpu")
 def build(kind, image_shape, num_levels=4, seed=0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind(image_shape, num_levels=num_levels, **{**SMALL, **options}).double()
+        outputs = pixel_likelihood(num_levels).num_parameters(image_shape[0])
+        return kind(image_shape, outputs, **{**SMALL, **options}).double()
 
 
 def pictures(*shape: int) -> Tensor:
@@ -295,10 +297,10 @@ def test_the_papers_sizes():
     diagonal = 2 * 4 * h * (2 * h + 2 * h + 1) + (h + 1) * 2 * h
     with torch.device("meta"):
         for kind, layer in ((RowLSTMNetwork, row), (DiagonalBiLSTMNetwork, diagonal)):
-            network = kind((3, 32, 32))
+            network = kind((3, 32, 32), outputs=768)
             assert sum(p.numel() for p in network.parameters()) == first + 12 * layer + rest
             assert network(torch.empty(2, 3, 32, 32)).shape == (2, 256, 3, 32, 32)
-        mnist = DiagonalBiLSTMNetwork((1, 28, 28), num_levels=2, filters=16, layers=7, head_filters=32)
+        mnist = DiagonalBiLSTMNetwork((1, 28, 28), outputs=1, filters=16, layers=7, head_filters=32)
         assert mnist(torch.empty(2, 1, 28, 28)).shape == (2, 1, 1, 28, 28)
         assert sum(p.numel() for p in mnist.parameters()) == 64065
 

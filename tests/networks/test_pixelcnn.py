@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d
 from lightning_gen.losses.categorical import bernoulli_log_prob, categorical_log_prob, levels_to_images
+from lightning_gen.losses.pixels import pixel_likelihood
 from lightning_gen.networks import gated_pixelcnn
 from lightning_gen.networks.gated_pixelcnn import GatedPixelCNNNetwork
 from lightning_gen.networks.pixelcnn import PixelCNNNetwork
@@ -21,7 +22,8 @@ KINDS = [PixelCNNNetwork, GatedPixelCNNNetwork]
 def build(kind, image_shape, num_levels=4, seed=0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind(image_shape, num_levels=num_levels, **{**SMALL, **options}).double()
+        outputs = pixel_likelihood(num_levels).num_parameters(image_shape[0])
+        return kind(image_shape, outputs, **{**SMALL, **options}).double()
 
 
 def pictures(*shape: int) -> Tensor:
@@ -344,11 +346,11 @@ def test_the_papers_sizes():
     blocks = (2 * h * h + h) + (h * h * 2 * 3 + h) + (h * 2 * h + 2 * h)  # stored: two of three rows
     heads = (2 * h * head + head) + (head * 3 * 256 + 3 * 256)
     with torch.device("meta"):
-        network = PixelCNNNetwork((3, 32, 32))
+        network = PixelCNNNetwork((3, 32, 32), outputs=768)
         assert sum(p.numel() for p in network.parameters()) == (channels * 28 + 1) * 2 * h + 15 * blocks + heads
         assert network(torch.empty(2, 3, 32, 32)).shape == (2, 256, 3, 32, 32)
-        assert PixelCNNNetwork((1, 28, 28), num_levels=2).head.output.out_channels == 1
-        gated = GatedPixelCNNNetwork((3, 32, 32))
+        assert PixelCNNNetwork((1, 28, 28), outputs=1).head.output.out_channels == 1
+        gated = GatedPixelCNNNetwork((3, 32, 32), outputs=768)
         assert (len(gated.layers), gated.layers[1].vertical.weight.shape) == (21, (768, 384, 3, 5))
 
 
