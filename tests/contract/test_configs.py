@@ -46,12 +46,6 @@ SMALL = {
     "pool_size": 2,
     "num_components": 2,
     "num_orders": 1,  # of those that a batch draws from, which two processes do apart
-    # Of autoregressive networks.
-    "filters": 4,
-    "layers": 2,
-    "head_filters": 6,
-    "num_blocks": 1,
-    "num_resnets": 1,
 }
 POINT_METRICS = {"num_samples": 20, "wasserstein_points": 10}
 NUM_CLASSES = 10  # of MNIST and CIFAR-10
