@@ -385,20 +385,6 @@ class GenerativeModule(pl.LightningModule):
             f"{'no labels' if known is None else f'{known} classes'}.{hint}"
         )
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """None. But here, before Lightning refuses to clip and to accumulate by hand, is where to say what does so.
-
-        Raises:
-            ValueError: If the trainer was told to do what this model does another way.
-        """
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            idle = {"accumulate_grad_batches": 1}
-            for setting, instead in self.instead_of.items():
-                value = getattr(self.trainer, setting)
-                if value and value != idle.get(setting):
-                    raise ValueError(f"The trainer was given {setting}={value}. {instead.format(value=value)}")
-        return []
-
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at labels and the first pictures, on the host, where that costs no wait, and make tokens of captions.
 
@@ -436,6 +422,30 @@ class GenerativeModule(pl.LightningModule):
         things = (self, getattr(self.trainer, "datamodule", None))
         hooks = ("transfer_batch_to_device", "on_after_batch_transfer")
         return any(is_overridden(hook, thing) for hook in hooks for thing in things)
+
+    # -- what is logged, shown and saved ----------------------------------------------------------------------------
+    #
+    # A model says all of it by what is here and by what it can do: the terminal shows what it logs with `prog_bar=True`
+    # and its `headlines`, pictures have a panel for each of its capabilities, the column of predictions is its
+    # `prediction_name`, and what it needs beside its weights, such as an average of them, it brings as callbacks.
+
+    def headlines(self) -> dict[str, str]:
+        """The figures of a test with which `fit` ends: by name, as {"test/accuracy": "Test accuracy: {:.2%}"}."""
+        return {}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None. But here, before Lightning refuses to clip and to accumulate by hand, is where to say what does so.
+
+        Raises:
+            ValueError: If the trainer was told to do what this model does another way.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            idle = {"accumulate_grad_batches": 1}
+            for setting, instead in self.instead_of.items():
+                value = getattr(self.trainer, setting)
+                if value and value != idle.get(setting):
+                    raise ValueError(f"The trainer was given {setting}={value}. {instead.format(value=value)}")
+        return []
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -165,6 +165,14 @@ class GenerativeMetrics(pl.Callback):
         """Log `test/...`."""
         self._measure(trainer, pl_module, "test/")
 
+    def headlines(self) -> dict[str, str]:
+        """The Fréchet distances of a test, and how many pictures they are of."""
+        if self.extractor is None or self.compared_with is None:
+            return {}
+        numbers = f"({self.num_samples['test/']} samples, {self.compared_with.count} real pictures)"
+        names = [f"{figure}{suffix_of(self.extractor)}" for figure in ("fid", "fid_infinity")]
+        return {f"test/{name}": f"Test {name}: {{:.4g}} {numbers}" for name in names}
+
     # -- what -------------------------------------------------------------------------------------------------------
 
     def _once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:

@@ -1,8 +1,9 @@
-"""Whether a run that is asked to go on has something left to do."""
+"""Going on with a run: the configuration that its checkpoint brings, and whether there is something left to do."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_gen.callbacks.report import finish_record
+from lightning_gen.commands.configs import find_config
+from lightning_gen.runs.folder import CONFIG, find_checkpoint, run_folder_of_checkpoint
 from lightning_gen.runs.lock import lock_run, unlock_run
+from lightning_gen.trust import restrict_configurations
 
 
 class RunIsOver(Exception):
@@ -73,3 +77,46 @@ def limit_reached(checkpoint: dict[str, Any], settings: Namespace) -> str | None
                 if state and state["wait_count"] >= arguments.patience:
                     return f"the patience of EarlyStopping ({arguments.patience})"
     return None
+
+
+def with_configs(arguments: list[str]) -> list[str]:
+    """Arguments with shipped configurations as paths, and with the configuration of the run that a checkpoint is of.
+
+    Raises:
+        FileNotFoundError: If there is no such configuration or checkpoint.
+        ValueError: If the checkpoint lies in the folder of no run and nothing else says what is to be trained.
+    """
+    found = list(arguments)
+    for place, name in _values_of(arguments, "--config", "-c"):
+        found[place] = arguments[place].removesuffix(name) + str(find_config(name))
+    if any(_is_one_of(argument, "--config", "-c") for argument in arguments):
+        return found
+    for _, name in _values_of(arguments, "--ckpt_path"):
+        if name in ("", "null"):
+            continue
+        checkpoint = find_checkpoint(name)
+        folder = run_folder_of_checkpoint(checkpoint)
+        if folder and (folder / CONFIG).is_file():
+            restrict_configurations(arguments)
+            found[1:1] = ["--config", str(folder / CONFIG)]
+        elif not all(any(_is_one_of(argument, name) for argument in arguments) for name in ("--model", "--data")):
+            raise ValueError(
+                f"{checkpoint} lies in the folder of no run, whose {CONFIG} would say what it was trained on, and how. "
+                "Name that configuration: --config FILE."
+            )
+        break
+    return found
+
+
+def _is_one_of(argument: str, *flags: str) -> bool:
+    return argument.partition("=")[0] in flags
+
+
+def _values_of(arguments: Sequence[str], *flags: str) -> Iterator[tuple[int, str]]:
+    """What stands after these flags, and the places in the list that it ends."""
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and equals:
+            yield i, value
+        elif flag in flags and i + 1 < len(arguments):
+            yield i + 1, arguments[i + 1]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.capabilities import Direction, Translates
 from lightning_gen.commands.results import Results, Skipped
-from lightning_gen.commands.training import quiet_lightning
+from lightning_gen.commands.trainer import quiet_lightning
 from lightning_gen.data.images import (
     ImageError,
     Picture,

@@ -84,6 +84,10 @@ class Classifier(GenerativeModule):
         """Pictures `[N, C, H, W]` in `[-1, 1]` to features `[N, num_features]` and logits `[N, num_classes]`."""
         return self.network(self.own(images))
 
+    def headlines(self) -> dict[str, str]:
+        """The accuracy."""
+        return {"test/accuracy": "Test accuracy: {:.2%}"}
+
     # -- training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

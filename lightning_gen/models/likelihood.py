@@ -65,6 +65,10 @@ class LikelihoodModule(GenerativeModule):
                 bits.name += f"-{self.bound}" if self.bound else ""
                 figures.append(bits)
 
+    def headlines(self) -> dict[str, str]:
+        """Nats and bits per dim."""
+        return {f"test/{m.name}": f"Test {m.name}: {{:.4g}}" for m in self.metrics["test"]}  # type: ignore[attr-defined]
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log nats and bits per dim."""
         self._evaluate(batch, "val")

@@ -55,6 +55,10 @@ class TranslationModule(AdversarialModule):
             self.val_metrics = TranslationMetrics(directions, "val/")
             self.test_metrics = TranslationMetrics(directions, "test/")
 
+    def headlines(self) -> dict[str, str]:
+        """The peak signal-to-noise ratio, where there are true counterparts."""
+        return {f"test/psnr_{way}": f"Test PSNR {way}: {{:.1f}} dB" for way in self.directions}
+
     def generator_for(self, direction: Direction) -> nn.Module:
         """The generator of a direction.
 

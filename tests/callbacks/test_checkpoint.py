@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
-from lightning_gen.commands.training import Trainer
+from lightning_gen.commands.trainer import Trainer
 from lightning_gen.models.adversarial import AdversarialModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:You're resuming from")

@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_gen.callbacks import EMA, NetworkSummary
-from lightning_gen.commands.training import Trainer, quiet_lightning
+from lightning_gen.commands.trainer import Trainer, quiet_lightning
 from lightning_gen.models import KDE, CycleGAN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 

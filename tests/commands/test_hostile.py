@@ -85,7 +85,7 @@ NAMES = {
     "this package's own command": ("generator", named("lightning_gen.__main__.main")),
     # what is called
     "a program": ("generator", named("os.system", command="touch dead")),
-    "a program, found elsewhere": ("generator", named("lightning_gen.commands.training.subprocess.Popen", args="true")),
+    "a program, found elsewhere": ("generator", named("lightning_gen.commands.readers.subprocess.Popen", args="true")),
     "a program, found in torch.nn": ("generator", named("torch.nn.modules.module.warnings.warn")),
     "a command": ("generator", named("lightning_gen.commands.sample.sample", checkpoint="x", output="dead")),
     "code in an argument of a library's class": (

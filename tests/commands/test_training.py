@@ -19,10 +19,12 @@ from PIL import Image
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
-from lightning_gen.commands import training
+from lightning_gen.commands import readers
 from lightning_gen.commands.configs import config_folder
-from lightning_gen.commands.going_on import limit_reached
-from lightning_gen.commands.training import CommandLine, Trainer, prepare_wandb, with_configs
+from lightning_gen.commands.going_on import limit_reached, with_configs
+from lightning_gen.commands.loggers import prepare_wandb
+from lightning_gen.commands.trainer import Trainer
+from lightning_gen.commands.training import CommandLine
 from lightning_gen.data import UnpairedScenes
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
@@ -728,6 +730,38 @@ def test_predict_runs_from_a_checkpoint(tiny, command):
     assert contents(Path("elsewhere")).keys() == {Path("elsewhere") / name for name in names}
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "callbacks", "lines"),
+    [
+        (
+            None,
+            None,
+            ["ColorMappingBaseline"],
+            {
+                "psnr_AtoB": "Test PSNR AtoB: {:.1f} dB",
+                "psnr_BtoA": "Test PSNR BtoA: {:.1f} dB",
+                "color_mapping_psnr_AtoB": "Colour mapping by histogram matching AtoB: {:.1f} dB",
+                "color_mapping_psnr_BtoA": "Colour mapping by histogram matching BtoA: {:.1f} dB",
+            },
+        ),
+        ("KDE", "GridOfGaussians", [], {"nll": "Test nll: {:.4g}"}),
+        ("Classifier", "Digits", [], {"accuracy": "Test accuracy: {:.2%}"}),
+    ],
+)
+def test_a_run_ends_with_the_figures_that_matter(tiny, command, model, data, callbacks, lines):
+    """Which those are, models and callbacks say."""
+    if model:
+        tiny["model"] = {"class_path": model}
+        tiny["data"] = {"class_path": data, "init_args": {"batch_size": 16, "num_workers": 0}}
+    tiny["trainer"] |= {"callbacks": [{"class_path": name} for name in callbacks], "max_epochs": 1, "max_steps": 2}
+    ended = command("fit", "--config", tiny.write(), "--test_after_fit", "true")
+    assert ended.code == 0, ended.err
+    run = next(Path("runs").glob("*/version_0"))
+    results = json.loads((run / "results.json").read_text())["metrics"]
+    expected = [line.format(results[f"test/{name}"]) for name, line in lines.items()]
+    assert ended.out.splitlines()[-len(expected) - 1 :] == [*expected, f"Report: {run / 'index.html'}"]
+
+
 # -- pictures -------------------------------------------------------------------------------------------------------
 
 
@@ -792,9 +826,9 @@ def extractor_config(**settings):
 def test_a_classifier_that_is_missing_is_trained_first_on_the_data_at_hand(monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path))
     commands = []
-    monkeypatch.setattr(training.subprocess, "run", lambda command, check: commands.append(command[1:]))
+    monkeypatch.setattr(readers.subprocess, "run", lambda command, check: commands.append(command[1:]))
     wanted = {"data": "MNIST", "image_shape": [1, 32, 32]}
-    training.train_missing_classifiers(extractor_config(**wanted))
+    readers.train_missing_classifiers(extractor_config(**wanted))
     (command,) = commands
     assert command[:7] == ["-m", "lightning_gen", "fit", "--config", "classifier", "--data", "MNIST"]
     settings = dict(argument.split("=") for argument in command[7:])
@@ -802,14 +836,14 @@ def test_a_classifier_that_is_missing_is_trained_first_on_the_data_at_hand(monke
     assert "--data.batch_size" not in settings  # that is of the other model
 
     # Of a stranger's configuration, nothing names a class or adds an option.
-    training.train_missing_classifiers(extractor_config(**wanted | {"data": "canary_module.Data"}))
+    readers.train_missing_classifiers(extractor_config(**wanted | {"data": "canary_module.Data"}))
     assert len(commands) == 1
 
-    training.train_missing_classifiers(extractor_config(**wanted, weights="mine.ckpt"))
+    readers.train_missing_classifiers(extractor_config(**wanted, weights="mine.ckpt"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    training.train_missing_classifiers(extractor_config(**wanted))  # each of several processes would train its own
+    readers.train_missing_classifiers(extractor_config(**wanted))  # each of several processes would train its own
     monkeypatch.delenv("WORLD_SIZE")
     (tmp_path / "classifiers").mkdir()
     (tmp_path / "classifiers" / "mnist-1x32x32.ckpt").touch()
-    training.train_missing_classifiers(extractor_config(**wanted))
+    readers.train_missing_classifiers(extractor_config(**wanted))
     assert len(commands) == 1

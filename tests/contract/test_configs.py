@@ -24,7 +24,8 @@ from benchmarks.shipped import shrunk
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.capabilities import Completes, HasLatents, HasLogProb, Samples, Translates
 from lightning_gen.cli import main
-from lightning_gen.commands.training import CommandLine, Trainer
+from lightning_gen.commands.trainer import Trainer
+from lightning_gen.commands.training import CommandLine
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import GAN, KDE, Classifier

@@ -18,7 +18,7 @@ import lightning_gen.models
 from benchmarks.shipped import small, small_model
 from lightning_gen import callbacks
 from lightning_gen.capabilities import Completes, HasLogProb, Samples, Translates
-from lightning_gen.commands.training import Trainer
+from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images, penalties

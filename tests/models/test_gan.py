@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.capabilities import HasLatents, Samples, Translates
-from lightning_gen.commands.training import Trainer
+from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.folders import ImageFolder
 from lightning_gen.data.toy import GridOfGaussians
 from lightning_gen.generative import GenerativeModule

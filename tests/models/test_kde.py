@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.capabilities import Samples
-from lightning_gen.commands.training import Trainer
+from lightning_gen.commands.trainer import Trainer
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import kernel_density
 from lightning_gen.losses.kernel_density import (

@@ -1,0 +1,79 @@
+"""Loggers where a run goes on: in its folder, in its W&B run, at its step."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger
+
+
+def record_at_step(trainer: pl.Trainer, step: int) -> None:
+    """Let what is logged outside of training have a step, in place of the number of batches that Lightning counts."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
+    """Let the logger that gives a run its folder, the first one, go on in the folder of an earlier run.
+
+    Args:
+        loggers: One logger's configuration or a list of them; changed in place. Only loggers that number their folders
+            are, where none is named: `RunLogger`, `CSVLogger` and `TensorBoardLogger`.
+        folder: Of the earlier run.
+        step: The last one that counts; what the logger has recorded after it is dropped.
+    """
+    logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
+    name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+    if name not in ("RunLogger", "CSVLogger", "TensorBoardLogger"):
+        return
+    arguments = logger.init_args
+    numbered = arguments.get("version") is None
+    if numbered:
+        place = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+        for argument, value in place.items():
+            arguments[argument] = value
+    if name == "TensorBoardLogger" and numbered:
+        arguments["purge_step"] = step + 1
+    if name == "CSVLogger" and Path(CSVLogger(**arguments.as_dict()).log_dir).resolve() == folder:
+        logger.class_path = "lightning_gen.runs.logger.ResumedCSVLogger"
+        arguments["keep_until"] = step
+
+
+def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
+    """Let W&B loggers go on with the run of a checkpoint, and work offline where nobody is logged in.
+
+    Args:
+        loggers: One logger's configuration or a list of them; changed in place.
+        checkpoint: The checkpoint that the run goes on from, if it does.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
+            continue
+        try:
+            import wandb
+        except ImportError:
+            raise ModuleNotFoundError("WandbLogger needs the package wandb: pip install wandb.") from None
+        arguments = logger.init_args
+        run_id = (checkpoint or {}).get("wandb_id")
+        if run_id and not (arguments.get("id") or arguments.get("version")):
+            arguments["id"] = run_id
+        # The command line hands every argument of `wandb.init` over, and None in place of Lightning's own "allow".
+        arguments["resume"] = arguments.get("resume") or "allow"
+        chosen = "WANDB_MODE" in os.environ or arguments.get("offline") or arguments.get("mode")
+        if not chosen and not _logged_in(wandb):
+            arguments["mode"] = "offline"
+            warnings.warn(
+                "Nobody is logged in to Weights & Biases, so the run is recorded offline; `wandb sync` uploads it "
+                "later. `wandb login` before the run, or WANDB_MODE, chooses otherwise.",
+                stacklevel=2,
+            )
+
+
+def _logged_in(wandb: Any) -> bool:
+    if "prompt" in inspect.signature(wandb.login).parameters:  # from wandb 0.31 on, which warns about `wandb.api`
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)
