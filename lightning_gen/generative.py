@@ -33,6 +33,7 @@ from lightning_gen.hyperparameters import (
     with_defaults,
 )
 from lightning_gen.loops import go_on_exactly
+from lightning_gen.networks.building import check_image_shape
 from lightning_gen.randomness import seed_from
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
@@ -59,6 +60,8 @@ class GenerativeModule(pl.LightningModule):
       ask at every step. It stands in checkpoints, so it resumes.
     * *Pictures are in `[-1, 1]`*, whatever loader they come from: uint8 is converted, and the first batches of other
       values are refused, or spoken about where nothing in them is below 0.
+    * *`forward` is what `torch.export` and `to_onnx` take*: what a user's program asks of the model, as a function of
+      tensors, in the mode that it is in and with a graph.
 
     A subclass calls `self.save_hyperparameters()` in its `__init__`. One that contains another model takes it as an
     argument, annotated as `GenerativeModule` or as a protocol of `lightning_gen.capabilities`, and keeps it as a part,
@@ -80,10 +83,7 @@ class GenerativeModule(pl.LightningModule):
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(
-                f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}."
-            )
+        check_image_shape(image_shape)
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
         self._models: dict[str, GenerativeModule] = {}  # arguments of the constructor that are models
         self._stays_frozen = False

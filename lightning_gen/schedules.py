@@ -50,14 +50,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From one number to another in a straight line, constant before and after.
-
-    Args:
-        start: The number up to `begin`.
-        end: The number from `until` on.
-        until: A place after `begin`; at the very place of it, the number jumps there.
-        begin: A place, 0 or more.
-        by: See `Schedule`.
+    """`start` up to the place `begin`, `end` from `until` on, and a straight line between them; a jump if they are one.
 
     Raises:
         ValueError: If the end comes before the beginning.
@@ -98,13 +91,7 @@ class Cosine(Linear):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """Halved again and again, as temperatures are (1611.01144): start * 0.5 ** (place / half_life).
-
-    Args:
-        start: The number at place 0.
-        half_life: The way on which half of it is lost.
-        lowest: Where it stops to fall.
-        by: See `Schedule`.
+    """Halved on every `half_life`, but no lower than `lowest`, as temperatures are (1611.01144).
 
     Raises:
         ValueError: If the half-life is not above 0.
@@ -126,15 +113,12 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Straight lines between given points, such as a warm-up and a decay; constant before the first and after the last.
+    """Straight lines between points (place, number), such as a warm-up and a decay; constant before and after them.
 
-    Args:
-        points: Places in ascending order, each with its number. Of two at the same place the second holds from there
-            on: a jump.
-        by: See `Schedule`.
+    Of two points at the same place the second holds from there on: a jump.
 
     Raises:
-        ValueError: If there is no point, or places do not ascend.
+        ValueError: If there is no point, or places are below 0 or do not ascend.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -142,14 +126,14 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         places = [place for place, _ in self.points]
-        if not places or places != sorted(places):
-            raise ValueError(f"Piecewise needs points (place, number) in ascending order, got {list(self.points)}.")
+        if not places or places != sorted(places) or not 0 <= places[0] <= places[-1] < math.inf:
+            raise ValueError(
+                f"Piecewise needs points (place, number) in ascending order from 0 on, got {list(self.points)}."
+            )
 
     def __call__(self, place: float) -> float:
         """The number at a place."""
-        if place < self.points[0][0]:
-            return self.points[0][1]
         for (begin, start), (until, end) in pairwise(self.points):
             if begin <= place < until:
-                return Linear(start, end, until - begin)(place - begin)
-        return self.points[-1][1]
+                return Linear(start, end, until, begin)(place)
+        return self.points[0 if place < self.points[0][0] else -1][1]

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.layers.orders import as_order, raster_order
+from lightning_gen.networks.building import check_image_shape
 from lightning_gen.networks.stepping import CachedNetwork
 
 BATCH_SIZE = 64
@@ -354,8 +355,7 @@ def _check_step(
 
 
 def _image_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}.")
+    check_image_shape(image_shape)
     return image_shape
 
 

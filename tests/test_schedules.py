@@ -68,8 +68,9 @@ def test_each_is_asked_by_its_own_clock(schedule):
         (lambda: Cosine(1.0, 0.0, until=math.inf), "Cosine needs .* a finite place"),
         (lambda: Linear(1.0, 0.0, until=math.nan), "a finite place"),
         (lambda: Exponential(1.0, half_life=0.0), "half_life above 0, got 0.0"),
-        (lambda: Piecewise(()), "ascending order, got"),
-        (lambda: Piecewise(((2, 0.0), (1, 1.0))), "ascending order, got"),
+        (lambda: Piecewise(()), "ascending order from 0 on, got"),
+        (lambda: Piecewise(((2, 0.0), (1, 1.0))), "ascending order from 0 on, got"),
+        (lambda: Piecewise(((-1, 0.0), (1, 1.0))), "ascending order from 0 on, got"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, words):

@@ -138,33 +138,16 @@ class EMA(pl.Callback):
 
     # -- where the average is used ----------------------------------------------------------------------------------
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in."""
+    def _put_in(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module, True)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the raw weights back."""
+    def _take_out(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException | None = None
+    ) -> None:
         self._swap(pl_module, False)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in."""
-        self._swap(pl_module, True)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the raw weights back."""
-        self._swap(pl_module, False)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in."""
-        self._swap(pl_module, True)
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the raw weights back."""
-        self._swap(pl_module, False)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Put the raw weights back."""
-        self._swap(pl_module, False)
+    on_validation_start = on_test_start = on_predict_start = _put_in
+    on_validation_end = on_test_end = on_predict_end = on_exception = _take_out
 
     @torch.no_grad()
     def _swap(self, pl_module: pl.LightningModule, averaged: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_gen.data.binarization import Binarization
 from lightning_gen.metrics.base import FullPrecision
+from lightning_gen.networks.building import check_image_shape
 
 
 class _MeanOverImages(FullPrecision):
@@ -150,10 +151,7 @@ class BitsPerDim(_MeanOverImages):
         density_over: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(
-                f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}."
-            )
+        check_image_shape(image_shape)
         if num_levels < 2:
             raise ValueError(f"num_levels must be at least 2, got {num_levels}.")
         if density_over is not None and not density_over[0] < density_over[1]:

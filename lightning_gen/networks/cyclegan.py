@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.convolution import same_conv
 from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
+from lightning_gen.networks.building import check_image_shape
 from lightning_gen.networks.initialization import initialize_normal
 
 Padding = Literal["reflect", "zeros"]
@@ -213,8 +214,7 @@ class UNetGenerator(nn.Module):
 
 def check_divisible(image_shape: tuple[int, int, int], multiple: int, what: str) -> None:
     """Raise a `ValueError` that names the nearest size that works unless height and width are multiples."""
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}.")
+    check_image_shape(image_shape)
     _, height, width = image_shape
     if height % multiple or width % multiple:
         fits = tuple(max(multiple, round(size / multiple) * multiple) for size in (height, width))
