@@ -81,12 +81,7 @@ class Panel(ABC):
         self.settings: dict[str, Any] = {}
 
     def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find out whether a model, on its data, can be drawn.
-
-        Args:
-            owner: The callback, by its name.
-            trainer: Whose run it is.
-            pl_module: The model.
+        """Refuse a model, in the name of a callback.
 
         Raises:
             TypeError: If it has not what is needed.
@@ -214,7 +209,17 @@ class PointPanel(Panel):
 
     needs = Samples
     number = 1000
-    size, landscape, seed = 512, True, 0
+
+    def __init__(
+        self,
+        number: int | None = None,
+        sampling: dict[str, Any] | None = None,
+        size: int = 512,
+        landscape: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(number, sampling)
+        self.size, self.landscape, self.seed = size, landscape, seed
 
     def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Whether there are samples, and a truth that can be drawn."""

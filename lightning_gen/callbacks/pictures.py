@@ -253,29 +253,22 @@ class Pictures(pl.Callback):
 
 
 class TranslationGrid(Pictures):
-    """Shows what a translation model makes of a few fixed pictures while it learns: `Pictures` of a `TranslationPanel`.
-
-    A model that does not translate is an error when the trainer starts, a TypeError.
-    """
+    """A `TranslationPanel` while a model learns; an error when the trainer starts if the model does not translate."""
 
     kinds = (TranslationPanel,)
 
 
 class SampleGrid(Pictures):
-    """Shows what a model draws from the same noise again and again while it learns: `Pictures` of a `SamplePanel`.
-
-    A model that does not sample is an error when the trainer starts, a TypeError, and so are pictures with neither 1
-    nor 3 channels, a ValueError.
-    """
+    """A `SamplePanel` while a model learns; an error when the trainer starts if the model samples no pictures."""
 
     kinds = (SamplePanel,)
 
 
 class PointCloud(Pictures):
-    """Shows where a model's points lie while it learns: `Pictures` of a `PointPanel`.
+    """A `PointPanel` while a model learns.
 
     Args:
-        every_n_steps: Generator updates from one drawing to the next; there is also one before and one after training.
+        every_n_steps: As in `Pictures`, like `sampling`.
         num_samples: Points of the model, and as many of the truth.
         size: Width and height in pixels.
         landscape: Whether to show the discriminator's scores.
@@ -300,6 +293,4 @@ class PointCloud(Pictures):
         super().__init__(every_n_steps, sampling=sampling)
         if num_samples < 1 or size < 1:
             raise ValueError(f"PointCloud needs num_samples >= 1 and size >= 1, got {num_samples} and {size}.")
-        panel = PointPanel(num_samples, sampling)
-        panel.size, panel.landscape, panel.seed = size, landscape, seed
-        self.known = [panel]
+        self.known = [PointPanel(num_samples, sampling, size, landscape, seed)]
