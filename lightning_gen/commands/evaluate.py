@@ -11,31 +11,22 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric import Fabric
+from torch import nn
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.commands.readers import reads
 from lightning_gen.data.images import Kernel
-from lightning_gen.evaluation.bench import Bench
-from lightning_gen.evaluation.entries import is_of, read_entries, table, write_entries
-from lightning_gen.evaluation.picture_files import folder_loaders
-from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, versions
-from lightning_gen.evaluation.reference import Reference, reference_of_file
-from lightning_gen.evaluation.sources import (
-    SPLITS,
-    Drawn,
-    Read,
-    loader_of,
-    shape_of,
-    statistics_of,
-)
+from lightning_gen.evaluation.bench import NO_DATA, Bench
+from lightning_gen.evaluation.entries import known_entry, table, write_entry
+from lightning_gen.evaluation.protocol import Figure
+from lightning_gen.evaluation.sources import SPLITS, Drawn, Read
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.extractors.inception import InceptionFeatures
+from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.limits import load_yaml
 from lightning_gen.runs.folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
 from lightning_gen.settings import checked_settings
 from lightning_gen.trust import restrict_configurations
-
-NUM_SAMPLES = 50_000  # of a model, as in publications
 
 
 def evaluate(
@@ -85,8 +76,10 @@ def evaluate(
             the first picture of the reference; sides are stretched where the aspect ratio is another. The names of the
             figures say so, as fid-scenes128-bicubic32x32. By default all pictures must have one size, unless the
             extractor resizes by itself, as Inception does.
-        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, as [fid,kid]. By default those of the first five
-            that extractor and reference allow.
+        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, likelihood, as [fid,kid]. By default those of the
+            first five that extractor and reference allow; and where model and data have it the likelihood of the data's
+            test pictures, num_samples of them or as many as there are: nll in nats a picture, or a bound by its own
+            name, such as elbo, and bpd, bits per dim, where pictures have levels, each with its standard error.
         num_samples: Pictures to measure. By default 50000 of a checkpoint, and all of a folder.
         seeds: Of the noise. Several, as [0,1,2], give the mean of each figure and its standard deviation.
         floor: Also measure the data's test pictures in the same way, num_samples of them or as many as there are: the
@@ -120,90 +113,38 @@ def evaluate(
         raise ValueError("The floor is that of the test pictures, so they cannot be the reference too.")
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     samples: list[Drawn | Read] = [Drawn(path, fabric) for path in find_checkpoints(checkpoint or [])]
-    settings = checked_settings(next((one.model for one in samples if isinstance(one, Drawn)), None), sampling)
+    first = next((one for one in samples if isinstance(one, Drawn)), None)
+    settings = checked_settings(first.model if first else None, sampling)
     if neighbours and len(samples) > 1:
         raise ValueError(f"neighbours is one picture, of one checkpoint; there are {len(samples)} of them.")
-    channels = samples[0].image_shape[0] if samples else None
-    wanted_figures = [figures] if isinstance(figures, str) else figures
-    alone = set(wanted_figures or ()) == {"is"} and save_statistics is None  # compares with nothing
-    if data is None and ((reference in SPLITS and not alone) or floor or neighbours):
-        raise ValueError(
-            "There is no data with real pictures: name it, as in `--data MNIST --data.root data`, or name a folder of "
-            "pictures or saved statistics as --reference (floor and neighbours need the data). A checkpoint in the "
-            "folder of its run needs none of this."
-        )
-    extractor = (extractor or InceptionFeatures()).to(fabric.device)
-
-    # What does not fit comes out before pictures are read in earnest, which takes long.
-    real = loader_of(data, reference) if data and reference in SPLITS else None
-    shape = None if real is None else shape_of(real)
-    channels = channels or (shape or extractor.image_shape)[0] or 3
-    there = _as_folder(reference)
-    wanted = samples[0].image_shape[1:] if samples else shape[1:] if shape else None
-    whose = "the model's pictures" if samples else f"those of the reference {reference}"
-    loaders, sizing = folder_loaders([there, images], channels, extractor, resize, wanted, whose)
-    if there:
-        real, shape = loaders[there], (channels, *sizing.size) if sizing.size else None
-    if images is None:
-        num_samples = NUM_SAMPLES if num_samples is None else num_samples
-    else:
-        read = Read(images, loaders[images])
-        num_samples = len(read) if num_samples is None else num_samples
-        if num_samples > len(read):
-            raise ValueError(f"{images} has {len(read)} pictures, fewer than the {num_samples} of num_samples.")
-        samples = [read]
-    extractor.check_shape(shape or samples[0].image_shape)
-    _check_shape(samples[0], shape, reference, extractor)
+    if data is None and (floor or neighbours):
+        raise ValueError(NO_DATA)
+    figures = [figures] if isinstance(figures, str) else figures
+    if extractor is None:  # a likelihood needs none
+        extractor = ModuleFeatures(nn.Flatten()) if figures == ["likelihood"] else InceptionFeatures()
+    bench, read = Bench.of(
+        first, images, data, reference, extractor.to(fabric.device), resize, figures, num_samples, seeds, precision,
+        with_moments=save_statistics is not None, splits=splits, k=k, block_size=block_size, max_features=max_features,
+        batch_size=batch_size, sampling=settings,
+    )  # fmt: skip
+    del first
+    samples = [read] if read else samples
     if neighbours and samples[0].image_shape[0] not in (1, 3):
         raise ValueError(f"neighbours draws pictures of 1 or 3 channels; these have {samples[0].image_shape[0]}.")
-    compared = reference_of_file(reference, extractor) if real is None and not alone else None
-    kind = str(compared.record.get("split", reference)) if compared else reference
-    protocol = EvaluationProtocol(
-        figures_for(extractor, kind, wanted_figures, num_samples),
-        num_samples=num_samples, splits=splits, k=k, block_size=block_size, max_features=max_features,
-        batch_size=batch_size, seed=seeds[0],
-        sampling=settings,
-    )  # fmt: skip
-    if alone:
-        compared = Reference.none(extractor)
-    elif compared is None:
-        moments = protocol.needs_moments or save_statistics is not None
-        name = type(data).__name__ if reference in SPLITS else "folder"
-        compared = statistics_of(real, name, reference, extractor, max_features, moments)
-    bench = Bench(extractor, compared, kind, protocol, data, sizing)
     if save_statistics:
         write = bench.statistics.to_npz if save_statistics.suffix == ".npz" else bench.statistics.save
         write(save_statistics)
-
-    conditions = {
-        "protocol": {key: value for key, value in protocol.record.items() if key != "seed"}
-        | {"precision": precision}
-        | ({"resize": sizing.words} if sizing.words else {}),
-        "seeds": seeds if checkpoint else None,
-        "extractor": extractor.record,
-        "reference": {key: value for key, value in compared.record.items() if key not in ("extractor", "moments")},
-    }
     while samples:
         one = samples.pop(0)  # a model goes when it is measured
         file = output or one.output
-        known = [entry for entry in read_entries(file) if is_of(entry, one.content, conditions)] if file else []
-        if known and (not floor or "floor" in known[0]) and (not neighbours or "memorisation_ratio" in known[0]):
+        known = known_entry(file, one.content, bench.conditions)
+        if known and (not floor or "floor" in known) and (not neighbours or "memorisation_ratio" in known):
             print(f"{one.path}: measured before, see {file}")
             continue
-        _check_shape(one, shape, reference, extractor)
-        entry: dict[str, Any] = known[0] if known else {}
-        entry["samples"] = one.record
-        if floor:
-            entry["floor"] = bench.floor
-        entry["figures"], features = bench.measure(one, seeds if checkpoint else seeds[:1], keep=neighbours is not None)
-        if neighbours:
-            entry["memorisation_ratio"] = bench.neighbours(one, features, neighbours)
-        entry |= {**conditions, "versions": versions()}
+        entry = bench.entry(one, known, floor, neighbours)
         print(table(one.title, entry))
         if file:
-            # Read again, for others may have written there in the meantime.
-            others = [other for other in read_entries(file) if not is_of(other, one.content, conditions)]
-            write_entries(file, [*others, entry])
+            write_entry(file, entry, one.content, bench.conditions)
             print(f"Written to {file}\n")
     return 0
 
@@ -289,40 +230,3 @@ def _what_counts(setting: Mapping[str, Any] | None) -> Any:
     for name in ("batch_size", "eval_batch_size", "num_workers"):
         arguments.pop(name, None)
     return setting.get("class_path"), arguments
-
-
-# -- real pictures --------------------------------------------------------------------------------------------------
-
-
-def _as_folder(reference: str) -> Path | None:
-    """The folder of pictures that a reference is; None where it is a split of the data, or a file.
-
-    Raises:
-        FileNotFoundError: If it is nothing at all.
-    """
-    if reference in SPLITS or Path(reference).is_file():
-        return None
-    if not Path(reference).is_dir():
-        raise FileNotFoundError(f"The reference {reference} is none of {', '.join(SPLITS)}, nor a folder, nor a file.")
-    return Path(reference)
-
-
-def _check_shape(
-    samples: Drawn | Read, shape: tuple[int, int, int] | None, reference: str, extractor: FeatureExtractor
-) -> None:
-    """Raise a `ValueError` if pictures have another shape than those of the reference, and nothing mends it."""
-    if shape and not extractor.resizes and samples.image_shape != shape:
-        raise ValueError(
-            f"The pictures of {samples.path} have the shape {samples.image_shape}, but those of the reference "
-            f"{reference} have {shape}. Name other data, or write the samples into a folder and give --images and "
-            "--resize."
-        )
-
-
-# -- samples --------------------------------------------------------------------------------------------------------
-
-
-# -- figures --------------------------------------------------------------------------------------------------------
-
-
-# -- the file -------------------------------------------------------------------------------------------------------

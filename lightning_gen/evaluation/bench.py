@@ -13,38 +13,127 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-import lightning_gen.data  # noqa: F401  (so that short class names are known)
-from lightning_gen.data.images import to_uint8
+from lightning_gen.data.images import Kernel, to_uint8
 from lightning_gen.evaluation.engine import Evaluation
+from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
 from lightning_gen.evaluation.neighbours import neighbour_grid
-from lightning_gen.evaluation.picture_files import Sizing
+from lightning_gen.evaluation.picture_files import Sizing, folder_loaders
 from lightning_gen.evaluation.pictures import Pictures, as_read
-from lightning_gen.evaluation.protocol import EvaluationProtocol, figures_for, suffix_of
-from lightning_gen.evaluation.reference import Reference
-from lightning_gen.evaluation.sources import (
-    Drawn,
-    Read,
-    _count,
-    _pictures_at,
-    batches_of,
-    loader_of,
-    statistics_of,
-)
+from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, suffix_of, versions
+from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
+from lightning_gen.evaluation.sources import SPLITS, Drawn, Read, batches_of, count_of, loader_of, pictures_at, shape_of
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.metrics.manifold import memorisation_ratio
 
+NUM_SAMPLES = 50_000  # of a model, as in publications
+
 
 @dataclass(eq=False)
 class Bench:
-    """Where samples are measured, all in the same way."""
+    """Where pictures are measured, all in the same way.
+
+    Attributes:
+        extractor: Reads them.
+        reference: What they are compared with.
+        kind: Of the reference: "train", "val", "test", or another word.
+        shape: (channels, height, width) of the reference, which others must have; None where any will do.
+        protocol: What is measured.
+        data: Has the real pictures.
+        sizing: Of pictures of folders.
+        seeds: Of the noise; None where there is none.
+        precision: Of drawing.
+    """
 
     extractor: FeatureExtractor
     reference: Reference
     kind: str
+    shape: tuple[int, int, int] | None
     protocol: EvaluationProtocol
     data: pl.LightningDataModule | None
     sizing: Sizing
+    seeds: Sequence[int] | None
+    precision: str
+
+    @classmethod
+    def of(
+        cls,
+        drawn: Drawn | None,
+        images: Path | None,
+        data: pl.LightningDataModule | None,
+        reference: str,
+        extractor: FeatureExtractor,
+        resize: Kernel | None,
+        figures: Sequence[Figure] | None,
+        num_samples: int | None,
+        seeds: Sequence[int],
+        precision: str,
+        with_moments: bool,
+        **settings: Any,
+    ) -> tuple[Bench, Read | None]:
+        """One for what is drawn or for a folder of pictures, which is given too.
+
+        What does not fit comes out before pictures are read in earnest, which takes long.
+
+        Args:
+            drawn: The samples of a checkpoint, the first of several.
+            images: Otherwise, a folder.
+            data: Has the pictures of the reference, where that is a split of it.
+            reference: A split, a folder, or a file of statistics.
+            extractor: On the device where it shall work.
+            resize: Of pictures of folders.
+            figures: Those wanted; None means all that can be had.
+            num_samples: Pictures to measure; None means 50 000, or all of the folder.
+            seeds: Of the noise.
+            precision: Of drawing.
+            with_moments: Whether statistics shall have mean and covariance in any case.
+            **settings: Others of the protocol.
+
+        Raises:
+            ValueError: If something does not fit.
+            OSError: If a file or folder cannot be read.
+        """
+        # Compared with nothing?
+        alone = bool(figures) and set(figures or ()) <= {"is", "likelihood"} and not with_moments
+        if data is None and reference in SPLITS and not alone:
+            raise ValueError(NO_DATA)
+        real = loader_of(data, reference) if data and reference in SPLITS else None
+        shape = None if real is None else shape_of(real)
+        channels = (drawn.image_shape if drawn else shape or extractor.image_shape)[0] or 3
+        there, wanted = _as_folder(reference), drawn.image_shape if drawn else shape
+        whose = "the model's pictures" if drawn else f"those of the reference {reference}"
+        loaders, sizing = folder_loaders(
+            [there, images], channels, extractor, resize, wanted[1:] if wanted else None, whose
+        )
+        if there:
+            real, shape = loaders[there], (channels, *sizing.size) if sizing.size else None
+        read = Read(images, loaders[images]) if images else None
+        if num_samples is None:
+            num_samples = NUM_SAMPLES if read is None else len(read)
+        if read and num_samples > len(read):
+            raise ValueError(f"{images} has {len(read)} pictures, fewer than the {num_samples} of num_samples.")
+        one = read or drawn
+        assert one is not None
+        extractor.check_shape(shape or one.image_shape)
+        _check_shape(one, shape, reference, extractor)
+        compared = reference_of_file(reference, extractor) if real is None and not alone else None
+        kind = str(compared.record.get("split", reference)) if compared else reference
+        lacking = no_likelihood(drawn.model if drawn else None, data)
+        protocol = EvaluationProtocol(
+            figures_for(extractor, kind, figures, num_samples, lacking), num_samples, seed=seeds[0], **settings
+        )
+        if alone:
+            compared = Reference.none(extractor)
+        elif compared is None:
+            compared = reference_of_loader(
+                extractor,
+                real,
+                name=type(data).__name__ if reference in SPLITS else "folder",
+                split=reference,
+                max_features=protocol.max_features,
+                moments=protocol.needs_moments or with_moments,
+            )
+        return cls(extractor, compared, kind, shape, protocol, data, sizing, seeds if drawn else None, precision), read
 
     @property
     def statistics(self) -> ReferenceStatistics:
@@ -52,59 +141,101 @@ class Bench:
         assert self.reference.statistics is not None
         return self.reference.statistics
 
-    def measure(self, samples: Drawn | Read, seeds: Sequence[int], keep: bool) -> tuple[dict[str, Any], list[Tensor]]:
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """All that figures depend on but the pictures, as plain data."""
+        protocol = {key: value for key, value in self.protocol.record.items() if key != "seed"}
+        reference = self.reference.record.items()
+        return {
+            "protocol": protocol
+            | {"precision": self.precision}
+            | ({"resize": self.sizing.words} if self.sizing.words else {}),
+            "seeds": self.seeds,
+            "extractor": self.extractor.record if self.protocol.needs_samples else None,
+            "reference": {key: value for key, value in reference if key not in ("extractor", "moments")},
+        }
+
+    def entry(
+        self, samples: Drawn | Read, known: Mapping[str, Any], floor: bool = False, neighbours: Path | None = None
+    ) -> dict[str, Any]:
+        """An evaluation as it is written.
+
+        Args:
+            samples: What is measured.
+            known: What has been found out before.
+            floor: Whether to measure the data's test pictures too.
+            neighbours: Picture to draw of samples beside training pictures.
+        """
+        _check_shape(samples, self.shape, str(self.kind), self.extractor)
+        entry: dict[str, Any] = {**known, "samples": samples.record}
+        if floor:
+            entry["floor"] = self.floor
+        entry["figures"], features = self.measure(samples, keep=neighbours is not None)
+        if neighbours:
+            entry["memorisation_ratio"] = self.neighbours(samples, features, neighbours)
+        return {**entry, **self.conditions, "versions": versions()}
+
+    def measure(self, samples: Drawn | Read, keep: bool) -> tuple[dict[str, Any], list[Tensor]]:
         """The figures over the seeds, and the features of the first seed, if they are to be kept."""
         measured: list[dict[str, float]] = []
         features: list[Tensor] = []
-        for seed in seeds:
+        for seed in self.seeds or [0]:
             protocol = replace(self.protocol, seed=seed)
-            evaluation = self._read(samples.batches(protocol), protocol, keep)
-            if keep and not measured:
-                features = evaluation.features
-            measured.append(evaluation.figures(self.statistics))
-            del evaluation  # the features of one seed take memory enough
-        return self._described(measured, self.protocol), features
+            if protocol.needs_samples or keep:
+                evaluation = self._read(samples.batches(protocol), protocol, keep)
+                if keep and not measured:
+                    features = evaluation.features
+                measured.append(evaluation.figures(self.statistics))
+                del evaluation  # the features of one seed take memory enough
+        figures = self._described(measured, self.protocol)
+        if "likelihood" in self.protocol.figures and isinstance(samples, Drawn):
+            protocol = self.protocol
+            figures |= likelihood(samples.model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
+        return figures, features
 
     @cached_property
     def floor(self) -> dict[str, Any]:
         """The figures of the data's test pictures."""
+        if not self.protocol.needs_samples:
+            raise ValueError("The floor is of the figures of samples, and likelihood alone is none. Leave one out.")
         loader = loader_of(self._data(), "test")
-        number = min(self.protocol.num_samples, _count(loader))
-        figures = figures_for(self.extractor, self.kind, self.protocol.figures, number)
-        protocol = replace(self.protocol, figures=figures, num_samples=number)
+        number = min(self.protocol.num_samples, count_of(loader))
+        wanted = [figure for figure in self.protocol.figures if figure != "likelihood"]
+        protocol = replace(
+            self.protocol, figures=figures_for(self.extractor, self.kind, wanted, number), num_samples=number
+        )
         evaluation = self._read(batches_of(loader, protocol), protocol)
         return self._described([evaluation.figures(self.statistics)], protocol)
 
     def neighbours(self, samples: Drawn | Read, kept: Sequence[Tensor], path: Path) -> dict[str, Any]:
         """Draw the samples of the first seed that are nearest to training pictures; gives the ratio of distances."""
-        features = torch.cat([*kept])[: self.protocol.max_features]
-        loader = loader_of(self._data(), "train")
+        features, loader = torch.cat([*kept])[: self.protocol.max_features], loader_of(self._data(), "train")
         train, val = (
-            statistics_of(
-                loader_of(self._data(), split),
-                type(self.data).__name__,
-                split,
+            reference_of_loader(
                 self.extractor,
-                self.protocol.max_features,
+                loader_of(self._data(), split),
+                name=type(self.data).__name__,
+                split=split,
+                max_features=self.protocol.max_features,
                 moments=False,
-            )
+            ).statistics
             for split in ("train", "val")
         )
-        assert train.statistics is not None
-        assert val.statistics is not None
+        assert train is not None
+        assert val is not None
         grid = neighbour_grid(
             features,
             lambda places: [to_uint8(image) for image in samples.pictures(self.protocol, places)],
-            train.statistics,
-            lambda places: [to_uint8(image) for image in _pictures_at(loader, places)],
+            train,
+            lambda places: [to_uint8(image) for image in pictures_at(loader, places)],
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
         return {
-            "value": memorisation_ratio(train.statistics.features, features, val.statistics.features),
+            "value": memorisation_ratio(train.features, features, val.features),
             "samples": len(features),
-            "training": len(train.statistics.features),
-            "validation": len(val.statistics.features),
+            "training": len(train.features),
+            "validation": len(val.features),
         }
 
     def _read(
@@ -125,7 +256,7 @@ class Bench:
         """Figures by name as they are written: with the numbers of pictures, and the mean over several seeds."""
         suffix = suffix_of(self.extractor) + (f"-{self.sizing.words}" if self.sizing.words else "")
         described: dict[str, Any] = {}
-        for name in measured[0]:
+        for name in measured[0] if measured else ():
             values = torch.tensor([figures[name] for figures in measured], dtype=torch.float64)
             number, real = self._numbers(name, protocol)
             entry: dict[str, Any] = {"value": _json(values.mean()), "samples": number, "reference": real}
@@ -144,10 +275,43 @@ class Bench:
         return (min(samples, real),) * 2 if name.startswith("kid") else (samples, real)
 
     def _data(self) -> pl.LightningDataModule:
-        assert self.data is not None
+        if self.data is None:
+            raise ValueError(NO_DATA)
         return self.data
+
+
+NO_DATA = (
+    "There is no data with real pictures: name it, as in `--data MNIST --data.root data`, or name a folder of pictures "
+    "or saved statistics as --reference (floor and neighbours need the data). A checkpoint in the folder of its run "
+    "needs none of this."
+)
 
 
 def _json(value: Tensor) -> float | None:
     """Strict JSON knows no NaN."""
     return value.item() if value.isfinite() else None
+
+
+def _as_folder(reference: str) -> Path | None:
+    """The folder of pictures that a reference is; None where it is a split of the data, or a file.
+
+    Raises:
+        FileNotFoundError: If it is nothing at all.
+    """
+    if reference in SPLITS or Path(reference).is_file():
+        return None
+    if not Path(reference).is_dir():
+        raise FileNotFoundError(f"The reference {reference} is none of {', '.join(SPLITS)}, nor a folder, nor a file.")
+    return Path(reference)
+
+
+def _check_shape(
+    samples: Drawn | Read, shape: tuple[int, int, int] | None, reference: str, extractor: FeatureExtractor
+) -> None:
+    """Raise a `ValueError` if pictures have another shape than those of the reference, and nothing mends it."""
+    if shape and not extractor.resizes and samples.image_shape != shape:
+        raise ValueError(
+            f"The pictures of {samples.path} have the shape {samples.image_shape}, but those of the reference "
+            f"{reference} have {shape}. Name other data, or write the samples into a folder and give --images and "
+            "--resize."
+        )

@@ -46,7 +46,7 @@ class Evaluation:
         self.extractor = extractor
         self.protocol = protocol
         self.moments = Moments(extractor.num_features) if "fid" in protocol.figures else None
-        self.one_by_one = bool(set(protocol.figures) - {"fid"})
+        self.one_by_one = bool(set(protocol.figures) - {"fid", "likelihood"})
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.places: list[Tensor] = []

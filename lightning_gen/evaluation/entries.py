@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.files import write_atomically
 
 
@@ -26,11 +25,6 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is no file of evaluations ({error}). Name another output.") from error
 
 
-def write_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of evaluations, whole or not at all."""
-    write_atomically(path, json.dumps({"evaluations": entries}, indent=2, allow_nan=False) + "\n")
-
-
 def is_of(entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
     """Whether an evaluation is of this content under these conditions."""
     plain = json.loads(json.dumps(conditions))
@@ -38,6 +32,21 @@ def is_of(entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapp
     return all(entry.get(key) == value for key, value in plain.items()) and all(
         samples.get(key) == value for key, value in content.items()
     )
+
+
+def known_entry(path: Path | None, content: Mapping[str, Any], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation of this content under these conditions that is in a file; empty if there is none."""
+    entries = read_entries(path) if path else []
+    return next((entry for entry in entries if is_of(entry, content, conditions)), {})
+
+
+def write_entry(
+    path: Path, entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> None:
+    """Add an evaluation to a file, in place of one of the same content under the same conditions."""
+    # Others may have written there while this one was made.
+    others = [other for other in read_entries(path) if not is_of(other, content, conditions)]
+    write_atomically(path, json.dumps({"evaluations": [*others, entry]}, indent=2, allow_nan=False) + "\n")
 
 
 def table(title: str, entry: Mapping[str, Any]) -> str:

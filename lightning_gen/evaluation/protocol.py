@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from lightning_gen.extractors.base import FeatureExtractor
 
-Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct"]
+Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class EvaluationProtocol:
             its deviation over the splits. "kid": kernel distance (1801.01401) with its standard error. "prdc": improved
             precision and recall (1904.06991), density and coverage (2002.09797). "authpct": percentage of samples that
             are no copies of a training picture (2102.08921, 2306.04675). "fid_infinity": Fréchet distance extrapolated
-            to infinitely many samples (1911.07023).
+            to infinitely many samples (1911.07023). "likelihood": nats of test pictures, and bits per dim where they
+            have levels; for models with `log_prob`, in evaluations outside of a run, whose validation has them anyway.
         num_samples: Pictures of the model.
         splits: Of "is".
         k: Neighbours of "prdc".
@@ -66,13 +67,19 @@ class EvaluationProtocol:
         """How many pictures each of the figures needs on either side."""
         needed: dict[Figure, int] = {
             "fid": 2, "fid_infinity": 20, "is": self.splits, "kid": 2, "prdc": self.k + 1, "authpct": 2,
+            "likelihood": 1,
         }  # fmt: skip
         return {figure: needed[figure] for figure in self.figures}
 
     @property
+    def needs_samples(self) -> bool:
+        """Whether a figure is of the model's samples."""
+        return set(self.figures) != {"likelihood"}
+
+    @property
     def needs_reference(self) -> bool:
         """Whether a figure compares with real pictures."""
-        return set(self.figures) != {"is"}
+        return not set(self.figures) <= {"is", "likelihood"}
 
     @property
     def needs_moments(self) -> bool:
@@ -97,7 +104,11 @@ class EvaluationProtocol:
 
 
 def figures_for(
-    extractor: FeatureExtractor, reference: str | Path, chosen: Sequence[Figure] | None, num_samples: int
+    extractor: FeatureExtractor,
+    reference: str | Path,
+    chosen: Sequence[Figure] | None,
+    num_samples: int,
+    no_likelihood: str = "validation and test log it, where the model has a log_prob",
 ) -> tuple[Figure, ...]:
     """The figures that can be had.
 
@@ -107,11 +118,12 @@ def figures_for(
             training pictures.
         chosen: Those wanted; None means all that can be had but "fid_infinity".
         num_samples: The fewest that there will be.
+        no_likelihood: Why there is no likelihood; empty where there is one.
 
     Raises:
         ValueError: If a wanted one can't be had.
     """
-    hindered: dict[str, str] = {}
+    hindered: dict[str, str] = {"likelihood": no_likelihood} if no_likelihood else {}
     if extractor.num_classes is None:
         hindered["is"] = f"the extractor {extractor.name} has no classes"
     if reference != "train":
@@ -124,7 +136,8 @@ def figures_for(
     for figure in chosen or ():
         if figure in hindered:
             raise ValueError(f"{figure} can't be computed: {hindered[figure]}. Leave it out of figures.")
-    return tuple(f for f in chosen or EvaluationProtocol.figures if f not in hindered)
+    possible: tuple[Figure, ...] = (*EvaluationProtocol.figures, "likelihood")
+    return tuple(f for f in chosen or possible if f not in hindered)
 
 
 def suffix_of(extractor: FeatureExtractor) -> str:

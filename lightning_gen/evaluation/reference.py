@@ -56,7 +56,7 @@ class Reference:
     def check(self, protocol: EvaluationProtocol) -> None:
         """Raise a `ValueError` if there are fewer real pictures than a figure needs."""
         for figure, needed in protocol.least_samples().items():
-            if figure != "is" and 0 < self.count < needed:
+            if figure not in ("is", "likelihood") and 0 < self.count < needed:
                 split = self.record.get("split", "the reference")
                 raise ValueError(f"{figure} needs at least {needed} real pictures, but {split} has {self.count}.")
 

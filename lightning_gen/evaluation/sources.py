@@ -14,7 +14,6 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.capabilities import Samples
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.data.base import examples_of, in_order
@@ -22,8 +21,6 @@ from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.evaluation.engine import draw
 from lightning_gen.evaluation.pictures import Pictures, pictures_in
 from lightning_gen.evaluation.protocol import EvaluationProtocol
-from lightning_gen.evaluation.reference import Reference, reference_of_loader
-from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.files import digest
 from lightning_gen.generative import load_model
 from lightning_gen.hyperparameters import import_path
@@ -44,26 +41,21 @@ def loader_of(data: pl.LightningDataModule, split: str) -> Any:
     return getattr(data, f"{split}_dataloader")()
 
 
-def statistics_of(
-    loader: Any, name: str, split: str, extractor: FeatureExtractor, max_features: int, moments: bool
-) -> Reference:
-    """Of a split of the data of a name, or of a folder."""
-    return reference_of_loader(extractor, loader, name=name, split=split, max_features=max_features, moments=moments)
-
-
 def shape_of(loader: Any) -> tuple[int, int, int]:
     """(channels, height, width) of the pictures of a loader."""
-    (image,) = _pictures_at(loader, [0])
+    (image,) = pictures_at(loader, [0])
     channels, height, width = image.shape
     return channels, height, width
 
 
-def _pictures_at(loader: Any, places: Sequence[int]) -> Pictures:
+def pictures_at(loader: Any, places: Sequence[int]) -> Pictures:
+    """Some of the pictures of a loader, in `[-1, 1]`."""
     examples = examples_of(loader)
     return pictures_in(loader.collate_fn([examples[place] for place in places]))
 
 
-def _count(loader: Any) -> int:
+def count_of(loader: Any) -> int:
+    """How many pictures a loader is of."""
     return len(examples_of(loader))  # type: ignore[arg-type]
 
 
@@ -157,7 +149,7 @@ class Read:
         return shape_of(self.loader)
 
     def __len__(self) -> int:
-        return _count(self.loader)
+        return count_of(self.loader)
 
     @cached_property
     def content(self) -> dict[str, str]:
@@ -180,4 +172,4 @@ class Read:
 
     def pictures(self, protocol: EvaluationProtocol, places: Sequence[int]) -> Pictures:
         """Some of those in the batches."""
-        return _pictures_at(evenly_spaced(self.loader, protocol.num_samples, protocol.max_features), places)
+        return pictures_at(evenly_spaced(self.loader, protocol.num_samples, protocol.max_features), places)

@@ -171,3 +171,29 @@ class BitsPerDim(_MeanOverImages):
                 f"log_prob of levels cannot be above 0, but one is {log_prob.max().item():g}. If the model has a "
                 "density, say over what: BitsPerDim(..., density_over=(-1, 1))."
             )
+
+
+def likelihood_metrics(model: Any, data: Any) -> list[NegativeLogLikelihood | BitsPerDim]:
+    """Nats and, where pictures have levels, bits per dim, under the names that they have for this model and data.
+
+    Args:
+        model: Has `image_shape`. Its `num_levels` are those of pictures, its `bound` is the name of what its `log_prob`
+            gives where that is a lower bound; both may be None or missing.
+        data: Has the pictures; its `binarization` is part of the names.
+
+    Raises:
+        ValueError: If the data is known to have other levels than the model.
+    """
+    levels, known = (getattr(each, "num_levels", None) for each in (model, data))
+    if None not in (levels, known) and known != levels:
+        raise ValueError(
+            f"{type(data).__name__} gives pictures of {known} levels, but this {type(model).__name__} has "
+            f"num_levels={levels}. Set model.num_levels to {known}, or change the data."
+        )
+    bound, binarization = getattr(model, "bound", None), getattr(data, "binarization", None)
+    nats = LowerBound(bound, binarization) if bound else NegativeLogLikelihood(binarization)
+    if levels is None:
+        return [nats]
+    bits = BitsPerDim(model.image_shape, levels)
+    bits.name += f"-{bound}" if bound else ""
+    return [nats, bits]

@@ -156,11 +156,6 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         """Nats `[N]` of levels and what the network looks at, in the mode that it is in."""
         return self.log_prob_of_levels(self.network(seen, **context), levels)
 
-    def batch_log_prob(self, batch: Any) -> Tensor:
-        """Nats of each picture of a batch, given its labels where the model has classes."""
-        images, context = self.images_and_context(batch)
-        return self.log_prob(images, **context)
-
     # -- levels -----------------------------------------------------------------------------------------------------
 
     def to_levels(self, images: Tensor, *, validate: bool = True) -> Tensor:

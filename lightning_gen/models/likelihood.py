@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.metrics.likelihood import BitsPerDim, LowerBound, NegativeLogLikelihood
+from lightning_gen.metrics.likelihood import likelihood_metrics
 
 
 class LikelihoodModule(GenerativeModule):
@@ -43,27 +43,16 @@ class LikelihoodModule(GenerativeModule):
         raise NotImplementedError
 
     def batch_log_prob(self, batch: Any) -> Tensor:
-        """Nats of each picture of a batch, `[N]`."""
-        return self.log_prob(self.images_and_labels(batch)[0])
+        """Nats of each picture of a batch, `[N]`, given what else in it the model takes."""
+        images, context = self.images_and_context(batch)
+        return self.log_prob(images, **context)
 
     def setup(self, stage: str) -> None:
         """Compare levels with the data's, and name the figures."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        known = getattr(data, "num_levels", None)
-        if None not in (known, self.num_levels) and known != self.num_levels:
-            raise ValueError(
-                f"{type(data).__name__} gives pictures of {known} levels, but this {type(self).__name__} has "
-                f"num_levels={self.num_levels}. Set model.num_levels to {known}, or change the data."
-            )
-        binarization = getattr(data, "binarization", None)
         for part in ("val", "test"):
-            nats = LowerBound(self.bound, binarization) if self.bound else NegativeLogLikelihood(binarization)
-            self.metrics[part] = figures = nn.ModuleList([nats])
-            if self.num_levels is not None:
-                bits = BitsPerDim(self.image_shape, self.num_levels)
-                bits.name += f"-{self.bound}" if self.bound else ""
-                figures.append(bits)
+            data = getattr(self.trainer, "datamodule", None)
+            self.metrics[part] = nn.ModuleList(likelihood_metrics(self, data))
 
     def headlines(self) -> dict[str, str]:
         """Nats and bits per dim."""
