@@ -39,7 +39,7 @@ class Autoencoder(GenerativeModule):
 
     def training_step(self, batch, batch_idx):
         images, _ = self.images_and_labels(batch)
-        self.images_seen += len(images)
+        self.images_seen += len(images) * self.trainer.world_size
         return (self.network(images) - images).square().mean()
 
     def configure_optimizers(self):
@@ -68,7 +68,7 @@ class Prior(GenerativeModule):
 
     def training_step(self, batch, batch_idx):
         images, _ = self.images_and_labels(batch)
-        self.images_seen += len(images)
+        self.images_seen += len(images) * self.trainer.world_size
         images = self.first_stage.reconstruct(images)
         loss = (self.network(torch.randn(len(images), 4)).unflatten(1, SHAPE) - images).square().mean()
         self.log("train/loss", loss)
@@ -142,7 +142,7 @@ def test_the_outer_checkpoint_is_enough_and_training_leaves_the_first_stage_as_i
     images = again.sample(3, generator=generator)
     equal(images, model.sample(3, generator=generator.manual_seed(0)))
     # Nor does anything of it show outside: its pictures, its classes.
-    assert int(again.images_seen) == 12
+    assert again.images_seen == 12
     assert again.num_classes is None
     # A second writing says the same.
     hyper_parameters = contents(path)["hyper_parameters"]
@@ -176,6 +176,15 @@ def test_an_average_is_of_the_outer_model_s_own_part(inner, tmp_path):
     changed = {name for name, raw in saved["raw_state_dict"].items() if not torch.equal(raw, saved["state_dict"][name])}
     assert changed == {"network.weight", "network.bias"}
     equal(load(path).first_stage.state_dict(), load(inner).state_dict())
+
+
+def test_two_processes_send_no_gradients_of_it(inner, tmp_path):
+    model = prior(inner)
+    path = fit(model, tmp_path / "two", 2, strategy="ddp_fork", devices=2, use_distributed_sampler=False)
+    saved = load(path)
+    equal(saved.first_stage.state_dict(), load(inner).state_dict())
+    assert not torch.equal(saved.network.weight, prior(inner).network.weight)
+    assert saved.images_seen == 16
 
 
 def test_what_it_could_not_name_is_asked_for_again(inner, tmp_path):
