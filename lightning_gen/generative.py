@@ -32,7 +32,7 @@ from lightning_gen.hyperparameters import (
     import_path,
     with_defaults,
 )
-from lightning_gen.loops import go_on_exactly
+from lightning_gen.loops import use_own_loop
 from lightning_gen.networks.building import check_image_shape
 from lightning_gen.randomness import seed_from
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
@@ -87,6 +87,7 @@ class GenerativeModule(pl.LightningModule):
         self.image_shape: tuple[int, int, int] = tuple(image_shape)  # type: ignore[assignment]
         self._models: dict[str, GenerativeModule] = {}  # arguments of the constructor that are models
         self._stays_frozen = False
+        self.training_shape = self.image_shape  # of the batches of training, which are smaller where a model grows
         self.noise_seed: int | None = None
         self._going_on_from: dict[str, Any] | None = None  # the checkpoint, until its states have been restored
         self._training_settings: dict[str, Any] | None = None
@@ -213,13 +214,15 @@ class GenerativeModule(pl.LightningModule):
             batch: As `lightning_gen.generative.images_and_labels` takes it.
 
         Raises:
-            ValueError: If it does not, or its pictures have another shape than `image_shape`.
+            ValueError: If it does not, or its pictures have another shape than `image_shape` (in training:
+                `training_shape`).
         """
         images, labels = images_and_labels(batch, type(self).__name__)
-        if images.shape[1:] != self.image_shape:
+        expected = self.training_shape if self.training else self.image_shape
+        if images.shape[1:] != expected:
             raise ValueError(
                 f"The data gives pictures of shape {tuple(images.shape[1:])}, but this {type(self).__name__} was made "
-                f"for image_shape {self.image_shape}."
+                f"for image_shape {expected}."
             )
         return self.own(images), labels
 
@@ -517,7 +520,7 @@ class GenerativeModule(pl.LightningModule):
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         check_going_on(checkpoint)
-        go_on_exactly(trainer)
+        use_own_loop(trainer)
         self._going_on_from = checkpoint
         states = checkpoint.get("callbacks", {})
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -1,10 +1,12 @@
-"""Lightning's training loop, where going on from a checkpoint begins with what was still due there."""
+"""Lightning's training loop, where going on begins with what was still due, and epochs may differ in length."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.data import _set_sampler_epoch, sized_len
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationRestart
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage as FitRestart
@@ -12,6 +14,8 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochRestart
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
 
 
 class FitLoop(_FitLoop):
@@ -25,6 +29,9 @@ class FitLoop(_FitLoop):
       the end of the epoch, if the batch was its last;
     * a validation or the end of an epoch (other `ModelCheckpoint`s): the end of the epoch, or the next epoch;
     * the end of a run, which is prolonged: the next batch, even where Lightning had called the epoch over.
+
+    And it asks at the beginning of each epoch how many batches there are; Lightning asks once in a run, and before it
+    has told the loader where to go on.
     """
 
     rest_is_due = False  # whether something is left to do even where all steps are made
@@ -49,6 +56,29 @@ class FitLoop(_FitLoop):
             # A schedule has asked how many batches there are, and so the loader was made before this.
             self._load_combined_loader_states()
             iter(self._data_fetcher)
+
+    def on_advance_start(self) -> None:
+        """Tell loaders of the epoch before their batches are counted."""
+        for loader in self._combined_loader.flattened if self._combined_loader is not None else ():
+            _set_sampler_epoch(loader, self._epochs[1].processed)
+        super().on_advance_start()
+
+    def setup_data(self) -> None:
+        """Make the loader where there is none, and count its batches."""
+        super().setup_data()
+        trainer, combined = self.trainer, self._combined_loader
+        if combined is None or self._data_fetcher is None:
+            return
+        lengths = [math.inf if (length := sized_len(loader)) is None else length for loader in combined.flattened]
+        limit = trainer.limit_train_batches
+        limits = [_parse_num_batches(RunningStage.TRAINING, length, limit) for length in lengths]
+        if limits == combined.limits:
+            return
+        combined.limits = limits
+        iter(self._data_fetcher)  # which has taken over the limits of before
+        self.max_batches = len(combined)
+        if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
+            trainer.val_check_batch = max(1, int(self.max_batches * trainer.val_check_interval))
 
     def reset(self) -> None:
         """Begin with what comes after the place at which the checkpoint was written."""
@@ -101,7 +131,7 @@ class FitLoop(_FitLoop):
         total.processed = total.completed = number
 
 
-def go_on_exactly(trainer: pl.Trainer) -> None:
-    """Let a trainer that is about to go on from a checkpoint do so by `FitLoop`."""
+def use_own_loop(trainer: pl.Trainer) -> None:
+    """Let a trainer that is about to train do so by `FitLoop`."""
     if type(trainer.fit_loop) is _FitLoop:
         trainer.fit_loop.__class__ = FitLoop

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Clock = Literal["images", "steps"]
 
@@ -137,3 +137,76 @@ class Piecewise(Schedule):
             if begin <= place < until:
                 return Linear(start, end, until, begin)(place)
         return self.points[0 if place < self.points[0][0] else -1][1]
+
+
+class Stage(NamedTuple):
+    """What holds at a moment of a run that grows.
+
+    Attributes:
+        resolution: Height of the pictures; their width is in proportion.
+        fade: Share in [0, 1] that the layers of this resolution have in the picture; 1 once they are there in full.
+        batch_size: Examples per process and training step.
+        learning_rate: Of all optimizers.
+    """
+
+    resolution: int
+    fade: float
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Progressive growing (Karras et al. 2017, arXiv:1710.10196): images seen to `Stage`.
+
+    The first resolution is trained with `stable_images`; each further one is faded in over `fade_images`, then trained
+    with `stable_images`, and the last to the end of the run. A resolution may stand twice in a row, so that the batch
+    size changes alone.
+
+    Args:
+        resolutions: Heights of the pictures, from the first to the last; each is a multiple of the one before.
+        batch_sizes: For each resolution, examples per process and training step; or one for all.
+        learning_rates: For each resolution; or one for all. A resolution has its own from its first image on.
+        stable_images: With which a resolution is trained, over all processes (the paper: 800,000; its code: 600,000).
+        fade_images: In which a resolution is faded in, likewise.
+
+    Raises:
+        ValueError: If a number is out of range, resolutions do not grow in whole steps, or there is neither one number
+            for all resolutions nor one for each.
+    """
+
+    resolutions: tuple[int, ...]
+    batch_sizes: tuple[int, ...] = (16,)
+    learning_rates: tuple[float, ...] = (0.001,)
+    stable_images: int = 600_000
+    fade_images: int = 600_000
+
+    def __post_init__(self) -> None:
+        if not self.resolutions or min(self.resolutions) < 1:
+            raise ValueError(f"resolutions must be one height or more, each at least 1, got {self.resolutions}.")
+        for low, high in pairwise(self.resolutions):
+            if high % low:
+                raise ValueError(f"Each of resolutions must be a multiple of the one before; {high} is none of {low}.")
+        for name, least in (("batch_sizes", 1), ("learning_rates", 0)):
+            values = getattr(self, name)
+            if len(values) not in (1, len(self.resolutions)) or min(values) < least:
+                raise ValueError(
+                    f"{name} must be one number, or one for each of {len(self.resolutions)} resolutions, each at least "
+                    f"{least}; got {values}."
+                )
+        if self.stable_images < 1 or self.fade_images < 0:
+            raise ValueError(
+                "stable_images must be at least 1 and fade_images at least 0, got "
+                f"{self.stable_images} and {self.fade_images}."
+            )
+
+    def __call__(self, images_seen: int) -> Stage:
+        """The stage in which the next image is seen."""
+        number, fade = len(self.resolutions) - 1, 1.0
+        phase, within = divmod(images_seen, self.stable_images + self.fade_images)
+        if phase < number:
+            number = phase
+            if within > self.stable_images:  # the next one is being faded in
+                number, fade = phase + 1, (within - self.stable_images) / self.fade_images
+        size = self.batch_sizes[number % len(self.batch_sizes)]
+        return Stage(self.resolutions[number], fade, size, self.learning_rates[number % len(self.learning_rates)])

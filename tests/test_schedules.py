@@ -1,6 +1,7 @@
 """Numbers that change in training: formulas, and that a run which goes on has them again."""
 
 import math
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.schedules import Constant, Cosine, Exponential, Linear, Piecewise, Schedule
+from lightning_gen.schedules import Constant, Cosine, Exponential, Growing, Linear, Piecewise, Schedule, Stage
 
 EVERY = [
     Constant(0.3),
@@ -159,3 +160,66 @@ def test_from_a_configuration_to_a_checkpoint_and_back(schedule, tmp_path):
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]["kl_weight"]
     assert saved["class_path"] == f"lightning_gen.schedules.{type(schedule).__name__}"
     assert Tempered.load_from_checkpoint(tmp_path / "a.ckpt").kl_weight == schedule
+
+
+# -- growth ---------------------------------------------------------------------------------------------------------
+
+PAPER = Growing(
+    (4, 8, 16, 32, 64, 128), batch_sizes=(512, 256, 128, 64, 32, 16), learning_rates=(1e-3,) * 5 + (1.5e-3,)
+)
+
+
+def level_of_detail(kimg, stable=600.0, fade=600.0, doublings=5):
+    """How many doublings are still to come, the one that is fading in as a fraction, as in the paper's code."""
+    phase, within = divmod(kimg, stable + fade)
+    return max(0.0, doublings - phase - max(within - stable, 0.0) / fade)
+
+
+@pytest.mark.parametrize("kimg", [0, 1, 599, 600, 601, 750, 900, 1199, 1200, 1799, 1800, 2100, 2400, 3000.5, 4200, 4500,
+                                  5999, 6000, 7200, 25_000])  # fmt: skip
+def test_stages_are_those_of_the_papers_code(kimg):
+    stage, detail = PAPER(int(kimg * 1000)), level_of_detail(kimg)
+    place = 5 - math.floor(detail)  # of the newest resolution
+    assert stage.resolution == 128 / 2 ** math.floor(detail) == PAPER.resolutions[place]
+    assert stage.batch_size == PAPER.batch_sizes[place]
+    assert stage.learning_rate == PAPER.learning_rates[place]
+    assert stage.fade == pytest.approx(1 - detail % 1)
+
+
+def test_a_fade_begins_above_none_and_ends_at_all_of_a_resolution():
+    growing = Growing((4, 8), batch_sizes=(6, 2), stable_images=10, fade_images=5)
+    assert growing(10) == Stage(4, 1.0, 6, 0.001)
+    assert growing(11) == Stage(8, 0.2, 2, 0.001)
+    assert growing(13) == Stage(8, 0.6, 2, 0.001)
+    assert growing(15) == growing(10**9) == Stage(8, 1.0, 2, 0.001)
+    at_once = replace(growing, fade_images=0)
+    assert (at_once(9), at_once(10)) == (Stage(4, 1.0, 6, 0.001), Stage(8, 1.0, 2, 0.001))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolutions": ()}, r"resolutions must be one height or more"),
+        ({"resolutions": (0, 4)}, r"resolutions must be one height or more, each at least 1, got \(0, 4\)"),
+        ({"resolutions": (4, 6)}, r"must be a multiple of the one before; 6 is none of 4"),
+        ({"resolutions": (8, 4)}, r"must be a multiple of the one before; 4 is none of 8"),
+        (
+            {"batch_sizes": (1, 2, 3)},
+            r"batch_sizes must be one .* for each of 2 resolutions.*got \(1, 2, 3\)",
+        ),
+        ({"batch_sizes": (4, 0)}, r"batch_sizes must be .* each at least 1; got \(4, 0\)"),
+        ({"learning_rates": ()}, r"learning_rates must be one number"),
+        ({"stable_images": 0}, r"stable_images must be at least 1"),
+        ({"fade_images": -1}, r"fade_images at least 0, got 600000 and -1"),
+    ],
+)
+def test_what_cannot_grow_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Growing(**{"resolutions": (4, 8), **settings})
+
+
+def test_growth_is_named_on_the_command_line():
+    parser = ArgumentParser()
+    parser.add_argument("--growing", type=Growing | None)
+    given = parser.parse_args(["--growing.resolutions=[4, 8]", "--growing.batch_sizes=[16, 8]"])
+    assert parser.instantiate(given).growing == Growing((4, 8), (16, 8))

@@ -12,6 +12,7 @@ import signal
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +28,12 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    default_collate,
 )
+
+from lightning_gen.data.images import average_down
+from lightning_gen.loops import use_own_loop
+from lightning_gen.schedules import Growing, Stage
 
 Split = Literal["train", "val", "test"]
 
@@ -39,11 +45,14 @@ class Draw(NamedTuple):
         epoch: Pass over the data, from 0. Evaluation always draws with epoch 0.
         position: Place within the pass, from 0, counted over all processes.
         index: Which example of the dataset stands there.
+        resolution: Height that its pictures are to have, of which theirs is a multiple; None leaves them as they are.
+            A dataset may see to it by itself; pictures that are larger are averaged down.
     """
 
     epoch: int
     position: int
     index: int  # type: ignore[assignment]  # a tuple's own `index` is not needed here
+    resolution: int | None = None
 
     def rng(self, seed: int) -> np.random.Generator:
         """The generator for everything random about this example: a function of seed, epoch and position alone."""
@@ -88,6 +97,7 @@ class DrawSampler(DistributedSampler[Draw]):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed, drop_last=even)
         self.even = even
         self.start = 0  # examples that the epoch has already given out, over all ranks
+        self.images = 0  # examples that the epochs before have given out, over all ranks
 
     def __len__(self) -> int:
         return self.left(0)
@@ -112,46 +122,97 @@ class InOrderSampler(DrawSampler, SequentialSampler):  # type: ignore[misc]
     """A `DrawSampler` that does not shuffle, which `overfit_batches` asks of Lightning's loaders by this type."""
 
 
+class GrowingSampler(DrawSampler):
+    """Yields the `Draw`s of whole batches, whose size and resolution are those of a schedule at their place.
+
+    The place is the images given out since the run began, over all ranks. It decides alone, so that workers may load
+    ahead. An epoch ends when what is left of it fills no batch of the moment. Examples are loaded by `AtResolution`.
+
+    Args:
+        dataset: Anything with a length.
+        growing: The schedule.
+        **options: The others of `DrawSampler`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], growing: Growing, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.growing = growing
+
+    def stages(self, start: int) -> Iterator[Stage]:
+        """One for each batch of an epoch that has given out its first examples, so many over all ranks."""
+        total = len(self.dataset)  # type: ignore[arg-type]
+        stage = self.growing(self.images + start)
+        while (step := stage.batch_size * self.num_replicas) <= total - start:
+            yield stage
+            start += step
+            stage = self.growing(self.images + start)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.stages(0))
+
+    def __iter__(self) -> Iterator[list[Draw]]:  # type: ignore[override]
+        stages, draws = self.stages(self.start), super().__iter__()
+        for stage in stages:
+            yield [draw._replace(resolution=stage.resolution) for draw in islice(draws, stage.batch_size)]
+
+
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a `DrawSampler` that goes on in the middle of an epoch.
 
     Lightning stores `state_dict()` in checkpoints and gives it back before the first batch; the examples that had been
     used by then are skipped without being loaded. The place is kept as examples over all ranks, so the batch size and
-    the number of processes may be others when the run goes on.
+    the number of processes may be others when the run goes on, and the batch size may change with the place.
     """
 
-    examples_given = 0  # of this epoch, over all ranks
-    resume: tuple[int, int] | None = None  # epoch, and examples of it to skip
+    epoch = 0  # that the present one is, and the examples of it given out so far over all ranks
+    examples = 0
+    is_going_on = False  # whether the next pass begins there
     progress: Any = None  # Lightning's count of batches, which is put right if they are of another size
+
+    def __len__(self) -> int:
+        self._turn_to_epoch()
+        return super().__len__()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so this runs at the first batch, when Lightning has set the sampler's epoch.
-        epoch, skip = self.resume or (None, 0)
-        self.examples_given, self.resume = (skip if epoch == self.sampler.epoch else 0), None  # type: ignore[attr-defined]
-        self.sampler.start = self.examples_given  # type: ignore[attr-defined]
-        for batch in super().__iter__():
-            self.examples_given += self._examples_in_a_batch
+        sampler: Any = self.sampler
+        self._turn_to_epoch()
+        self.examples, self.is_going_on = (self.examples if self.is_going_on else 0), False
+        sampler.start = self.examples
+        for batch, size in zip(super().__iter__(), self._sizes(self.examples), strict=False):
+            self.examples += size * sampler.num_replicas
             yield batch
 
-    @property
-    def _examples_in_a_batch(self) -> int:
-        """Over all ranks."""
-        return (self.batch_size or 1) * int(self.sampler.num_replicas)  # type: ignore[attr-defined]
+    def _turn_to_epoch(self) -> None:
+        """See whether the sampler has been told of another epoch."""
+        sampler: Any = self.sampler
+        if sampler.epoch != self.epoch:
+            sampler.images += self.examples
+            self.epoch, self.examples, self.is_going_on = sampler.epoch, 0, False
+
+    def _sizes(self, start: int) -> Iterator[int]:
+        """Of the batches of the rest of an epoch, per rank."""
+        sampler: Any = self.sampler
+        if isinstance(sampler, GrowingSampler):
+            return (stage.batch_size for stage in sampler.stages(start))
+        return repeat(self.batch_size or 1, sampler.left(start) // (self.batch_size or 1) + (not self.drop_last))
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and examples of it given out so far over all ranks."""
-        epoch, examples = self.resume or (self.sampler.epoch, self.examples_given)  # type: ignore[attr-defined]
-        return {"epoch": epoch, "examples": examples}
+        """Epoch, examples of it given out so far over all ranks, and images of the epochs before, likewise."""
+        self._turn_to_epoch()
+        return {"epoch": self.epoch, "examples": self.examples, "images": self.sampler.images}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken."""
-        # Earlier versions kept batches, whatever their size.
-        examples = state["examples"] if "examples" in state else state["batches"] * self._examples_in_a_batch
-        self.sampler.set_epoch(state["epoch"])  # type: ignore[attr-defined]
-        self.resume = (state["epoch"], examples)
+        sampler: Any = self.sampler
+        sampler.set_epoch(state["epoch"])
+        self.epoch, self.is_going_on = state["epoch"], True
+        # Earlier versions kept batches, whatever their size, and no images.
+        step = (self.batch_size or 1) * sampler.num_replicas
+        self.examples = state["examples"] if "examples" in state else state["batches"] * step
+        sampler.images = state.get("images", state["epoch"] * (len(sampler.dataset) // step * step))
         if self.progress is not None and not self.progress.is_last_batch:
-            left = self.sampler.left(examples) // (self.batch_size or 1)  # type: ignore[attr-defined]
-            missing = len(self) - left - self.progress.current.ready
+            missing = len(self) - sum(1 for _ in self._sizes(self.examples)) - self.progress.current.ready
             for name in ("ready", "started", "processed", "completed"):
                 setattr(self.progress.current, name, getattr(self.progress.current, name) + missing)
 
@@ -160,6 +221,34 @@ def _leave_signals_alone(worker: int) -> None:
     """Let a signal that reaches a loader's processes, too, be no failure: when to stop is the training's to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # by which loaders end their processes, so they must end
+
+
+def _examples(dataset: Dataset[Any], draws: list[Draw]) -> list[Any]:
+    if hasattr(dataset, "__getitems__"):
+        examples: list[Any] = dataset.__getitems__(draws)
+        return examples
+    return [dataset[draw] for draw in draws]
+
+
+class AtResolution(Dataset[Any]):
+    """A dataset of draws, indexed by the draws of a whole batch: examples at the resolution that each draw asks for.
+
+    Pictures, floats `[C, H, W]`, are averaged down.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, draws: list[Draw]) -> list[Any]:
+        def fits(value: Any, height: int | None) -> Any:
+            is_picture = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
+            return average_down(value, height) if height and is_picture else value
+
+        examples = zip(_examples(self.dataset, draws), draws, strict=True)
+        return [{name: fits(value, draw.resolution) for name, value in each.items()} for each, draw in examples]
 
 
 class InOrder(Dataset[Any]):
@@ -175,11 +264,7 @@ class InOrder(Dataset[Any]):
         return self.dataset[Draw(0, index, index)]
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        draws = [Draw(0, index, index) for index in indices]
-        if hasattr(self.dataset, "__getitems__"):
-            examples: list[Any] = self.dataset.__getitems__(draws)
-            return examples
-        return [self.dataset[draw] for draw in draws]
+        return _examples(self.dataset, [Draw(0, index, index) for index in indices])
 
 
 def collate_sizes(examples: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
@@ -204,6 +289,8 @@ def examples_of(data: DataLoader[Any] | Dataset[Any]) -> Dataset[Any]:
         dataset, sampler = data.dataset, getattr(data.batch_sampler, "sampler", data.sampler)
         # With several processes, Lightning wraps samplers that it does not know.
         sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+    if isinstance(dataset, AtResolution):
+        dataset = dataset.dataset
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and isinstance(dataset, Dataset)):
         raise TypeError(
             "Pictures to compare with must come from a DataLoader over a dataset that has a length and numbered "
@@ -247,7 +334,7 @@ def in_order(
     numbers = range(rank, -(-total // batch_size), num_replicas)
     options: dict[str, Any] = {}
     if isinstance(data, DataLoader):
-        if data.batch_sampler is None:
+        if data.batch_sampler is None and not isinstance(data.sampler, GrowingSampler):
             raise ValueError(
                 "Pictures to compare with come from a DataLoader with batch_size=None, which does not make batches. "
                 "Give it a batch_size."
@@ -278,13 +365,23 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: Examples per process and evaluation step; None means `batch_size`.
         num_workers: Loader processes; None means as many as leave two cores to training, at most 8.
         seed: Seed of the order, the augmentations, the unpaired partners and the points of toys.
+        growing: Resolution and batch size through a run of training, in place of `batch_size`; None keeps both as they
+            are. Pictures are averaged down where they are loaded. Where epochs have different numbers of batches, a
+            trainer's `val_check_interval` and `limit_train_batches` that are shares are those of each epoch, and what
+            it plans beforehand (`estimated_stepping_batches`) takes all epochs to be like the first.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
     def __init__(
-        self, *, batch_size: int = 1, eval_batch_size: int | None = None, num_workers: int | None = None, seed: int = 0
+        self,
+        *,
+        batch_size: int = 1,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        growing: Growing | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -296,6 +393,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.growing = growing
         self._sets: dict[str, Dataset[Any]] = {}
 
     class_names: Sequence[str] | None = None
@@ -349,26 +447,32 @@ class ImageDataModule(pl.LightningDataModule):
             self._sets[split] = {"train": self.train_set, "val": self.val_set, "test": self.test_set}[split]()
         dataset = self._sets[split]
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        batch_size = self.batch_size if training else self.eval_batch_size
         # The same few batches in every epoch, down to their crops and flips.
         overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         shuffle = training and not overfitting
-        sampler = (DrawSampler if shuffle else InOrderSampler)(
-            dataset, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, even=training
-        )
-        if training and len(sampler) < batch_size:
+        options: dict[str, Any] = {"shuffle": shuffle, "seed": self.seed, "num_replicas": world, "rank": rank}
+        options["even"] = training
+        batch_size = self.batch_size if training else self.eval_batch_size
+        batching: dict[str, Any]
+        if training and self.growing is not None:
+            self._check_growing(self.growing, overfitting)
+            batch_size = max(self.growing.batch_sizes)
+            sampler: DrawSampler = GrowingSampler(dataset, self.growing, **options)
+            batching = {"dataset": AtResolution(dataset), "batch_size": None, "collate_fn": default_collate}
+        else:
+            sampler = (DrawSampler if shuffle else InOrderSampler)(dataset, **options)
+            batching = {"dataset": dataset, "batch_size": batch_size, "drop_last": training}
+        if training and (examples := sampler.left(0)) < batch_size:
             raise ValueError(
-                f"{type(self).__name__}: {len(sampler)} training examples per process do not fill one batch of "
+                f"{type(self).__name__}: {examples} training examples per process do not fill one batch of "
                 f"{batch_size}. Lower batch_size, use fewer processes or add pictures."
             )
         workers = self.num_workers
         if workers is None:
             workers = min(8, max(0, (os.cpu_count() or 1) // world - 2))
         loader = ResumableLoader(
-            dataset,
-            batch_size=batch_size,
+            **batching,
             sampler=sampler,
-            drop_last=training,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -378,7 +482,20 @@ class ImageDataModule(pl.LightningDataModule):
         )
         if shuffle and isinstance(self.trainer, pl.Trainer):
             loader.progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            if self.growing is not None:
+                use_own_loop(self.trainer)  # which counts the batches of each epoch anew
         return loader
+
+    def _check_growing(self, growing: Growing, overfitting: bool) -> None:
+        height, width = self.image_shape[1:]
+        for resolution in growing.resolutions:
+            if height % resolution or width % (height // resolution):
+                raise ValueError(
+                    f"{type(self).__name__} cannot average pictures of {height} x {width} (height x width) down to "
+                    f"{resolution} rows in whole pixels. Choose resolutions that divide them."
+                )
+        if overfitting:
+            raise ValueError("overfit_batches was asked for, of batches that change as they grow. Leave out growing.")
 
 
 def data_root(root: str | Path) -> Path:

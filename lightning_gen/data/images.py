@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageColor, ImageFile
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.files import write_atomically
@@ -107,6 +108,27 @@ def height_and_width(name: str, value: int | Sequence[int], at_least: int = 1) -
     if len(size) != 2 or min(size) < at_least:
         raise ValueError(f"{name} must be one number or (height, width), each at least {at_least}, got {value}.")
     return size[0], size[1]
+
+
+def average_down(images: Tensor, height: int) -> Tensor:
+    """Each pixel the mean of a square of pixels.
+
+    Args:
+        images: Floats `[..., C, H, W]`.
+        height: Wanted; H must be a multiple of it, and W as many pixels wide a multiple of the same square.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    square, rest = divmod(images.shape[-2], height)
+    if square == 1 and not rest:
+        return images
+    if rest or not square or images.shape[-1] % square:
+        raise ValueError(
+            f"Pictures of {images.shape[-2]} x {images.shape[-1]} (height x width) cannot be averaged down to {height} "
+            "rows in whole pixels."
+        )
+    return F.avg_pool2d(images, square)
 
 
 class ImageError(ValueError):
