@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.capabilities import Tokenizer
 from lightning_gen.checkpoints import CheckpointError, check_going_on, digest_weights, read_checkpoint
-from lightning_gen.data.images import from_uint8
+from lightning_gen.data.batches import batch_pictures, check_range, images_and_labels, parts_of
 from lightning_gen.hyperparameters import (
     CLASS_KEY,
     WEIGHTS_KEY,
@@ -39,10 +39,7 @@ from lightning_gen.resuming import SETTINGS, differences, keep_changes, training
 from lightning_gen.runs.folder import find_checkpoint
 from lightning_gen.schedules import Schedule
 
-PICTURES = ("image", "images", "pixel_values", "img")
-LABELS = ("label", "labels")
 LOOKED_AT = 4  # batches of each kind whose values are looked at
-ROUNDING = 1e-4  # by which a value may lie outside [-1, 1]
 
 Model = TypeVar("Model", bound="GenerativeModule")
 
@@ -211,7 +208,7 @@ class GenerativeModule(pl.LightningModule):
         """Pictures `[N, C, H, W]` and, where there are any, labels `[N]` of a batch.
 
         Args:
-            batch: As `lightning_gen.generative.images_and_labels` takes it.
+            batch: As `lightning_gen.data.batches.images_and_labels` takes it.
 
         Raises:
             ValueError: If it does not, or its pictures have another shape than `image_shape` (in training:
@@ -301,7 +298,7 @@ class GenerativeModule(pl.LightningModule):
                     f"{name} needs a condition of shape {list(shape)}, got "
                     f"{'none' if condition is None else list(condition.shape)}."
                 )
-            context["condition"] = self.own(condition)
+            context["condition"] = self.own(condition.to(self.device))
         if self.text is None:
             if captions is not None:
                 raise ValueError(f"{name} reads no captions (text), but some were given.")
@@ -397,7 +394,7 @@ class GenerativeModule(pl.LightningModule):
         Raises:
             ValueError: If a value is outside `[-1, 1]`, or a label no class.
         """
-        labels = _parts_of(batch)[1]
+        labels = parts_of(batch)[1]
         if isinstance(labels, Tensor) and labels.ndim == 1:
             self._look_at_labels(labels)
         if self.text is not None and isinstance(batch, Mapping) and isinstance(batch.get("caption"), list):
@@ -626,91 +623,6 @@ def frozen(model: Model) -> Model:
     model._stays_frozen = True
     model.freeze()
     return model
-
-
-def images_and_labels(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """Pictures and, where there are any, labels of a batch.
-
-    Args:
-        batch: A dictionary with "image" ("images", "pixel_values", "img") and perhaps "label" ("labels"), a pair
-            (pictures, labels), or pictures alone.
-        name: Of the one who needs them.
-
-    Returns:
-        The pictures as `as_floats` gives them, and the labels as they are.
-
-    Raises:
-        ValueError: If the batch is none of these, or `as_floats` refuses the pictures.
-    """
-    images, labels = _parts_of(batch)
-    if images is not None:
-        return as_floats(images, name), labels
-    found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-    raise ValueError(
-        f"{name} needs batches that are a dictionary with 'image' (and 'label'), a pair (pictures, labels) or pictures "
-        f"alone; got {found}."
-    )
-
-
-def _parts_of(batch: Any) -> tuple[Any, Any]:
-    """What stands in the places of pictures and labels, if anything."""
-    if isinstance(batch, Mapping):
-        images, labels = (next((batch[key] for key in keys if key in batch), None) for keys in (PICTURES, LABELS))
-        return images, labels
-    if isinstance(batch, list | tuple) and len(batch) in (1, 2):
-        return batch[0], batch[1] if len(batch) == 2 else None
-    return (batch if isinstance(batch, Tensor) else None), None
-
-
-def as_floats(images: Any, name: str) -> Tensor:
-    """Pictures of a batch as models see them: uint8 becomes float32 in `[-1, 1]`, floats stay as they are.
-
-    Args:
-        images: Of any shape.
-        name: Of the one who needs them.
-
-    Raises:
-        ValueError: If they are neither.
-    """
-    if isinstance(images, Tensor) and images.dtype == torch.uint8:
-        return from_uint8(images)
-    if isinstance(images, Tensor) and images.is_floating_point():
-        return images
-    found = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
-    raise ValueError(f"{name} takes pictures as a tensor of floats in [-1, 1] or of uint8, got {found}.")
-
-
-def check_range(images: Tensor, name: str, what: str) -> float:
-    """The lowest value of pictures, floats that must lie in `[-1, 1]`.
-
-    Args:
-        images: Of any shape, not empty; on the host, or a device is waited for.
-        name: Of the one who needs them.
-        what: They are.
-
-    Raises:
-        ValueError: If a value is outside, or not finite.
-    """
-    low, high = (value.item() for value in images.aminmax())
-    if -1 - ROUNDING <= low <= high <= 1 + ROUNDING:
-        return low
-    found = f"has values from {low:.4g} to {high:.4g}"
-    if low != low or high != high:
-        found, hint = "holds values that are not finite", "Look at how the pictures are made."
-    elif low >= 0 and 1.5 < high <= 255:
-        hint = "If they are those of 8 bits, give them as uint8, which is converted, or as x / 127.5 - 1."
-    else:
-        hint = "Give 2 x - 1 of pictures in [0, 1], and clip what a resize leaves outside."
-    raise ValueError(f"{name} takes pictures in [-1, 1], but {what} {found}. {hint}")
-
-
-def batch_pictures(batch: Any) -> dict[str, Tensor]:
-    """The pictures `[N, C, H, W]` of a batch by name, as they are, whatever form it has: none, one or two domains."""
-    if isinstance(batch, Mapping):
-        found = {str(key): batch[key] for key in ("A", "B", *PICTURES) if key in batch}
-    else:
-        found = {"pictures": batch[0] if isinstance(batch, list | tuple) and batch else batch}
-    return {key: value for key, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
 
 
 def _own(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

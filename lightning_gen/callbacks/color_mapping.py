@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_gen.capabilities import Translates
+from lightning_gen.data.batches import as_floats
 from lightning_gen.data.images import from_uint8, to_uint8
-from lightning_gen.generative import as_floats
 from lightning_gen.metrics.color_mapping import HistogramMatching
 from lightning_gen.metrics.translation import TranslationMetrics
 

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_gen.capabilities import Direction, Reconstructs, Samples, Translates
+from lightning_gen.data.batches import as_floats, batch_pictures
 from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.point_clouds import draw_points, landscape
 from lightning_gen.data.toy import PointDistribution
-from lightning_gen.generative import GenerativeModule, as_floats, batch_pictures
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.settings import checked_settings
 
 Images = Mapping[str, Image.Image]

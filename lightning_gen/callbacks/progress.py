@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
-from torch import Tensor
+
+from lightning_gen.data.batches import batch_size
 
 WINDOW = 10.0  # seconds that images per second are averaged over, or 10 batches if those take longer
 
@@ -155,17 +155,6 @@ def images_in(batch: Any, seen: int | None, trainer: pl.Trainer, pl_module: pl.L
         pl_module: The model.
     """
     return batch_size(batch) * trainer.world_size if seen is None else int(pl_module.images_seen - seen)  # type: ignore[operator]
-
-
-def batch_size(batch: Any) -> int:
-    """Length of the first tensor in a batch of nested mappings and sequences; 0 where there is none."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 0
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        return next((size for part in batch if (size := batch_size(part))), 0)
-    return 0
 
 
 def _share_done(trainer: pl.Trainer) -> float:

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_gen.data.batches import images_and_labels
 from lightning_gen.data.images import to_uint8
 from lightning_gen.extractors.base import FeatureExtractor, Features
-from lightning_gen.generative import images_and_labels
 
 Pictures: TypeAlias = Tensor | list[Tensor]
 """A batch `[N, C, H, W]`; or N pictures `[C, H, W]` of different sizes, for an extractor that `resizes`."""

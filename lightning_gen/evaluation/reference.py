@@ -12,12 +12,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_gen.data.base import examples_of, in_order
+from lightning_gen.data.batches import check_range
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.evaluation.pictures import Pictures, as_read, features_of, pictures_in
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.evaluation.statistics import ReferenceStatistics, cached, load_statistics
 from lightning_gen.extractors.base import FeatureExtractor
-from lightning_gen.generative import check_range
 from lightning_gen.metrics.frechet import Moments
 from lightning_gen.metrics.rows import evenly_spaced
 from lightning_gen.processes import failing_together, from_rank_zero, gathered, rank, total, world_size

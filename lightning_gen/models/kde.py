@@ -97,24 +97,6 @@ class KDE(LikelihoodModule):
         self.register_buffer("centres", torch.empty(0, *self.image_shape))
         self._new: list[Tensor] = []  # pictures that are not yet in `centres`, which would be copied for each batch
 
-    @property  # type: ignore[misc]  # Lightning's, which has a setter that refuses
-    def dtype(self) -> torch.dtype:
-        """Of the pictures."""
-        return self.centres.dtype
-
-    def setup(self, stage: str) -> None:
-        """Refuse a precision to which the trainer would round the pictures.
-
-        Raises:
-            ValueError: If the trainer has one.
-        """
-        if (precision := self.trainer.precision) in ("16-true", "bf16-true"):
-            raise ValueError(
-                f"A KDE is the training pictures themselves, which precision {precision} would round. Use 32-true or "
-                "64-true."
-            )
-        super().setup(stage)
-
     # -- training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -238,6 +220,19 @@ class KDE(LikelihoodModule):
         if not self.trainer.sanity_checking:
             super().validation_step(batch, batch_idx)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a precision to which the trainer would round the pictures.
+
+        Raises:
+            ValueError: If the trainer has one.
+        """
+        if (precision := self.trainer.precision) in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"A KDE is the training pictures themselves, which precision {precision} would round. Use 32-true or "
+                "64-true."
+            )
+        super().setup(stage)
+
     # -- data and bandwidth -----------------------------------------------------------------------------------------
 
     def _check(self, images: Tensor) -> None:
@@ -285,6 +280,11 @@ class KDE(LikelihoodModule):
             lambda h: self._log_prob(self.centres[own], h, own).mean().item(),
             start=rule_of_thumb(points, "silverman", self.kernel),
         )
+
+    @property  # type: ignore[misc]  # Lightning's, which has a setter that refuses
+    def dtype(self) -> torch.dtype:
+        """Of the pictures."""
+        return self.centres.dtype
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

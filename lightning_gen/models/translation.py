@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.capabilities import Direction
-from lightning_gen.generative import as_floats
+from lightning_gen.data.batches import as_floats
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.modes import evaluating
@@ -158,7 +158,7 @@ class TranslationModule(AdversarialModule):
         return translated
 
     def domains(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Pictures A and B of a batch, as `lightning_gen.generative.as_floats` gives them.
+        """Pictures A and B of a batch, as `lightning_gen.data.batches.as_floats` gives them.
 
         Raises:
             ValueError: If the batch is not a dictionary with "A" and "B", or they are no pictures.

@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import progress
-from lightning_gen.callbacks.progress import ProgressBar, batch_size
+from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.data.batches import batch_size
 
 SECONDS = 0.5  # that each training batch takes
 
