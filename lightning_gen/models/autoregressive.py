@@ -344,8 +344,9 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         return images
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at levels too, on the host."""
-        self.to_levels(self.images_and_labels(batch)[0])
+        """Look at levels too, on the host, where they are the pictures' own."""
+        if self.level_shape == self.image_shape:
+            self.to_levels(self.images_and_labels(batch)[0])
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _checked_hole(self, known: Tensor, number: int) -> Tensor:
