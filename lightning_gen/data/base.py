@@ -45,14 +45,14 @@ class Draw(NamedTuple):
         epoch: Pass over the data, from 0. Evaluation always draws with epoch 0.
         position: Place within the pass, from 0, counted over all processes.
         index: Which example of the dataset stands there.
-        resolution: Height that its pictures are to have, of which theirs is a multiple; None leaves them as they are.
+        resolution: Height that its pictures are to have, of which theirs is a multiple; 0 leaves them as they are.
             A dataset may see to it by itself; pictures that are larger are averaged down.
     """
 
     epoch: int
     position: int
     index: int  # type: ignore[assignment]  # a tuple's own `index` is not needed here
-    resolution: int | None = None
+    resolution: int = 0
 
     def rng(self, seed: int) -> np.random.Generator:
         """The generator for everything random about this example: a function of seed, epoch and position alone."""
@@ -243,7 +243,7 @@ class AtResolution(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, draws: list[Draw]) -> list[Any]:
-        def fits(value: Any, height: int | None) -> Any:
+        def fits(value: Any, height: int) -> Any:
             is_picture = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
             return average_down(value, height) if height and is_picture else value
 

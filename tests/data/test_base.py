@@ -20,7 +20,7 @@ class Numbers(Dataset):
         return self.length
 
     def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
-        return {"draw": torch.tensor(draw[:3]), "random": torch.tensor(draw.rng(5).random())}
+        return {"draw": torch.tensor(draw), "random": torch.tensor(draw.rng(5).random())}
 
 
 class Module(ImageDataModule):
