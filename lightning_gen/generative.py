@@ -242,11 +242,9 @@ class GenerativeModule(pl.LightningModule):
         Raises:
             ValueError: If a number is below 1.
         """
-        for name, number, what in (
-            ("num_classes", num_classes, "labels"),
-            ("condition_channels", condition_channels, "a condition"),
-        ):
+        for name, number in (("num_classes", num_classes), ("condition_channels", condition_channels)):
             if number is not None and number < 1:
+                what = "labels" if name == "num_classes" else "a condition"
                 raise ValueError(f"{name} must be at least 1, or null for a model without {what}; got {number}.")
         self.num_classes, self.condition_channels, self.text = num_classes, condition_channels, text
 
@@ -274,24 +272,25 @@ class GenerativeModule(pl.LightningModule):
         """
         context: dict[str, Tensor] = {}
         name = f"This {type(self).__name__}"
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError(f"{name} has no classes (num_classes), but labels were given. Leave them out.")
-        elif labels is None:
-            raise ValueError(
-                f"{name} has num_classes={self.num_classes}, but no labels were given. Give them (data needs a "
-                "'label'; ImageFolder gives it with --data.labels true), or leave num_classes out."
-            )
-        else:
+        for value, taken, words in (
+            (labels, self.num_classes, "has no classes (num_classes), but labels were given"),
+            (condition, self.condition_channels, "is conditioned on no map (condition_channels), but one was given"),
+            (captions, self.text, "reads no captions (text), but some were given"),
+        ):
+            if value is not None and taken is None:
+                raise ValueError(f"{name} {words}.")
+        if self.num_classes is not None:
+            if labels is None:
+                raise ValueError(
+                    f"{name} has num_classes={self.num_classes}, but no labels were given. Give them (data needs a "
+                    "'label'; ImageFolder gives it with --data.labels true), or leave num_classes out."
+                )
             labels = torch.as_tensor(labels, dtype=torch.int64)
             if labels.ndim > 1 or (labels.ndim and len(labels) != number):
                 raise ValueError(f"Labels must be [N] or one for all, got {list(labels.shape)} for {number} pictures.")
             self._look_at_labels(labels)
             context["labels"] = labels.expand(number).to(self.device)
-        if self.condition_channels is None:
-            if condition is not None:
-                raise ValueError(f"{name} is conditioned on no map (condition_channels), but one was given.")
-        else:
+        if self.condition_channels is not None:
             shape = (number, self.condition_channels, *self.image_shape[1:])
             if condition is None or condition.shape != shape:
                 raise ValueError(
@@ -299,16 +298,12 @@ class GenerativeModule(pl.LightningModule):
                     f"{'none' if condition is None else list(condition.shape)}."
                 )
             context["condition"] = self.own(condition.to(self.device))
-        if self.text is None:
-            if captions is not None:
-                raise ValueError(f"{name} reads no captions (text), but some were given.")
-        elif captions is None or isinstance(captions, str) or len(captions) != number:
-            raise ValueError(
-                f"{name} needs {number} captions, a list of strings, got "
-                f"{'none' if captions is None else repr(captions) if isinstance(captions, str) else len(captions)}. "
-                "Give them (data needs a 'caption')."
-            )
-        else:
+        if self.text is not None:
+            if captions is None or isinstance(captions, str) or len(captions) != number:
+                got = "none" if captions is None else repr(captions) if isinstance(captions, str) else len(captions)
+                raise ValueError(
+                    f"{name} needs {number} captions, a list of strings, got {got}. Give them (data needs a 'caption')."
+                )
             context["captions"] = (captions if isinstance(captions, Tensor) else self.text(captions)).to(self.device)
         return context
 
@@ -322,13 +317,7 @@ class GenerativeModule(pl.LightningModule):
                 f"{low} .. {high}."
             )
 
-    def sampling_context(
-        self,
-        num_samples: int,
-        labels: Tensor | int | None = None,
-        condition: Tensor | None = None,
-        captions: Sequence[str] | Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def sampling_context(self, num_samples: int, labels: Tensor | int | None = None, *others: Any) -> dict[str, Tensor]:
         """As `context`, of pictures that are to be drawn: without labels all classes come in turn.
 
         Raises:
@@ -339,7 +328,7 @@ class GenerativeModule(pl.LightningModule):
         if labels is None and self.num_classes is not None:
             labels = torch.arange(num_samples) % self.num_classes
         labels = None if labels is None else torch.as_tensor(labels).cpu()  # where a look costs no wait
-        return self.context(num_samples, labels, condition, captions)
+        return self.context(num_samples, labels, *others)
 
     def images_and_context(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures of a batch, and of what else is in it all that the model is given.
