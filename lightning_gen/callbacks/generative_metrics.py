@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_gen.callbacks.pictures import looking
 from lightning_gen.capabilities import Samples
 from lightning_gen.evaluation.engine import Evaluation, draw
-from lightning_gen.evaluation.pictures import as_read
 from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, suffix_of, versions
 from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
 from lightning_gen.extractors.base import FeatureExtractor
@@ -145,9 +145,7 @@ class GenerativeMetrics(pl.Callback):
             total = time.perf_counter() - self.started
             rank_zero_info(f"GenerativeMetrics took {self.seconds:.1f} of {total:.1f} s, {self.seconds / total:.1%}.")
 
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Draw and read the samples, before any callback takes averaged weights out again."""
         self._once(trainer, pl_module, "val/")
 
@@ -155,9 +153,7 @@ class GenerativeMetrics(pl.Callback):
         """Log `val/...`."""
         self._measure(trainer, pl_module, "val/")
 
-    def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Draw and read the samples."""
         self._once(trainer, pl_module, "test/")
 
@@ -186,22 +182,25 @@ class GenerativeMetrics(pl.Callback):
         reference, extractor = self._prepare(trainer, pl_module)
         protocol = self._protocol(self.figures, self.num_samples[prefix])
         self.evaluation = Evaluation(extractor, protocol)
-        with failing_together():
-            start, plan = time.perf_counter(), list(protocol.batches(rank(), world_size()))
-            for done, (number, size) in enumerate(plan):
+        plan = list(protocol.batches(rank(), world_size()))
+
+        def drawn() -> Iterator[tuple[int, Tensor]]:
+            for number, size in plan:
                 with looking(trainer, pl_module):
                     images = draw(cast(Samples, pl_module), number, size, protocol)
-                self.evaluation.add(number, as_read(images, extractor))
-                if done == 0:
-                    start = time.perf_counter()  # what comes first takes longer
-                elif done == 1 and not self.told:
-                    self.told = True
-                    seconds = (time.perf_counter() - start) * len(plan)
-                    against = f" against {reference.count} pictures" if reference.count else ""
-                    rank_zero_info(
-                        f"{protocol.num_samples} samples{against}: drawing and reading them "
-                        f"takes about {seconds:.1f} s at each {'validation' if prefix == 'val/' else 'test'}."
-                    )
+                yield number, images
+
+        def tell(seconds: float) -> None:
+            if not self.told:
+                self.told = True
+                against = f" against {reference.count} pictures" if reference.count else ""
+                rank_zero_info(
+                    f"{protocol.num_samples} samples{against}: drawing and reading them takes about "
+                    f"{seconds * len(plan):.1f} s at each {'validation' if prefix == 'val/' else 'test'}."
+                )
+
+        with failing_together():
+            self.evaluation.read(drawn(), tell)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
         """Log the figures; the same on every rank."""

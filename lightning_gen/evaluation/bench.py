@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from lightning_gen.evaluation.engine import Evaluation
 from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
 from lightning_gen.evaluation.neighbours import neighbour_grid
 from lightning_gen.evaluation.picture_files import Sizing, folder_loaders
-from lightning_gen.evaluation.pictures import Pictures, as_read
+from lightning_gen.evaluation.pictures import Pictures
 from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, suffix_of, versions
 from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read, batches_of, count_of, loader_of, pictures_at, shape_of
@@ -75,19 +74,8 @@ class Bench:
 
         What does not fit comes out before pictures are read in earnest, which takes long.
 
-        Args:
-            drawn: The samples of a checkpoint, the first of several.
-            images: Otherwise, a folder.
-            data: Has the pictures of the reference, where that is a split of it.
-            reference: A split, a folder, or a file of statistics.
-            extractor: On the device where it shall work.
-            resize: Of pictures of folders.
-            figures: Those wanted; None means all that can be had.
-            num_samples: Pictures to measure; None means 50 000, or all of the folder.
-            seeds: Of the noise.
-            precision: Of drawing.
-            with_moments: Whether statistics shall have mean and covariance in any case.
-            **settings: Others of the protocol.
+        `drawn` are the samples of a checkpoint, the first of several; `with_moments` asks for mean and covariance in
+        any case; the settings are of the protocol, and all else is as in `commands.evaluate`.
 
         Raises:
             ValueError: If something does not fit.
@@ -241,15 +229,13 @@ class Bench:
     def _read(
         self, batches: Iterator[tuple[int, Pictures]], protocol: EvaluationProtocol, keep: bool = False
     ) -> Evaluation:
+        def tell(seconds: float) -> None:
+            if (minutes := seconds * protocol.num_batches / 60) > 1 / 3:
+                print(f"Drawing and reading {protocol.num_samples} pictures takes about {minutes:.1f} min ...")
+
         evaluation = Evaluation(self.extractor, protocol)
         evaluation.one_by_one |= keep
-        start = time.perf_counter()
-        for done, (number, images) in enumerate(batches):
-            evaluation.add(number, as_read(images, self.extractor))
-            if done == 0:
-                start = time.perf_counter()  # what comes first takes longer
-            elif done == 1 and (seconds := (time.perf_counter() - start) * protocol.num_batches) > 20:
-                print(f"Drawing and reading {protocol.num_samples} pictures takes about {seconds / 60:.1f} min ...")
+        evaluation.read(batches, tell)
         return evaluation
 
     def _described(self, measured: Sequence[Mapping[str, float]], protocol: EvaluationProtocol) -> dict[str, Any]:

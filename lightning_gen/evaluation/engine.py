@@ -8,12 +8,14 @@ figure needs them one by one. Rank 0 computes, by the metrics of `lightning_gen.
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from lightning_gen.capabilities import Samples
-from lightning_gen.evaluation.pictures import Pictures, features_of
+from lightning_gen.evaluation.pictures import Pictures, as_read, features_of
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
@@ -50,6 +52,16 @@ class Evaluation:
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.places: list[Tensor] = []
+
+    def read(self, batches: Iterable[tuple[int, Pictures]], tell: Callable[[float], None]) -> None:
+        """Read batches of float pictures in `[-1, 1]`; after the second, tell how many seconds it took."""
+        start = time.perf_counter()
+        for done, (number, images) in enumerate(batches):
+            self.add(number, as_read(images, self.extractor))
+            if done == 0:
+                start = time.perf_counter()  # what comes first takes longer
+            elif done == 1:
+                tell(time.perf_counter() - start)
 
     def add(self, number: int, images: Pictures) -> None:
         """Read a batch.

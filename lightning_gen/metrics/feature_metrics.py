@@ -40,7 +40,7 @@ from lightning_gen.extractors.inception import InceptionFeatures, Layer
 from lightning_gen.metrics.base import FullPrecision
 from lightning_gen.metrics.frechet import Moments, frechet_distance
 from lightning_gen.metrics.manifold import PrecisionRecallResult, precision_recall
-from lightning_gen.metrics.rows import check_rows, evenly_spaced, in_canonical_order
+from lightning_gen.metrics.rows import checked_rows, evenly_spaced, in_canonical_order
 from lightning_gen.metrics.scores import InceptionScoreResult, KernelDistance, inception_score, kernel_distance
 
 
@@ -143,8 +143,7 @@ class _FeatureMetric(FullPrecision):
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(imgs):
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"The module must map {list(imgs.shape)} to features [{len(imgs)}, d], got {got}.")
-        check_rows(output, "the features of the module")
-        return output.float()
+        return checked_rows(output, "the features of the module").float()
 
     def _as_8_bits(self, imgs: Tensor) -> Tensor:
         if not self.normalize:
@@ -360,13 +359,10 @@ class InceptionScore(_FeatureMetric):
             maps pictures to logits `[N, K]`, of which a copy is used. The layers that torchmetrics takes here, 2048 and
             so on, have no classes.
         splits: Their number; each has 1 / splits of the pictures.
-        normalize: As of `FrechetInceptionDistance`.
-        **kwargs: Those of `FrechetInceptionDistance`.
+        **kwargs: All others are those of `FrechetInceptionDistance`.
 
     Raises:
-        ValueError: If pictures are not of the type and range expected, the extractor has no classes; from `compute` if
-            there are fewer pictures than splits.
-        FileNotFoundError: If there are no weights, and none can be downloaded.
+        ValueError: As `FrechetInceptionDistance`; there may not be fewer pictures than splits, nor no classes.
     """
 
     higher_is_better = True
@@ -422,7 +418,6 @@ class KernelInceptionDistance(_TwoSamples):
     kept: 410 MB for 50 000 pictures at 2048 features, in the CPU's memory with `compute_on_cpu=True`.
 
     Args:
-        feature: As of `FrechetInceptionDistance`.
         subsets: Number of random subsets, 100 in torchmetrics. None takes disjoint blocks, which are ten times as fast
             for 10 000 pictures and have a standard error.
         subset_size: Pictures of either side in a subset or block. With fewer, there is one block of all and no
@@ -430,15 +425,11 @@ class KernelInceptionDistance(_TwoSamples):
         degree: Of the kernel (gamma x.y + coef)^degree.
         gamma: None means 1 / d.
         coef: Of the kernel.
-        reset_real_features: As of `FrechetInceptionDistance`.
-        normalize: As of `FrechetInceptionDistance`.
         **kwargs: `max_features` (10 000), pictures of either side that blocks are dealt from, at most, or None for all;
-            subsets are always drawn from all. And those of `FrechetInceptionDistance`.
+            subsets are always drawn from all. All others are those of `FrechetInceptionDistance`.
 
     Raises:
-        ValueError: If pictures are not of the type and range expected; from `compute` a `TooFewPicturesError` if there
-            are fewer than 2 real or 2 generated ones, or with `subsets` fewer than `subset_size`.
-        FileNotFoundError: If there are no weights, and none can be downloaded.
+        ValueError: As `FrechetInceptionDistance`; with `subsets` there may not be fewer pictures than `subset_size`.
     """
 
     higher_is_better = False
@@ -494,17 +485,13 @@ class PrecisionRecall(_TwoSamples):
     5 000 to 10 000 pictures on either side are usual, as many real as generated ones.
 
     Args:
-        feature: As of `FrechetInceptionDistance`.
         k: The neighbour up to which the ball of a picture reaches.
-        reset_real_features: As of `FrechetInceptionDistance`.
-        normalize: As of `FrechetInceptionDistance`.
-        **kwargs: `max_features` (10 000), pictures of either side, at most, or None for all. And those of
+        **kwargs: `max_features` (10 000), pictures of either side, at most, or None for all. All others are those of
             `FrechetInceptionDistance`.
 
     Raises:
-        ValueError: If pictures are not of the type and range expected; from `compute` if there are not more than k
-            real and k generated ones, or all real ones have the same features.
-        FileNotFoundError: If there are no weights, and none can be downloaded.
+        ValueError: As `FrechetInceptionDistance`; there must be more than k real and k generated pictures, and the real
+            ones may not all have the same features.
     """
 
     higher_is_better = True

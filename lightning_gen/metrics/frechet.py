@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.rows import check_rows, with_float64
+from lightning_gen.metrics.rows import checked_rows, with_float64
 
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -70,8 +70,8 @@ class Gaussian:
     @classmethod
     def fit(cls, features: Tensor) -> Gaussian:
         """Of features `[N, D]`, N at least 2; see `Moments`."""
-        check_rows(features)
-        moments = Moments(features.shape[1], shift=with_float64(features).mean(0, dtype=torch.float64))
+        features = checked_rows(features)
+        moments = Moments(features.shape[1], shift=features.mean(0, dtype=torch.float64))
         moments._add(features)
         return moments.gaussian()
 
@@ -137,11 +137,9 @@ class Moments:
         Raises:
             ValueError: If the shape does not fit or a number is not finite; then nothing has been added.
         """
-        check_rows(features, num_features=self.num_features)
-        self._add(features)
+        self._add(checked_rows(features, num_features=self.num_features))
 
     def _add(self, features: Tensor) -> None:
-        features = with_float64(features)
         if features.device != self.sum.device:
             self.shift, self.sum, self.products = (
                 tensor.to(features.device) for tensor in (self.shift, self.sum, self.products)
@@ -252,8 +250,8 @@ def frechet_distance_between(x: Tensor, y: Tensor) -> float:
         ValueError: If there are fewer than 2 samples on a side, the numbers of features differ, or some number is not
             finite.
     """
-    check_rows(x)
-    check_rows(y, num_features=x.shape[1])
+    checked_rows(x)
+    checked_rows(y, num_features=x.shape[1])
     if min(len(x), len(y)) < 2:
         raise ValueError(f"A covariance needs at least 2 samples, got {len(x)} and {len(y)}.")
     if min(len(x), len(y)) > x.shape[1]:
@@ -318,7 +316,7 @@ def frechet_infinity(
     Raises:
         ValueError: If there are too few samples or points, or the features do not fit the reference.
     """
-    check_rows(features, num_features=len(reference.mean))
+    checked_rows(features, num_features=len(reference.mean))
     number, num_features = features.shape
     if smallest is None:
         smallest = max(min(5000, number // 10), 2 * num_features)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.rows import check_rows, with_float64
+from lightning_gen.metrics.rows import checked_rows
 
 _TILE = 1024
 
@@ -62,7 +62,7 @@ def precision_recall(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
-    real, fake = _checked(real, "real", k + 1), _checked(fake, "fake", k + 1)
+    real, fake = checked_rows(real, "real", k + 1), checked_rows(fake, "fake", k + 1)
     real, fake = _together(real, fake)
     real_radii = radii(real, k) if real_radii is None else real_radii.to(real.device)
     fake_radii = radii(fake, k)
@@ -108,7 +108,7 @@ def authenticity(train: Tensor, fake: Tensor) -> float:
     Raises:
         ValueError: If features are not `[N, D]` of the same D, one is not finite, or there are too few of them.
     """
-    train, fake = _checked(train, "train", 2), _checked(fake, "fake", 1)
+    train, fake = checked_rows(train, "train", 2), checked_rows(fake, "fake", 1)
     train, fake = _together(train, fake)
     nearest = _nearest(fake, train)
     hit, place = nearest.unique(return_inverse=True)
@@ -140,7 +140,7 @@ def nearest_neighbours(queries: Tensor, points: Tensor, *, exclude_self: bool = 
         ValueError: If features are not `[N, D]` of the same D, one is not finite, there are no points left, or
             `exclude_self` is asked for and there are not as many queries as points.
     """
-    queries, points = _checked(queries, "queries", 1), _checked(points, "points", 1 + exclude_self)
+    queries, points = checked_rows(queries, "queries", 1), checked_rows(points, "points", 1 + exclude_self)
     queries, points = _together(queries, points)
     if exclude_self and len(queries) != len(points):
         raise ValueError(
@@ -240,11 +240,6 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Of each row of a to the same row of b, from their differences: `[N]`."""
     parts = [(a[rows].double() - b[rows].double()).square().sum(dim=1).sqrt() for rows in _slices(0, len(a))]
     return torch.cat(parts)
-
-
-def _checked(x: Tensor, name: str, least: int) -> Tensor:
-    check_rows(x, name, least)
-    return with_float64(x)
 
 
 def _together(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

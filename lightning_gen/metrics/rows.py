@@ -7,20 +7,26 @@ import torch
 from torch import Tensor
 
 
-def check_rows(x: Tensor, name: str = "features", least: int = 0, num_features: int | None = None) -> None:
-    """Raise a `ValueError` unless x is `[N, D]` of finite floats with N at least `least`, D at least 1 or as given."""
+def checked_rows(x: Tensor, name: str = "features", least: int = 0, num_features: int | None = None) -> Tensor:
+    """X as `with_float64` gives it, if it is `[N, D]` of finite floats, N at least `least`, D at least 1 or as given.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    x = with_float64(x)
     expected = "D" if num_features is None else num_features
     if x.ndim != 2 or x.shape[1] != (num_features or max(x.shape[-1], 1)) or not x.is_floating_point():
         raise ValueError(f"{name} must be a floating tensor [N, {expected}], got the shape {list(x.shape)}, {x.dtype}.")
     if len(x) < least:
         raise ValueError(f"{name} must have at least {least} rows, got {len(x)}.")
     # The sum of finite float32 numbers is finite in float64; only where it is not are they looked at one by one.
-    if not bool(with_float64(x).sum(dtype=torch.float64).isfinite()) and len(bad := (~x.isfinite()).nonzero()):
+    if not bool(x.sum(dtype=torch.float64).isfinite()) and len(bad := (~x.isfinite()).nonzero()):
         row, column = bad[0].tolist()
         raise ValueError(
             f"{len(bad[:, 0].unique())} of the {len(x)} rows of {name} are not finite; the first is row {row}, whose "
             f"feature {column} is {x[row, column].item()}. Look at those pictures, and at the extractor."
         )
+    return x
 
 
 def with_float64(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.rows import check_rows, with_float64
+from lightning_gen.metrics.rows import checked_rows
 
 
 class InceptionScoreResult(NamedTuple):
@@ -59,7 +59,7 @@ def inception_score(logits: Tensor, splits: int = 10, *, shuffle_seed: int | Non
     Raises:
         ValueError: If logits are not `[N, K]`, one is not finite, or N is less than `splits`.
     """
-    check_rows(logits, "logits", 1)
+    logits = checked_rows(logits, "logits", 1)
     count = len(logits)
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}.")
@@ -73,7 +73,7 @@ def inception_score(logits: Tensor, splits: int = 10, *, shuffle_seed: int | Non
         logits = logits[torch.from_numpy(order).to(logits.device)]
     scores = []
     for i in range(splits):
-        part = with_float64(logits[i * count // splits : (i + 1) * count // splits]).double()
+        part = logits[i * count // splits : (i + 1) * count // splits].double()
         log_p = part.log_softmax(dim=1)
         # The mean of probabilities in logarithms: a class that underflows everywhere gives no 0 * inf.
         log_marginal = log_p.logsumexp(dim=0) - math.log(len(part))
@@ -123,8 +123,7 @@ def kernel_distance(
         ValueError: If features are not `[N, D]` of the same D, one is not finite, there are fewer than 2 of them, or
             fewer than `block_size` where `subsets` are asked for.
     """
-    check_rows(x, "x", 1)
-    check_rows(y, "y", 1)
+    x, y = checked_rows(x, "x", 1), checked_rows(y, "y", 1)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must be of the same extractor, got {x.shape[1]} and {y.shape[1]} features.")
     count = min(len(x), len(y))
@@ -137,7 +136,7 @@ def kernel_distance(
             f"Subsets of {block_size} samples need as many on either side, got {len(x)} and {len(y)}. "
             "Give more samples or a smaller subset size."
         )
-    x, y = with_float64(x), with_float64(y).to(x.device)
+    y = y.to(x.device)
     random = np.random.RandomState(seed)
     if subsets is None:
         blocks = max(1, count // block_size)
