@@ -1,11 +1,13 @@
 import functools
+import importlib
+import json
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_gen.checkpoints import CheckpointError
-from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of, made_by
+from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of, import_path, made_by
 from lightning_gen.layers import MaskedConv2d
 from lightning_gen.losses import GradientPenalty
 from lightning_gen.models import CycleGAN, LMConv
@@ -33,6 +35,18 @@ def test_hyperparameters_are_plain_data():
         },
         "_not_saved": ["e"],
     }
+
+
+@pytest.mark.parametrize("room", ["models", "networks", "layers", "losses"])
+def test_what_is_public_is_named_so_and_a_user_s_own_by_its_module(room):
+    package = importlib.import_module(f"lightning_gen.{room}")
+    for name in package.__all__:
+        assert import_path(getattr(package, name)) == f"lightning_gen.{room}.{name}"
+    # Found elsewhere, too, but trusted there.
+    assert import_path(json.JSONDecoder) == "json.decoder.JSONDecoder"
+    for nameless in (lambda: 0, type("JSONDecoder", (), {"__module__": "json.decoder"})):
+        with pytest.raises(TypeError, match="does not lead back"):
+            import_path(nameless)
 
 
 def test_overrides_replace_saved_arguments():

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -256,6 +257,10 @@ def test_it_trains_counts_generator_updates_and_its_checkpoint_is_enough(config,
     assert [row["step"] for row in history if any(key.startswith("train/") for key in row)][-1] == 4
     assert all(isinstance(value, int | float) for row in history for value in row.values())
     assert (path.parent.parent / "index.html").is_file()
+    # Whatever file a class is in tomorrow, the checkpoint finds it.
+    names = re.findall(r"class_path': '(lightning_gen[\w.]+)'", str(checkpoint["hyper_parameters"]))
+    assert names
+    assert [name for name in names if name.count(".") > 2] == []
 
     model = GenerativeModule.load_from_checkpoint(path)
     assert not differences(checkpoint["state_dict"], model.state_dict())
