@@ -167,14 +167,15 @@ class SamplePanel(Panel):
     number = 64
 
     def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Whether it samples pictures and not points."""
+        """Whether it samples pictures, not points, with nothing else given."""
         super().check(owner, trainer, pl_module)
-        shape = pl_module.image_shape if isinstance(pl_module, GenerativeModule) else (3, 0, 0)
-        if shape[0] not in (1, 3) or shape[1:] == (1, 1):
-            raise ValueError(
-                f"{owner} draws pictures of 1 or 3 channels; {type(pl_module).__name__} has image_shape {shape}. "
-                f"Take {owner} out of trainer.callbacks."
-            )
+        if isinstance(pl_module, GenerativeModule):
+            shape, condition = pl_module.image_shape, pl_module.condition_channels
+            if shape[0] not in (1, 3) or shape[1:] == (1, 1) or condition is not None:
+                raise ValueError(
+                    f"{owner} draws pictures of 1 or 3 channels from noise and classes; {type(pl_module).__name__} has "
+                    f"image_shape {shape} and condition_channels {condition}. Take {owner} out of trainer.callbacks."
+                )
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
         """One grid."""

@@ -377,7 +377,7 @@ def test_models_without_pictures_to_sample_are_named(tmp_path):
     class Points(GenerativeModule):
         num_classes, sample, training_step, configure_optimizers = (None, *[Sampler.sample] * 3)
 
-    with pytest.raises(ValueError, match=r"1 or 3 channels; Points has image_shape \(2, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"1 or 3 channels .* Points has image_shape \(2, 1, 1\)"):
         trainer(tmp_path, [SampleGrid()]).fit(Points((2, 1, 1)), loader(0))
 
 
@@ -396,6 +396,10 @@ class Draws(GenerativeModule):
 
     def sample(self, num_samples, *, labels=None, generator=None):
         return torch.zeros(num_samples, *self.image_shape)
+
+
+class Conditioned(Draws):
+    condition_channels = 1
 
 
 class Encoder(Draws):
@@ -437,6 +441,7 @@ class Encoder(Draws):
         (Draws((2, 1, 1)), Scenes(16), [], 0),  # points of which nobody knows the truth
         (Draws((1, 1, 1)), Scenes(16), [], 0),
         (Draws((2, 8, 8)), Scenes(16), [], 0),  # two channels are no colours
+        (Conditioned((3, 8, 8)), Scenes(16), [], 0),  # whoever draws has no maps to give
         (GenerativeModule((3, 8, 8)), Scenes(16), [], 0),
     ],
 )
