@@ -8,7 +8,6 @@ networks, and no record: the half that belongs to the nearest upper half is righ
     python examples/completions.py
 """
 
-import logging
 import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,7 +17,7 @@ from multiprocessing import get_context
 import lightning.pytorch as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from plot import COLORS, output_folder, write_table
+from plot import COLORS, fit, output_folder, write_table
 from torch import Tensor
 
 from lightning_gen.callbacks.ema import EMA, averaged_weights
@@ -66,15 +65,11 @@ def bits(model: AutoregressiveModule, images: Tensor) -> float:
 def learn(name: str) -> tuple[Tensor, float]:
     """Train a model, complete all test digits twice, `[2, N, 1, 8, 8]`, and measure the bits of the true halves."""
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(0, verbose=False)
     make, steps, rate, size = MODELS[name]
     model = make(SHAPE, num_levels=17, learning_rate=rate, lr_decay=0.997, **size)
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=[EMA(["network"], decay=0.99)], logger=False, limit_val_batches=0,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(model, Digits(batch_size=35, num_workers=0))
+    average = EMA(["network"], decay=0.99)
+    trainer = fit(model, Digits(batch_size=35, num_workers=0), max_steps=steps, callbacks=[average])
     images = 2 * Digits().load("test")[0] - 1
     with averaged_weights(trainer, model):
         filled = model.complete(images.repeat(2, 1, 1, 1), KNOWN, generator=torch.Generator().manual_seed(0))

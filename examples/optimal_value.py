@@ -9,13 +9,17 @@ D = 1/2, has this value against any generator.
 """
 
 import math
+from functools import partial
 
+import lightning.pytorch as pl
 import torch
-from plot import COLORS, Chart, output_folder, save, write_table
-from torch import nn
+from plot import COLORS, Chart, fit, output_folder, save, write_table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_gen.data.toy import Mixture
-from lightning_gen.losses import Minimax, NonSaturating
+from lightning_gen.losses import Minimax
+from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
 
 DATA = Mixture([[1.0]], 0.5)
@@ -44,34 +48,39 @@ def value(generator: nn.Module, discriminator: nn.Module, points: int = 100_000)
     ).item()  # fmt: skip
 
 
+class Record(pl.Callback):
+    """Step, V(G, D), V(G, D*), mean and deviation of G, every 20 steps."""
+
+    def __init__(self) -> None:
+        self.history: list[tuple[float, ...]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: GAN, batch: Tensor, batch_idx: int) -> None:
+        """Look at the players before a generator update."""
+        if batch_idx % (20 * model.n_critic) == 0:
+            self.look(trainer.global_step, model)
+
+    def on_train_end(self, trainer: pl.Trainer, model: GAN) -> None:
+        """Look at them after the last."""
+        self.look(trainer.global_step, model)
+
+    def look(self, step: int, model: GAN) -> None:
+        """Add a row."""
+        made = law(model.generator)
+        played = value(model.generator, model.discriminator, 20_000)
+        self.history.append((step, played, best_value(made), made.means.item(), made.std.item()))
+
+
 def play(steps: int, n_critic: int = 5, batch: int = 256) -> tuple[nn.Module, nn.Module, list[tuple[float, ...]]]:
-    """The game, and step, V(G, D), V(G, D*), mean and deviation of G along it."""
+    """The game, and what `Record` saw of it."""
     torch.manual_seed(0)
-    loss = NonSaturating()
-    generator = MLPGenerator((1, 1, 1), 1, widths=(), output="linear")
-    discriminator = MLPDiscriminator((1, 1, 1), widths=(32, 32), maxout=1, dropout=0, input_dropout=0)
-    players = [
-        torch.optim.Adam(network.parameters(), lr=3e-3, betas=(0.5, 0.99)) for network in (discriminator, generator)
-    ]
-    schedules = [torch.optim.lr_scheduler.LinearLR(player, 1.0, 0.0, total_iters=steps) for player in players]
-    history = []
-    for step in range(steps + 1):
-        if step % 20 == 0:
-            model = law(generator)
-            history.append(
-                (step, value(generator, discriminator, 20_000), best_value(model), model.means.item(), model.std.item())
-            )
-        for _ in range(n_critic):
-            fake = generator(torch.randn(batch, 1)).detach()
-            players[0].zero_grad()
-            loss.discriminator(discriminator(DATA.sample(batch)), discriminator(fake)).backward()
-            players[0].step()
-        players[1].zero_grad()
-        loss.generator(discriminator(generator(torch.randn(batch, 1)))).backward()
-        players[1].step()
-        for schedule in schedules:
-            schedule.step()
-    return generator, discriminator, history
+    model = GAN(
+        (1, 1, 1), partial(MLPGenerator, widths=(), output="linear"),
+        partial(MLPDiscriminator, widths=(32, 32), maxout=1, dropout=0, input_dropout=0), latent_size=1,
+        latent_distribution="normal", n_critic=n_critic, learning_rate=3e-3, betas=(0.5, 0.99), decay_start=0.0,
+    )  # fmt: skip
+    points, record = DATA.sample(steps * n_critic * batch).view(-1, batch, 1, 1, 1), Record()
+    fit(model, DataLoader(points, batch_size=None), max_epochs=1, callbacks=[record])
+    return model.generator, model.discriminator, record.history
 
 
 def main() -> None:

@@ -1,12 +1,16 @@
-"""What the examples share: charts drawn with PIL, a table, and the folder that both go to."""
+"""What the examples share: training without a word, charts drawn with PIL, a table, and the folder that both go to."""
 
 import argparse
 import csv
+import logging
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,6 +27,16 @@ def output_folder(name: str, description: str | None) -> Path:
     folder: Path = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def fit(model: pl.LightningModule, data: Any, **settings: Any) -> pl.Trainer:
+    """Train on the CPU, with nothing logged or saved; as Lightning's Trainer with these settings does."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = pl.Trainer(accelerator="cpu", barebones=True, limit_val_batches=0, **settings)
+        trainer.fit(model, data)
+    return trainer
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -7,13 +7,11 @@ log(1 - D(G(z))) loses several orders of magnitude, -log D(G(z)) none.
     python examples/vanishing_gradients.py
 """
 
-import logging
-import warnings
 from functools import partial
 
 import lightning.pytorch as pl
 import torch
-from plot import COLORS, Chart, output_folder, save, write_table
+from plot import COLORS, Chart, fit, output_folder, save, write_table
 from torch import Tensor, nn
 
 from lightning_gen.data import Scenes
@@ -27,17 +25,11 @@ LOSSES = {"minimax, log(1 - D)": Minimax(), "non-saturating, -log D": NonSaturat
 
 def train_dcgan(steps: int) -> DCGAN:
     """The library's DCGAN, with fewer filters, after so many generator updates."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
     pl.seed_everything(0, verbose=False)
     model = DCGAN(
         (3, SIZE, SIZE), partial(DCGANGenerator, filters=FILTERS), partial(DCGANDiscriminator, filters=FILTERS)
     )  # fmt: skip
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(model, Scenes(image_size=SIZE, num_train=2000, num_workers=0))
+    fit(model, Scenes(image_size=SIZE, num_train=2000, num_workers=0), max_steps=steps)
     return model
 
 
