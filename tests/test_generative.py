@@ -17,6 +17,7 @@ from lightning_gen.losses import AdversarialLoss, Wasserstein
 from lightning_gen.models import GAN, KDE, CycleGAN, PixelCNN
 from lightning_gen.modes import evaluating
 from lightning_gen.networks import PatchDiscriminator, PixelCNNNetwork, ResNetGenerator
+from tests.shared import trainer
 
 SHAPE = (3, 16, 16)
 GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1)
@@ -29,16 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`"
 def pictures(number=4, size=1):
     draw = torch.Generator().manual_seed(1)
     return DataLoader([{d: torch.rand(size, *SHAPE, generator=draw) for d in "AB"} for _ in range(number)], None)
-
-
-def trainer(**settings):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(accelerator="cpu", **{**quiet, **settings})
 
 
 def saved(model, path, steps=1):

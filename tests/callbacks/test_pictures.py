@@ -21,6 +21,7 @@ from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
+from tests.shared import tile
 
 SIZE = 8
 SCALE = MIN_CELL // SIZE
@@ -100,17 +101,6 @@ def steps_in(panel):
 
 def read(path):
     return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-
-
-def tile(grid, row, column, rows, size=SIZE, scale=SCALE):
-    """The picture in a cell, brought back to its size; every block of it must be of one colour."""
-    cell = size * scale
-    top = grid.shape[1] - (rows - row) * (cell + GAP)
-    left = GAP + column * (cell + GAP)
-    enlarged = grid[:, top : top + cell, left : left + cell]
-    picture = enlarged[:, ::scale, ::scale]
-    assert torch.equal(enlarged, picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
-    return picture
 
 
 def translated(model, picture, *directions):

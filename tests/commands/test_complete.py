@@ -1,18 +1,17 @@
 """Pictures with a part hidden: what is known stays, and what is drawn depends on the seed alone."""
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lightning_gen.capabilities import Completes
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.complete import known_pixels
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import images_to_levels, levels_to_images
 from lightning_gen.randomness import generator_for
+from tests.shared import Mute, save
 
 
 class Filler(GenerativeModule):
@@ -49,19 +48,6 @@ class Bare(GenerativeModule):
     def complete(self, images, known, *, labels=None, generator=None, temperature=1.0):
         assert labels is None
         return images.where(known, 1.0)
-
-
-class Mute(GenerativeModule):
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        super().__init__(image_shape)
-        self.save_hyperparameters()
-
-
-def save(model, path):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
-    return path
 
 
 def noise(*shape, seed=0):

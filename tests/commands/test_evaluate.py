@@ -18,7 +18,6 @@ from PIL import Image
 from torch import nn
 
 from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.evaluate import evaluate, with_run
 from lightning_gen.data import Digits
 from lightning_gen.data.base import examples_of
@@ -34,6 +33,7 @@ from lightning_gen.metrics import FrechetInceptionDistance, InceptionScore, Kern
 from lightning_gen.models import GAN, CycleGAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
 from lightning_gen.randomness import generator_for
+from tests.shared import save
 
 SHAPE = (1, 8, 8)
 SETTINGS = {"num_samples": 90, "batch_size": 32, "splits": 3, "block_size": 40, "accelerator": "cpu"}
@@ -111,13 +111,6 @@ def small(num_classes=None, seed=0):
         for parameter in model.generator.parameters():
             parameter.normal_(generator=weights)
     return model
-
-
-def save(model, path, **extra):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__, **extra}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
-    return path
 
 
 def strict(constant):

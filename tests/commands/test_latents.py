@@ -2,13 +2,11 @@
 
 from functools import partial
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands import latents as commands
 from lightning_gen.data.images import from_uint8, read_image, to_uint8
 from lightning_gen.data.scene_attributes import SceneAttributes
@@ -19,13 +17,7 @@ from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
 from lightning_gen.randomness import generator_for
-
-
-def save(model, path):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
-    return path
+from tests.shared import Mute, save
 
 
 def small(shape=(1, 8, 6), **settings):
@@ -58,12 +50,6 @@ class Painter(GenerativeModule):
 
     def sample(self, num_samples, *, labels=None, generator=None):
         return self.generate(self.draw_latents(num_samples, generator))
-
-
-class Mute(GenerativeModule):
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        super().__init__(image_shape)
-        self.save_hyperparameters()
 
 
 def files_in(folder):

@@ -3,13 +3,11 @@
 from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.complete import complete
 from lightning_gen.commands.latents import arithmetic, interpolate
 from lightning_gen.commands.results import Results, Skipped
@@ -23,18 +21,12 @@ from lightning_gen.networks import (
     PatchDiscriminator,
     ResNetGenerator,
 )
+from tests.shared import save
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def save(model):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, Path("a.ckpt"))
-    return Path("a.ckpt")
 
 
 def picture(path, height=8, width=8):

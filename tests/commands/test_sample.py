@@ -2,13 +2,11 @@
 
 from functools import partial
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.common import classes_in_turn, labels_of
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
@@ -16,13 +14,7 @@ from lightning_gen.latents import numbered_latents
 from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
 from lightning_gen.randomness import generator_for
-
-
-def save(model, path, **extra):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__, **extra}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
-    return path
+from tests.shared import Mute, save
 
 
 def small(shape=(3, 8, 6), **settings):
@@ -50,12 +42,6 @@ class Dots(GenerativeModule):
         if labels is not None:
             images[:, :, 0, 0] = labels[:, None] / 10
         return images * 2 - 1
-
-
-class Mute(GenerativeModule):
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        super().__init__(image_shape)
-        self.save_hyperparameters()
 
 
 @pytest.fixture

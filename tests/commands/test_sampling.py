@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gen.callbacks import GenerativeMetrics
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.commands.evaluate import evaluate
 from lightning_gen.commands.latents import interpolate
 from lightning_gen.commands.sample import sample
@@ -26,6 +25,7 @@ from lightning_gen.models import GatedPixelCNN
 from lightning_gen.networks import GatedPixelCNNNetwork
 from lightning_gen.randomness import generator_for
 from lightning_gen.settings import checked_settings
+from tests.shared import save
 
 
 class Sprayer(GenerativeModule):
@@ -71,13 +71,6 @@ class Latent(Sprayer):
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path / "cache"))
-
-
-def save(model):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, Path("a.ckpt"))
-    return Path("a.ckpt")
 
 
 def test_options_that_the_command_does_not_have_are_the_models():

@@ -6,26 +6,18 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.data.images import open_image, read_image, to_float, to_uint8, write_image
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
+from tests.shared import save
 
 DISCRIMINATOR = partial(PatchDiscriminator, filters=2, layers=1)
-
-
-def save(model, path, **extra):
-    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": pl.__version__, **extra}
-    model.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
-    return path
 
 
 def spread(model):

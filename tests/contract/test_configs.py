@@ -33,6 +33,7 @@ from lightning_gen.models import GAN, KDE, Classifier
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.modes import evaluating
+from tests.shared import differences
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
@@ -211,20 +212,6 @@ def last_checkpoint(root):
 
 def load(path):
     return torch.load(path, weights_only=True, map_location="cpu")
-
-
-def differences(a, b, where=""):
-    """Places at which two checkpoints differ in a bit."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [f"{where}/{key}" for key in a.keys() ^ b.keys()]
-        return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        if len(a) != len(b):
-            return [where]
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if torch.equal(a, b) and a.dtype == b.dtype else [where]
-    return [] if a == b else [where]
 
 
 def firsts(traits):

@@ -14,6 +14,7 @@ import yaml
 
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.cli import main
+from tests.shared import differences
 
 RUN = Path("runs/run/version_0")
 
@@ -233,18 +234,6 @@ def content_of(path):
 
 def contents_of(folder):
     return {path.relative_to(folder).as_posix(): content_of(path) for path in folder.rglob("*") if path.is_file()}
-
-
-def differences(a, b, where=""):
-    """Places at which two contents differ in a bit."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [f"{where}/{key}" for key in a.keys() ^ b.keys()]
-        return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if torch.equal(a, b) and a.dtype == b.dtype else [where]
-    return [] if a == b else [f"{where}: {a!r:.200} {b!r:.200}"]
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,10 @@ import pytest
 import torch
 
 from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE, picture_grid, square_grid
+from tests.shared import tile
 
 SIZE = 8
 SCALE = MIN_CELL // SIZE
-
-
-def tile(grid, row, column, rows, size=SIZE, scale=SCALE):
-    """The picture in a cell, brought back to its size; every block of it must be of one colour."""
-    cell = size * scale
-    top = grid.shape[1] - (rows - row) * (cell + GAP)
-    left = GAP + column * (cell + GAP)
-    enlarged = grid[:, top : top + cell, left : left + cell]
-    picture = enlarged[:, ::scale, ::scale]
-    assert torch.equal(enlarged, picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
-    return picture
 
 
 def test_grid_holds_the_pictures_pixel_for_pixel():

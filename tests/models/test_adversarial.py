@@ -20,6 +20,7 @@ from lightning_gen.models import CycleGAN
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.training import NonFiniteLossError, linear_decay
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
+from tests.shared import trainer
 
 SHAPE = (3, 16, 16)
 GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1)
@@ -36,16 +37,6 @@ def small(**settings):
 def data(number=4):
     draw = torch.Generator().manual_seed(1)
     return DataLoader([{d: torch.rand(1, *SHAPE, generator=draw) * 2 - 1 for d in "AB"} for _ in range(number)], None)
-
-
-def trainer(**settings):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(accelerator="cpu", **{**quiet, **settings})
 
 
 class Player(nn.Module):

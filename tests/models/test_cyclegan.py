@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_gen.losses import GradientPenalty, LeastSquares, NonSaturating, Wasserstein
 from lightning_gen.models import CycleGAN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
+from tests.shared import Recorder
 
 SHAPE = (3, 16, 16)
 # Weights ten times as large as the paper's, so that gradients of such small networks stand well above rounding.
@@ -124,23 +125,6 @@ class Published:
         gradients += [p.grad.clone() for p in chain(self.D_X.parameters(), self.D_Y.parameters())]
         self.optimizer_D.step()
         return terms, gradients
-
-
-class Recorder(pl.Callback):
-    """Of every step: the logged terms, and the gradients that each optimizer is given."""
-
-    def __init__(self):
-        self.terms, self.gradients = [], []
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.gradients.append([])
-
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients[-1] += [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        logged = trainer.callback_metrics.items()
-        self.terms.append({name.removeprefix("train/"): float(v) for name, v in logged if name.startswith("train/")})
 
 
 def make(**settings):

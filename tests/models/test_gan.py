@@ -40,6 +40,7 @@ from lightning_gen.models.training import NonFiniteLossError
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
+from tests.shared import trainer
 
 SHAPE = (2, 1, 1)
 GENERATOR = functools.partial(MLPGenerator, widths=[8], output="linear")
@@ -59,16 +60,6 @@ def batches(number, size=4, num_classes=None):
     for batch in made if num_classes else ():
         batch["label"] = torch.randint(num_classes, (size,), generator=draw)
     return made
-
-
-def trainer(**settings):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(accelerator="cpu", **{**quiet, **settings})
 
 
 def fit(model, data, callbacks=(), **settings):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_gen.losses import GradientPenalty, LeastSquares, NonSaturating
 from lightning_gen.models import Pix2Pix
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
+from tests.shared import Recorder
 
 SHAPE = (3, 64, 64)
 # Weights ten times as large as the paper's, so that gradients of such small networks stand well above rounding.
@@ -55,23 +56,6 @@ def make(base=Model, **settings):
     model = base(SHAPE, **{"generator": GENERATOR, "discriminator": DISCRIMINATOR, **settings})
     model.states = []
     return model
-
-
-class Recorder(pl.Callback):
-    """Of every step: the logged terms, and the gradients that each optimizer is given."""
-
-    def __init__(self):
-        self.terms, self.gradients = [], []
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.gradients.append([])
-
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients[-1] += [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        logged = trainer.callback_metrics.items()
-        self.terms.append({name.removeprefix("train/"): float(v) for name, v in logged if name.startswith("train/")})
 
 
 class Published:

@@ -14,6 +14,7 @@ from lightning_gen.losses.categorical import levels_to_images
 from lightning_gen.models import PixelCNNPP
 from lightning_gen.models.weight_normalized import INIT_IMAGES
 from lightning_gen.networks import PixelCNNPPNetwork
+from tests.shared import Before
 
 SMALL = {"filters": 6, "num_blocks": 1, "num_scales": 2, "dropout": 0.0}
 
@@ -34,16 +35,6 @@ def trainer_of(steps=1, **settings):
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, **settings,
     )  # fmt: skip
-
-
-class Before(pl.Callback):
-    """Keeps the weights before the first step."""
-
-    weights = None
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.weights is None:
-            self.weights = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
 
 def outputs(network, images):

@@ -16,6 +16,7 @@ from lightning_gen.losses.pixels import Bernoulli, LogisticMixture
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.weight_normalized import INIT_IMAGES
 from lightning_gen.networks import PixelSNAILNetwork
+from tests.shared import Before
 
 SMALL = {"filters": 8, "num_blocks": 1, "num_resnets": 1, "attention_keys": 4, "attention_values": 8, "dropout": 0.0}
 BINARY = levels_to_images(torch.tensor(list(itertools.product((0, 1), repeat=9))).view(-1, 1, 3, 3), 2)
@@ -47,16 +48,6 @@ def trainer_of(steps=1, **settings):
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, **settings,
     )  # fmt: skip
-
-
-class Before(pl.Callback):
-    """Keeps the weights before the first step."""
-
-    weights = None
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.weights is None:
-            self.weights = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
 
 # Probabilities

@@ -18,6 +18,7 @@ from lightning_gen.losses.logistic_mixture import logistic_mixture_channels
 from lightning_gen.networks import pixelcnn_pp
 from lightning_gen.networks.pixelcnn_pp import Block, GatedResnet, PixelCNNPPNetwork
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
+from tests.shared import OfClasses, tensors_of
 
 SHAPES = [(1, 8, 8), (3, 4, 8), (3, 8, 4), (2, 4, 4)]
 CPU = torch.device("cpu")
@@ -32,29 +33,6 @@ def small(image_shape=(1, 8, 8), seed=0, **settings):
 
 def pictures(*shape):
     return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-class OfClasses(nn.Module):
-    """A network of classes with the labels filled in."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def labels(self, batch):
-        return torch.arange(batch) % self.network.num_classes
-
-    def forward(self, images):
-        return self.network(images, self.labels(len(images)))
-
-    def init_cache(self, batch, device):
-        return self.network.init_cache(batch, device, self.labels(batch))
-
-    def prefill(self, cache, position):
-        self.network.prefill(cache, position)
-
-    def step(self, cache, position):
-        return self.network.step(cache, position)
 
 
 # Autoregressive
@@ -383,14 +361,6 @@ def test_steps_may_be_repeated_and_a_cache_used_again():
             torch.testing.assert_close(first, expected[..., position], rtol=0, atol=1e-9)
             cache.images.flatten(2)[..., position] = images.flatten(2)[..., position]
         cache.images.fill_(1e3)
-
-
-def tensors_of(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for one in value for tensor in tensors_of(one)]
-    return [tensor for one in vars(value).values() for tensor in tensors_of(one)] if hasattr(value, "__dict__") else []
 
 
 def test_buffers_of_a_cache_stay_where_they_are_and_the_network_has_no_state():
