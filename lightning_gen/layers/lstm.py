@@ -179,9 +179,9 @@ class RowLSTMLayer(nn.Module):
         height, width = features.shape[:2]
         weight, bias = self.input_to_state.masked_weight(), self.input_to_state.bias
         left = weight.shape[3] - 1
-        padded = F.pad(features, (0, 0, 0, 0, left, 0))
-        windows = torch.cat([padded[:, tap : tap + width] for tap in range(left + 1)], dim=-1)
-        gates = F.linear(windows, weight.squeeze(2).mT.flatten(1), bias)
+        padded = F.pad(features, (0, 0, 0, 0, left, 0))  # [H, left + W, N, in]
+        windows = torch.cat([padded[:, tap : tap + width] for tap in range(left + 1)], dim=-1)  # [H, W, N, taps * in]
+        gates = F.linear(windows, weight.squeeze(2).mT.flatten(1), bias)  # [H, W, N, 4h]
         return gates.flatten(0, 1).unsqueeze(0), row_sweep(height, width, self.kernel_size)
 
 
@@ -258,7 +258,7 @@ class DiagonalBiLSTMLayer(nn.Module):
         skewed: Tensor = _Rearranged.apply(features.flatten(0, 1), self.order, self.inverse).unflatten(0, (2, -1))
         weight, bias = self.input_to_state.masked_weight(), self.input_to_state.bias
         assert bias is not None
-        weight, bias = weight.view(2, -1, weight.shape[1]).mT, bias.view(2, 1, -1)
+        weight, bias = weight.view(2, -1, weight.shape[1]).mT, bias.view(2, 1, -1)  # [2, in, 4h] and [2, 1, 4h]
         return torch.baddbmm(bias, skewed.flatten(1, 2), weight).unflatten(1, skewed.shape[1:3])
 
     def _unskewed(self, states: Tensor) -> Tensor:
@@ -305,14 +305,14 @@ def _run(gates: Tensor, weight: Tensor, sweep: Sweep) -> tuple[Tensor, Tensor, T
     cells = torch.zeros(shape, dtype=torch.promote_types(gates.dtype, torch.float32), device=gates.device)
     first = 0
     for length, start, read in zip(sweep.lengths, sweep.starts, sweep.reads, strict=True):
-        block = gates[:, first : first + length]
-        window = torch.cat([hidden[:, read + tap :][:, :length] for tap in range(sweep.taps)], dim=-1)
+        block = gates[:, first : first + length]  # [D, length, N, 4h]
+        window = torch.cat([hidden[:, read + tap :][:, :length] for tap in range(sweep.taps)], dim=-1)  # [..., taps h]
         block.view(directions, length * batch, 4 * features).baddbmm_(window.flatten(1, 2), weight)
         block[..., : 3 * features].sigmoid_()
         block[..., 3 * features :].tanh_()
         output, forget, input, values = block.chunk(4, dim=-1)
         # Both maps are zero until here.
-        cell = cells[:, start : start + length]
+        cell = cells[:, start : start + length]  # [D, length, N, h]
         cell.addcmul_(forget, cells[:, read + sweep.cell :][:, :length]).addcmul_(input, values)
         hidden[:, start : start + length].addcmul_(output, cell.tanh())
         first += length
@@ -349,7 +349,7 @@ class _Sweep(torch.autograd.Function):
         directions, _, batch, features = gates.shape
         features //= 4
         output, forget, input, values = gates.chunk(4, dim=-1)
-        before = _gathered(cells, sweep.reads, sweep, sweep.cell)
+        before = _gathered(cells, sweep.reads, sweep, sweep.cell)  # [D, P, N, h], as is all until the loop
         squashed = _gathered(cells, sweep.starts, sweep).tanh()
         # Derivatives of h by what goes into o, of c by what goes into f, i and g, and of h by c.
         by_sigmoid, by_tanh = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward

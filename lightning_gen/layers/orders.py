@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_gen.outlines import with_values
+
 Curve = Callable[[int, int], Tensor]
 """Gives the order of a picture of some height and width."""
 
@@ -287,3 +289,36 @@ def _path(length: int, breadth: int) -> Coordinates:
 def _even_half(side: int) -> int:
     """The even number next to the half, or 1 for 2."""
     return max(1, 2 * round(side / 4))
+
+
+CurveName = Literal["raster", "s_curve", "hilbert", "generalized_hilbert", "random"]
+CURVES: dict[CurveName, Curve] = {
+    "raster": raster_order,
+    "s_curve": s_curve_order,
+    "hilbert": hilbert_order,
+    "generalized_hilbert": generalized_hilbert_order,
+    "random": random_order,
+}
+
+
+@with_values()
+def orders_of(orders: CurveName | list[list[int]], num_orders: int, height: int, width: int) -> list[Tensor]:
+    """The orders that a curve's name and a number, or lists of pixels, stand for.
+
+    Raises:
+        ValueError: If the curve is unknown or does not fit the sizes, the number is none of 1, 2, 4 and 8, or there is
+            no list.
+    """
+    if not isinstance(orders, str):
+        if not orders:
+            raise ValueError("orders must name a curve, or be one or more lists of all pixels; got an empty list.")
+        return [torch.as_tensor(order) for order in orders]
+    if orders not in CURVES:
+        raise ValueError(f"orders must be one of {', '.join(CURVES)}, or lists of all pixels; got {orders!r}.")
+    if num_orders not in (1, 2, 4, 8):
+        raise ValueError(f"num_orders must be 1, 2, 4 or 8, got {num_orders}.")
+    if orders == "random":
+        return [random_order(height, width, seed) for seed in range(num_orders)]
+    # Flips of columns vary fastest, so the first two would both begin at the top.
+    all_orders = symmetries(CURVES[orders], height, width)
+    return [all_orders[place] for place in (0, 2, 1, 3, 4, 5, 6, 7)[:num_orders]]

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_gen.layers.orders import (
-    generalized_hilbert_order,
-    hilbert_order,
-    hole_last,
-    random_order,
-    raster_order,
-    s_curve_order,
-    symmetries,
-)
+from lightning_gen.layers.orders import CurveName, hole_last, orders_of
 from lightning_gen.losses.pixels import mixture_likelihood
 from lightning_gen.models.autoregressive import AutoregressiveModule, Context, DensityFactory, Order
 from lightning_gen.networks.lmconv import LMConvNetwork
-from lightning_gen.outlines import with_values
-
-Curve = Literal["raster", "s_curve", "hilbert", "generalized_hilbert", "random"]
-CURVES: dict[Curve, Callable[[int, int], Tensor]] = {
-    "raster": raster_order,
-    "s_curve": s_curve_order,
-    "hilbert": hilbert_order,
-    "generalized_hilbert": generalized_hilbert_order,
-    "random": random_order,
-}
 
 
 class LMConv(AutoregressiveModule):
@@ -68,7 +49,7 @@ class LMConv(AutoregressiveModule):
         image_shape: tuple[int, int, int],
         num_levels: int = 256,
         num_components: int = 10,
-        orders: Curve | list[list[int]] = "s_curve",
+        orders: CurveName | list[list[int]] = "s_curve",
         num_orders: int = 8,
         network: DensityFactory = LMConvNetwork,
         learning_rate: float = 2e-4,
@@ -106,26 +87,3 @@ class LMConv(AutoregressiveModule):
         latest = int(torch.stack([hole[order].nonzero().sum() for order in orders]).argmax())
         order = hole_last(orders[latest], known)
         return Order(order, {"order": self.network.masks_of(order)})
-
-
-@with_values()
-def orders_of(orders: Curve | list[list[int]], num_orders: int, height: int, width: int) -> list[Tensor]:
-    """The orders that a curve's name and a number, or lists of pixels, stand for.
-
-    Raises:
-        ValueError: If the curve is unknown or does not fit the sizes, the number is none of 1, 2, 4 and 8, or there is
-            no list.
-    """
-    if not isinstance(orders, str):
-        if not orders:
-            raise ValueError("orders must name a curve, or be one or more lists of all pixels; got an empty list.")
-        return [torch.as_tensor(order) for order in orders]
-    if orders not in CURVES:
-        raise ValueError(f"orders must be one of {', '.join(CURVES)}, or lists of all pixels; got {orders!r}.")
-    if num_orders not in (1, 2, 4, 8):
-        raise ValueError(f"num_orders must be 1, 2, 4 or 8, got {num_orders}.")
-    if orders == "random":
-        return [random_order(height, width, seed) for seed in range(num_orders)]
-    # Flips of columns vary fastest, so the first two would both begin at the top.
-    all_orders = symmetries(CURVES[orders], height, width)
-    return [all_orders[place] for place in (0, 2, 1, 3, 4, 5, 6, 7)[:num_orders]]
