@@ -10,7 +10,7 @@ the rows above, and goes on from pixel to pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,13 @@ from lightning_gen.networks.density import DensityNetwork
 from lightning_gen.networks.pixelcnn_pp_steps import (
     LevelCache,
     LevelMaps,
+    LevelWeights,
     PixelCNNPPCache,
     PixelOfLevel,
     RowOfLevel,
-    first_weights,
-    level_weights,
+    Streams,
+    gate_of_signed,
+    signed,
     step_tables,
 )
 from lightning_gen.networks.stepping import Run, call, places_of
@@ -253,20 +255,6 @@ class PixelCNNPPNetwork(DensityNetwork):
         return torch.addmm(bias, F.elu(ul[:, : self.filters]), weight)
 
 
-class Streams(NamedTuple):
-    """Features of both streams, `[N, F, H, W]`, and concat_elu of them, `[N, 2 F, H, W]`, which several layers take."""
-
-    u: Tensor
-    ul: Tensor
-    u_elu: Tensor
-    ul_elu: Tensor
-
-    @classmethod
-    def of(cls, u: Tensor, ul: Tensor) -> Streams:
-        """With what concat_elu makes of them."""
-        return cls(u, ul, concat_elu(u), concat_elu(ul))
-
-
 class Stage(nn.Module):
     """The blocks of one scale, on the way up or down, after what leads there from the scale before, if any."""
 
@@ -384,3 +372,71 @@ class GatedResnet(nn.Module):
     def second_bias(self, labels: Tensor | None) -> Tensor:
         """All that is added to the second convolution, `[N, 2 F]`, or `[1, 2 F]` without labels."""
         return self.conv2.b[None] if self.classes is None else self.conv2.b + self.classes(labels)
+
+
+def first_weights(network: PixelCNNPPNetwork) -> tuple[Tensor, Tensor]:
+    """Of what u and ul get from the rows above, `[6 (C + 1), 3 F]`, and of what ul gets from the pixel to the left.
+
+    Each bias is added to the weights of the ones at a pixel that is inside the picture where the shifted convolution
+    has an output.
+    """
+    u = network.first_u.weight().permute(2, 3, 1, 0).clone()  # [row, column, C + 1, F]
+    u[1, 1, -1] += network.first_u.b
+    above_left, left = network.first_left.weight().squeeze(3).permute(2, 1, 0).clone()
+    left[-1] += network.first_left.b
+    ul = torch.zeros_like(u)
+    ul[1] = network.first_above.weight().squeeze(2).permute(2, 1, 0)
+    ul[1, 1, -1] += network.first_above.b
+    ul[1, 0] += above_left
+    return torch.cat([u, signed(ul)], dim=3).flatten(0, 2), signed(left)
+
+
+def level_weights(network: PixelCNNPPNetwork, scale: int, labels: Tensor | None) -> LevelWeights:
+    """The weights of one scale as its steps take them, with biases of the class."""
+    filters, up, down = network.filters, network.up[scale].blocks, network.down[scale]
+    blocks = [*up, *down.blocks]
+    us, uls = [block.u for block in blocks], [block.ul for block in blocks]
+    from_both = [cast(WeightNormLinear, ul.shortcut).weight().T for ul in uls]
+
+    firsts = [signed(taps_of(ul.conv1.weight())) for ul in uls]
+    biases = [signed(ul.first_bias())[None] for ul in uls]
+    kernels = [(u.conv1.weight(), u.first_bias()) for u in us]
+    if down.resampling is not None:
+        strided = cast(Resampling, network.up[scale + 1].resampling)
+        # It takes x, which is the first half of x and -x.
+        firsts.append(signed(F.pad(taps_of(strided.ul.weight()), (0, 0, 0, filters))))
+        biases.append(signed(strided.ul.b)[None])
+        kernels.append((F.pad(strided.u.weight(), (0, 0, 0, 0, 0, filters)), strided.u.b))
+    num_firsts = len(firsts)
+    taps = torch.stack(firsts + [taps_of(ul.conv2.weight()) for ul in uls])  # [L, 4, 2 F, 2 F]
+    biases += [ul.second_bias(labels) for ul in uls]
+    kernels += [(u.conv2.weight(), u.second_bias(labels)[:, None]) for u in us]
+
+    above_left, above, left, own = taps.unbind(1)
+    all_biases = torch.stack(torch.broadcast_tensors(*biases))
+    if labels is not None:
+        all_biases = all_biases.repeat(1, network.image_shape[2] >> scale, 1)
+    tiles = u_tiles = None
+    if down.resampling is not None:
+        weight, bias = down.resampling.ul.weight(), down.resampling.ul.b
+        tiles = signed(weight.permute(2, 3, 0, 1).flatten(0, 1)), signed(bias)
+        u_tiles = down.resampling.u.weight(), down.resampling.u.b.detach()
+    return LevelWeights(
+        above_left=above_left.contiguous(),
+        above=above.contiguous(),
+        left=left.contiguous(),
+        own=[*own[:num_firsts].contiguous(), *gate_of_signed(own[num_firsts:])],
+        bias=all_biases,
+        from_u=torch.stack([signed(matrix[: 2 * filters]) for matrix in from_both]),
+        from_ul=torch.stack([signed(matrix[2 * filters :]) for matrix in from_both[len(up) :]]),
+        tiles=tiles,
+        u=[(weight.contiguous(memory_format=torch.channels_last), bias.detach()) for weight, bias in kernels],
+        u_from_u=[cast(WeightNormLinear, u.shortcut).weight() for u in us[len(up) :]],
+        u_tiles=u_tiles,
+        num_up=len(up),
+    )
+
+
+def taps_of(kernels: Tensor) -> Tensor:
+    """Kernels `[out, in, 2, 2]` as matrices `[4, in, out]`: to the left above, above, to the left, and the pixel."""
+    return kernels.permute(2, 3, 1, 0).flatten(0, 1)
