@@ -330,19 +330,6 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
 
     # -- what goes in -----------------------------------------------------------------------------------------------
 
-    def checked_images(self, images: Tensor) -> Tensor:
-        """Pictures of the model's shape.
-
-        Raises:
-            ValueError: If they are of another.
-        """
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"Pictures must be [N, {', '.join(map(str, self.image_shape))}] for this {type(self).__name__}, got "
-                f"{list(images.shape)}."
-            )
-        return images
-
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at levels too, on the host, where they are the pictures' own."""
         if self.level_shape == self.image_shape:

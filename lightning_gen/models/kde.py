@@ -236,11 +236,7 @@ class KDE(LikelihoodModule):
     # -- data and bandwidth -----------------------------------------------------------------------------------------
 
     def _check(self, images: Tensor) -> None:
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"Pictures must be [N, {', '.join(map(str, self.image_shape))}], got {list(images.shape)}."
-            )
-        faults = {"have pixels that are NaN or infinite": ~images.isfinite()}
+        faults = {"have pixels that are NaN or infinite": ~self.checked_images(images).isfinite()}
         if self.num_levels is not None:
             levels, last = self._levels(images), self.num_levels - 1
             off = ((levels - levels.round()).abs() > 0.01) | (levels < -0.01) | (levels > last + 0.01)

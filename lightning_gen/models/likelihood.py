@@ -42,6 +42,19 @@ class LikelihoodModule(GenerativeModule):
         """Nats of each picture `[N]`, exact or as `bound` says."""
         raise NotImplementedError
 
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Pictures of the model's shape.
+
+        Raises:
+            ValueError: If they are of another.
+        """
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"Pictures must be [N, {', '.join(map(str, self.image_shape))}] for this {type(self).__name__}, got "
+                f"{list(images.shape)}."
+            )
+        return images
+
     def batch_log_prob(self, batch: Any) -> Tensor:
         """Nats of each picture of a batch, `[N]`, given what else in it the model takes."""
         images, context = self.images_and_context(batch)
