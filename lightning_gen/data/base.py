@@ -179,7 +179,7 @@ class ResumableLoader(DataLoader[Any]):
         self._turn_to_epoch()
         self.examples, self.is_going_on = (self.examples if self.is_going_on else 0), False
         sampler.start = self.examples
-        for batch, size in zip(super().__iter__(), self._sizes(self.examples), strict=False):
+        for batch, size in zip(super().__iter__(), self._sizes(), strict=False):
             self.examples += size * sampler.num_replicas
             yield batch
 
@@ -190,12 +190,13 @@ class ResumableLoader(DataLoader[Any]):
             sampler.images += self.examples
             self.epoch, self.examples, self.is_going_on = sampler.epoch, 0, False
 
-    def _sizes(self, start: int) -> Iterator[int]:
+    def _sizes(self) -> Iterator[int]:
         """Of the batches of the rest of an epoch, per rank."""
         sampler: Any = self.sampler
         if isinstance(sampler, GrowingSampler):
-            return (stage.batch_size for stage in sampler.stages(start))
-        return repeat(self.batch_size or 1, sampler.left(start) // (self.batch_size or 1) + (not self.drop_last))
+            return (stage.batch_size for stage in sampler.stages(self.examples))
+        size, left = self.batch_size or 1, sampler.left(self.examples)
+        return repeat(size, left // size if self.drop_last else -(-left // size))
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, examples of it given out so far over all ranks, and images of the epochs before, likewise."""
@@ -212,7 +213,7 @@ class ResumableLoader(DataLoader[Any]):
         self.examples = state["examples"] if "examples" in state else state["batches"] * step
         sampler.images = state.get("images", state["epoch"] * (len(sampler.dataset) // step * step))
         if self.progress is not None and not self.progress.is_last_batch:
-            missing = len(self) - sum(1 for _ in self._sizes(self.examples)) - self.progress.current.ready
+            missing = len(self) - sum(1 for _ in self._sizes()) - self.progress.current.ready
             for name in ("ready", "started", "processed", "completed"):
                 setattr(self.progress.current, name, getattr(self.progress.current, name) + missing)
 
@@ -306,6 +307,11 @@ def examples_of(data: DataLoader[Any] | Dataset[Any]) -> Dataset[Any]:
     return examples
 
 
+def makes_batches(loader: DataLoader[Any]) -> bool:
+    """Whether a loader puts examples together, which a loader of finished batches does not."""
+    return loader.batch_sampler is not None or isinstance(loader.sampler, GrowingSampler)
+
+
 def in_order(
     data: DataLoader[Any] | Dataset[Any], batch_size: int, *, num_replicas: int = 1, rank: int = 0
 ) -> Iterator[tuple[int, Any]]:
@@ -334,7 +340,7 @@ def in_order(
     numbers = range(rank, -(-total // batch_size), num_replicas)
     options: dict[str, Any] = {}
     if isinstance(data, DataLoader):
-        if data.batch_sampler is None and not isinstance(data.sampler, GrowingSampler):
+        if not makes_batches(data):
             raise ValueError(
                 "Pictures to compare with come from a DataLoader with batch_size=None, which does not make batches. "
                 "Give it a batch_size."

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_gen.capabilities import Samples
 from lightning_gen.checkpoints import read_checkpoint
-from lightning_gen.data.base import examples_of, in_order
+from lightning_gen.data.base import examples_of, in_order, makes_batches
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.evaluation.engine import draw
 from lightning_gen.evaluation.pictures import Pictures, pictures_in
@@ -71,8 +71,8 @@ def evenly_spaced(loader: Any, number: int, first: int) -> DataLoader[Any]:
     places = [i * len(examples) // number for i in range(number)]  # type: ignore[arg-type]
     early = {i * number // first for i in range(first)} if first < number else set()
     places = [places[i] for i in sorted(range(number), key=lambda i: i not in early)]
-    settings = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn")}
-    return DataLoader(Subset(examples, places), **settings)
+    settings = {name: getattr(loader, name) for name in ("num_workers", "collate_fn")}
+    return DataLoader(Subset(examples, places), batch_size=1 if makes_batches(loader) else None, **settings)
 
 
 @dataclass(eq=False)

@@ -13,7 +13,9 @@ from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.schedules import Growing
 
-pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*is smaller than the logging interval")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The `srun`", "ignore:.*is smaller than the logging interval", "ignore:You passed in a `val_dataloader`"
+)
 
 # Of 21 examples: by twos to 12, by fours to 20, where the epoch ends, and to 32; then larger ones by threes.
 GROWING = Growing((2, 2, 4), (2, 4, 3), learning_rates=(0.1, 0.2, 0.3), stable_images=10, fade_images=8)
@@ -216,16 +218,40 @@ def test_going_on_keeps_settings_of_the_trainer(tmp_path, settings):
         assert_same(expected, fit(tmp_path, checkpoint=tmp_path / f"{stop}.ckpt", **settings))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"growing": None, "batch_size": 3}),
+        ({"growing": None, "batch_size": 3}, {}),
+        ({}, {"growing": Growing((1, 4), (5, 4), stable_images=15, fade_images=0)}),
+    ],
+)
+@pytest.mark.parametrize("stop", [3, 6, 8])
+def test_a_run_may_go_on_with_another_schedule_or_none(tmp_path, before, after, stop):
+    """The rest of the epoch comes in batches of the new size, and again nothing twice."""
+    whole, rest = Plain(), Plain()
+    fit(tmp_path, whole, Data(num_workers=0, **before), Diary(tmp_path, (stop,)), max_epochs=2)
+    fit(tmp_path, rest, Data(num_workers=0, **after), checkpoint=tmp_path / f"{stop}.ckpt", max_epochs=2)
+    used = sum(shape[0] for shape in whole.shapes[:stop])
+    seen = whole.seen[:used] + rest.seen
+    assert len({tuple(place) for place in seen}) == len(seen)
+    for epoch in (0, 1):
+        positions = sorted(position for number, position, _ in seen if number == epoch)
+        assert positions == list(range(len(positions)))
+        assert 21 - len(positions) < 5
+
+
 class Plain(pl.LightningModule):
     """A user's own module, which knows nothing of this package."""
 
     def __init__(self):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(()))
-        self.shapes = []
+        self.shapes, self.seen = [], []
 
     def training_step(self, batch, batch_idx):
         self.shapes.append(tuple(batch["image"].shape))
+        self.seen += batch["place"].tolist()
         return (self.shift - batch["image"]).square().mean()
 
     def configure_optimizers(self):

@@ -10,6 +10,7 @@ from lightning_gen.data import Scenes, UnpairedScenes
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, in_order
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.images import average_down
+from lightning_gen.evaluation.sources import evenly_spaced
 from lightning_gen.schedules import Growing
 
 TOTAL = 21
@@ -163,6 +164,8 @@ def test_the_number_of_batches_is_that_of_the_epoch_of_the_moment(epoch):
 def test_fingerprint_and_order_are_those_without_growing():
     """What a picture of the training set is does not depend on how large it was shown."""
     plain = Data(num_workers=0, seed=1).train_dataloader()
+    some, others = (list(in_order(evenly_spaced(each, 7, 3), 4)) for each in (loader(), plain))
+    assert same([batch for _, batch in some], [batch for _, batch in others])
     assert fingerprint(loader()) == fingerprint(plain)
     for (a, one), (b, other) in zip(in_order(loader(), 5), in_order(plain, 5), strict=True):
         assert a == b
