@@ -29,14 +29,7 @@ from lightning_gen.runs.folder import (
     run_folder,
     run_folder_of_checkpoint,
 )
-from lightning_gen.runs.history import (
-    Line,
-    add_to_history,
-    read_history,
-    strict_json,
-    sync_history,
-    write_history,
-)
+from lightning_gen.runs.history import Line, add_to_history, read_history, strict_json, sync_history, write_history
 from lightning_gen.runs.page import _read_json, write_report
 
 _X_AXES = ("step", "epoch")  # what models log to set an axis, not to be seen

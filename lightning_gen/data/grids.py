@@ -15,9 +15,7 @@ MIN_SQUARE = 512  # grids without titles are enlarged until they are about as wi
 _GROUND, _INK = (32, 36, 44), (226, 230, 236)  # quiet on light and on dark pages
 
 
-def picture_grid(
-    columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, Iterable[Tensor]]],
-) -> Image.Image:
+def picture_grid(columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, Iterable[Tensor]]]) -> Image.Image:
     """Pictures in rows under a row of column titles.
 
     Pixels are kept as they are; pictures narrower than `MIN_CELL` are enlarged by repeating each pixel a whole number

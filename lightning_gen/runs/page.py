@@ -9,16 +9,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_gen import __version__
 from lightning_gen.files import write_atomically
 from lightning_gen.runs.folder import CONFIG, ENVIRONMENT, HISTORY, IMAGES, PAGE, RESULTS, pictures_in
 from lightning_gen.runs.history import Line, number, read_history, read_object, strict_json
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 REFRESH = 30  # seconds after which the page of a run that goes on loads itself again
 MAX_POINTS = 240  # of a curve on the page; a longer one is drawn as means of stretches, with their range behind
@@ -67,7 +69,7 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
     environment = _read_json(folder / ENVIRONMENT)
     tested = [name] if (name := _text(results.get("checkpoint"))) else []
     tested += [f"step {_thousands(step)}"] if (step := number(results.get("step"))) is not None else []
-    text = _TEMPLATES.get_template("page.html").render(
+    text = _template().render(
         version=__version__,
         refresh=REFRESH,
         model=_text(environment.get("model")) or folder.resolve().name,
@@ -224,13 +226,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{days:.1f} days"
 
 
-# What a run's files say may be anybody's words: all of it is escaped.
-_TEMPLATES = Environment(
-    loader=PackageLoader("lightning_gen.runs", ""),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters |= {"thousands": _thousands, "duration": _duration}
-_TEMPLATES.policies |= {"json.dumps_function": strict_json, "json.dumps_kwargs": {}}
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # which commands without a page need not wait for
+
+    # What a run's files say may be anybody's words: all of it is escaped.
+    loader = PackageLoader("lightning_gen.runs", "")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"thousands": _thousands, "duration": _duration}
+    pages.policies |= {"json.dumps_function": strict_json, "json.dumps_kwargs": {}}
+    return pages.get_template("page.html")
