@@ -98,7 +98,7 @@ class Pictures(pl.Callback):
     Panels are those of `callbacks.panels`: translations; samples, as pictures or as points of which the data knows the
     true distribution; reconstructions. It draws before training, whenever the generator updates pass a multiple of
     `every_n_steps`, and after training. Only rank zero draws, and nothing is communicated. Training does not notice:
-    see `looking`.
+    see `looking`. What another callback draws alone, such as a `SampleGrid` with settings of its own, is left to it.
 
     Pictures of the data are the first of the validation data, as the sanity check and the first validation bring them;
     without a sanity check, the first of the training data. They stay the same throughout the run and when it is
@@ -141,7 +141,11 @@ class Pictures(pl.Callback):
         """Let all ranks agree on the run's folder, and find the panels that suit the model."""
         run_folder(trainer)
         owner, self.panels = type(self).__name__, []
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        alone = {type(c.known[0]) for c in callbacks if isinstance(c, Pictures) and len(c.known) == 1 and c is not self}
         for panel in self.known:
+            if type(panel) in alone:
+                continue
             try:
                 panel.check(owner, trainer, pl_module)
             except (TypeError, ValueError):

@@ -462,13 +462,19 @@ def test_a_model_that_can_do_more_has_more_panels(tmp_path):
         picture = to_uint8(Pairs(1).pictures[row, 0])
         assert torch.equal(tile(panel, row, 0, rows=3), picture)
         assert torch.equal(tile(panel, row, 1, rows=3), to_uint8(-from_uint8(picture) - noise))
-    alone = trainer(tmp_path, [SampleGrid(2, 3)])
-    alone.fit(Encoder(), pictures)
+    trainer(tmp_path, [SampleGrid(2, 3)]).fit(Encoder(), pictures)
     same = tmp_path / "run" / "version_1" / "images" / "samples" / "step_00000005.png"
     assert same.read_bytes() == (images / "samples" / "step_00000005.png").read_bytes()
 
+    alone, others = SampleGrid(5, 1), Pictures(5, 2)
+    trainer(tmp_path, [others, alone]).validate(Encoder(), pictures)
+    assert [[type(panel) for panel in callback.panels] for callback in (alone, others)] == [
+        [SamplePanel],
+        [ReconstructionPanel],
+    ]
+
     trainer(tmp_path, [Pictures(num_images=2)]).test(Encoder(), pictures)
-    assert [path.name for path in (tmp_path / "run" / "version_2" / "images").iterdir()] == ["test_reconstructions"]
+    assert [path.name for path in (tmp_path / "run").glob("version_*/images/test_*")] == ["test_reconstructions"]
 
 
 def test_settings_of_the_model_s_own_arrive_and_unknown_ones_are_refused_by_name(tmp_path):
