@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_gen.capabilities import HasLogProb
 from lightning_gen.data.images import Kernel, to_uint8
 from lightning_gen.evaluation.engine import Evaluation
 from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
@@ -165,8 +166,12 @@ class Bench:
 
     def measure(self, samples: Drawn | Read, keep: bool) -> tuple[dict[str, Any], list[Tensor]]:
         """The figures over the seeds, and the features of the first seed, if they are to be kept."""
+        figures: dict[str, Any] = {}
         measured: list[dict[str, float]] = []
         features: list[Tensor] = []
+        model, protocol = getattr(samples, "model", None), self.protocol
+        if "likelihood" in protocol.figures and isinstance(model, HasLogProb):
+            figures = likelihood(model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
         for seed in self.seeds or [0]:
             protocol = replace(self.protocol, seed=seed)
             if protocol.needs_samples or keep:
@@ -175,11 +180,7 @@ class Bench:
                     features = evaluation.features
                 measured.append(evaluation.figures(self.statistics))
                 del evaluation  # the features of one seed take memory enough
-        figures = self._described(measured, self.protocol)
-        if "likelihood" in self.protocol.figures and isinstance(samples, Drawn):
-            protocol = self.protocol
-            figures |= likelihood(samples.model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
-        return figures, features
+        return self._described(measured, self.protocol) | figures, features
 
     @cached_property
     def floor(self) -> dict[str, Any]:

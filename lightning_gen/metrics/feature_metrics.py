@@ -149,8 +149,8 @@ class _FeatureMetric(FullPrecision):
         if not self.normalize:
             if imgs.dtype != torch.uint8:
                 raise ValueError(
-                    f"Expected uint8 pictures, got {imgs.dtype}. Floats in [0, 1] need normalize=True; those in "
-                    "[-1, 1] become uint8 by lightning_gen.data.images.to_uint8."
+                    f"Expecting image as torch.Tensor with dtype=torch.uint8, got {imgs.dtype}. Floats in [0, 1] need "
+                    "normalize=True; those in [-1, 1] become uint8 by lightning_gen.data.images.to_uint8."
                 )
             return imgs
         tolerance = 1e-3  # a resize may overshoot by rounding
@@ -326,8 +326,8 @@ class FrechetInceptionDistance(_RealAndFake):
         real, fake = self._moments("real"), self._moments("fake")
         if min(real.count, fake.count) < 2:
             raise TooFewPicturesError(
-                "A Fréchet distance needs at least 2 real and 2 generated pictures, and thousands to mean something; "
-                f"got {real.count} and {fake.count}."
+                "More than one sample is required for both the real and fake distributed to compute FID: at least 2 "
+                f"real and 2 generated ones, and thousands to mean something; got {real.count} and {fake.count}."
             )
         return self._figure(frechet_distance(real.gaussian(), fake.gaussian()))
 

@@ -43,6 +43,12 @@ class Guess(GenerativeModule):
         return nats if labels is None else nats - (labels == 3).to(nats)
 
 
+class Silent(Guess):
+    """Has no density."""
+
+    log_prob = None
+
+
 class Elbo(Guess):
     """A bound, by noise of its own."""
 
@@ -69,7 +75,7 @@ def save(model, name="a.ckpt"):
 def figures_of(model, figures=None, **settings):
     extractor = ModuleFeatures(nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), image_shape=SHAPE, name="means")
     given = {"data": Digits(num_workers=0), "extractor": extractor, "num_samples": 100, "accelerator": "cpu"}
-    evaluate(save(model), figures=figures, **given | settings)
+    evaluate(figures=figures, **{"checkpoint": save(model), **given, **settings})
     return json.loads(Path("evaluations.json").read_text())["evaluations"][-1]["figures"]
 
 
@@ -88,6 +94,14 @@ def test_nats_and_bits_stand_among_the_figures():
     assert figures_of(Guess(SHAPE), num_samples=1000)["nll"]["reference"] == 164  # as many as there are
     assert "nll" not in figures_of(Guess(SHAPE), "fid")
     assert "bpd-17level" not in figures_of(Guess(SHAPE, None))  # a density
+
+
+def test_models_without_it_are_measured_beside_those_with_it():
+    save(Guess(SHAPE), "a.ckpt")
+    save(Silent(SHAPE), "b.ckpt")
+    figures_of(Guess(SHAPE), checkpoint=["a.ckpt", "b.ckpt"])
+    first, second = (entry["figures"] for entry in json.loads(Path("evaluations.json").read_text())["evaluations"])
+    assert first.keys() - second.keys() == {"nll", "nll_stderr", "bpd-17level", "bpd_stderr-17level"}
 
 
 def test_labels_of_the_data_are_given_to_the_model():
@@ -130,6 +144,9 @@ def test_it_is_left_out_or_refused_where_there_is_none():
         ValueError, match=r"likelihood can't be computed: Digits gives pictures of 17 levels, but this Gu"
     ):
         figures_of(Guess(SHAPE, 2), ["likelihood"])
+    assert "nll" not in figures_of(Guess(SHAPE, num_classes=7))  # which the data's labels do not fit
+    with pytest.raises(ValueError, match=r"likelihood can't be computed: Labels must lie in 0 .. 6"):
+        figures_of(Guess(SHAPE, num_classes=7), ["likelihood"])
     with pytest.raises(ValueError, match=r"likelihood can't be computed: there is no data whose test pictures"):
         figures_of(Guess(SHAPE), ["likelihood"], data=None)
     with pytest.raises(ValueError, match="The floor is of the figures of samples, and likelihood alone is none"):

@@ -518,7 +518,7 @@ def test_floats_in_the_unit_interval_are_rounded_to_8_bits():
 @pytest.mark.parametrize(
     ("normalize", "images", "message"),
     [
-        (False, torch.rand(4, *SHAPE), "Expected uint8 pictures, got torch.float32.*normalize=True.*to_uint8"),
+        (False, torch.rand(4, *SHAPE), "dtype=torch.uint8, got torch.float32.*normalize=True.*to_uint8"),
         (True, FAKE, r"expected floats in \[0, 1\], got torch.uint8 from 8 to"),
         (True, torch.linspace(-1, 1, 360).view(4, *SHAPE), "got torch.float32 from -1.0 to 1.0.*to_uint8"),
         (True, torch.full((4, *SHAPE), float("nan")), "from nan to nan"),
