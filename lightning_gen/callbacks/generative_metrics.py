@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_gen.callbacks.panels import require
 from lightning_gen.callbacks.pictures import looking
 from lightning_gen.capabilities import Samples
 from lightning_gen.evaluation.engine import Evaluation, draw
@@ -115,11 +116,7 @@ class GenerativeMetrics(pl.Callback):
         """Check that there are samples, and that extractor and figures suit them."""
         if stage == "predict":
             return
-        if not isinstance(pl_module, Samples):
-            raise TypeError(
-                f"GenerativeMetrics needs a model with `sample` and `num_classes`; {type(pl_module).__name__} has not "
-                "both. Take GenerativeMetrics out of trainer.callbacks."
-            )
+        require(Samples, "GenerativeMetrics", pl_module)
         self.settings["sampling"] = checked_settings(pl_module, self.sampling, "GenerativeMetrics")
         if self.extractor is None:
             self.extractor = InceptionFeatures()

@@ -247,11 +247,11 @@ def require(protocol: type, owner: str, pl_module: pl.LightningModule) -> None:
         TypeError: If it does not; the message says what it lacks.
     """
     if not isinstance(pl_module, protocol):
-        members = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
-        lacking = [f"`{name}`" for name in members if not hasattr(pl_module, name)]
+        lacking = [name for name in vars(protocol) if name[0] != "_" and getattr(pl_module, name, None) is None]
+        lacking += [name for name in protocol.__annotations__ if not hasattr(pl_module, name)]
         raise TypeError(
             f"{owner} needs a model that follows capabilities.{protocol.__name__}; {type(pl_module).__name__} has no "
-            f"{' and no '.join(lacking)}. Take {owner} out of trainer.callbacks."
+            f"`{'` and no `'.join(lacking)}`. Take {owner} out of trainer.callbacks."
         )
 
 

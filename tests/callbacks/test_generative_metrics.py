@@ -411,7 +411,7 @@ def test_a_model_that_draws_nothing(tmp_path):
     class Silent(Painter):
         sample = None
 
-    with pytest.raises(TypeError, match="Silent has not both"):
+    with pytest.raises(TypeError, match=r"GenerativeMetrics needs .* Silent has no `sample`"):
         fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS), model=Silent())
 
 
