@@ -170,6 +170,8 @@ def config(request, tmp_path, pictures):
         "default_root_dir": str(tmp_path / "runs"),
         "val_check_interval": 2 * shrink_model(settings["model"]),
         "check_val_every_n_epoch": None,
+        "limit_val_batches": 4,
+        "limit_test_batches": 4,
         "log_every_n_steps": 1,
         "enable_progress_bar": False,
         "enable_model_summary": False,
