@@ -8,14 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def full(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is float32 or float64 already."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+from lightning_gen.losses.precision import full
 
 
 class AdversarialLoss(ABC):

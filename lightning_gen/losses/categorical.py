@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gen.losses.adversarial import full
+from lightning_gen.losses.precision import full
 
 MAX_LEVELS = 2**16
 """Beyond it, float32 pictures would not tell levels apart with certainty."""

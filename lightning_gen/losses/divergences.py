@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gen.losses.adversarial import SeparableLoss, full
+from lightning_gen.losses.adversarial import SeparableLoss
+from lightning_gen.losses.precision import full
 
 DivergenceName = Literal[
     "total_variation",

@@ -37,7 +37,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.categorical import (
     check_integers,
     check_temperature,
@@ -46,6 +45,7 @@ from lightning_gen.losses.categorical import (
     levels_to_images,
     uniform,
 )
+from lightning_gen.losses.precision import full
 
 MIN_LOG_SCALE = -7.0
 """Lower bound of the logarithm of a scale, in `[-1, 1]` units, as in the paper's code."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_gen.losses.adversarial import full
+from lightning_gen.losses.precision import full
 
 Discriminator = Callable[[Tensor], Tensor]
 

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import moving_once
-from lightning_gen.losses.adversarial import full
 from lightning_gen.losses.penalties import Penalty
+from lightning_gen.losses.precision import full
 from lightning_gen.models.training import OptimizerFactory, WatchedModule, linear_decay, prepare_networks
 from lightning_gen.modes import evaluating
 from lightning_gen.processes import average_gradients

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_gen.capabilities import Direction
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import on_both
-from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares, full
+from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares
+from lightning_gen.losses.precision import full
 from lightning_gen.metrics.translation import TranslationMetrics
 from lightning_gen.models.adversarial import Losses, halved
 from lightning_gen.models.image_pool import ImagePool

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import moving_once, on_both, with_momenta
-from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating, full
+from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
+from lightning_gen.losses.precision import full
 from lightning_gen.models.adversarial import Losses, halved
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
