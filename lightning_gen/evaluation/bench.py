@@ -107,7 +107,8 @@ class Bench:
         _check_shape(one, shape, reference, extractor)
         compared = reference_of_file(reference, extractor) if real is None and not alone else None
         kind = str(compared.record.get("split", reference)) if compared else reference
-        lacking = no_likelihood(drawn.model if drawn else None, data)
+        perhaps = not figures or "likelihood" in figures
+        lacking = no_likelihood(drawn.model if drawn else None, data) if perhaps else "it was not asked for"
         protocol = EvaluationProtocol(
             figures_for(extractor, kind, figures, num_samples, lacking), num_samples, seed=seeds[0], **settings
         )
@@ -115,13 +116,9 @@ class Bench:
             compared = Reference.none(extractor)
         elif compared is None:
             compared = reference_of_loader(
-                extractor,
-                real,
-                name=type(data).__name__ if reference in SPLITS else "folder",
-                split=reference,
-                max_features=protocol.max_features,
-                moments=protocol.needs_moments or with_moments,
-            )
+                extractor, real, name=type(data).__name__ if reference in SPLITS else "folder", split=reference,
+                max_features=protocol.max_features, moments=protocol.needs_moments or with_moments,
+            )  # fmt: skip
         return cls(extractor, compared, kind, shape, protocol, data, sizing, seeds if drawn else None, precision), read
 
     @property
@@ -199,15 +196,9 @@ class Bench:
     def neighbours(self, samples: Drawn | Read, kept: Sequence[Tensor], path: Path) -> dict[str, Any]:
         """Draw the samples of the first seed that are nearest to training pictures; gives the ratio of distances."""
         features, loader = torch.cat([*kept])[: self.protocol.max_features], loader_of(self._data(), "train")
+        given: Any = {"name": type(self.data).__name__, "max_features": self.protocol.max_features, "moments": False}
         train, val = (
-            reference_of_loader(
-                self.extractor,
-                loader_of(self._data(), split),
-                name=type(self.data).__name__,
-                split=split,
-                max_features=self.protocol.max_features,
-                moments=False,
-            ).statistics
+            reference_of_loader(self.extractor, loader_of(self._data(), split), split=split, **given).statistics
             for split in ("train", "val")
         )
         assert train is not None

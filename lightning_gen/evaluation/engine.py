@@ -95,39 +95,35 @@ class Evaluation:
         with failing_together():
             if rank() == 0:
                 assert reference is not None
-                figures = _figures(self.extractor, protocol, moments, features, logits, reference)
+                figures = self._figures(moments, features, logits, reference)
         return from_rank_zero(figures)
 
-
-def _figures(
-    extractor: FeatureExtractor,
-    protocol: EvaluationProtocol,
-    moments: Moments | None,
-    features: Tensor | None,
-    logits: Tensor | None,
-    real: ReferenceStatistics,
-) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    wanted = protocol.figures
-    if moments is not None:
-        figures["fid"] = frechet_distance(real.moments(), moments.gaussian())
-    if features is None:
+    def _figures(
+        self, moments: Moments | None, features: Tensor | None, logits: Tensor | None, real: ReferenceStatistics
+    ) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        protocol, wanted = self.protocol, self.protocol.figures
+        if moments is not None:
+            figures["fid"] = frechet_distance(real.moments(), moments.gaussian())
+        if features is None:
+            return figures
+        if "fid_infinity" in wanted:
+            figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(
+                real.moments(), in_canonical_order(features)
+            )[:2]
+        if logits is not None:
+            figures["is"], figures["is_std"] = InceptionScore(self.extractor, protocol.splits).score_of(logits)
+        few = features[: protocol.max_features]
+        if "kid" in wanted:
+            distance = KernelInceptionDistance(self.extractor, subset_size=protocol.block_size).distance_of(
+                real.features, few
+            )
+            figures["kid"] = distance.value
+            if math.isfinite(distance.standard_error):  # there is none of a single block
+                figures["kid_stderr"] = distance.standard_error
+        if "prdc" in wanted:
+            prdc = PrecisionRecall(self.extractor, protocol.k).figures_of(real.features, few, real.radii(protocol.k))
+            figures |= prdc._asdict()
+        if "authpct" in wanted:
+            figures["authpct"] = authenticity(real.features, few)
         return figures
-    if "fid_infinity" in wanted:
-        figures["fid_infinity"], figures["fid_infinity_stderr"] = frechet_infinity(
-            real.moments(), in_canonical_order(features)
-        )[:2]
-    if logits is not None:
-        figures["is"], figures["is_std"] = InceptionScore(extractor, protocol.splits).score_of(logits)
-    few = features[: protocol.max_features]
-    if "kid" in wanted:
-        distance = KernelInceptionDistance(extractor, subset_size=protocol.block_size).distance_of(real.features, few)
-        figures["kid"] = distance.value
-        if math.isfinite(distance.standard_error):  # there is none of a single block
-            figures["kid_stderr"] = distance.standard_error
-    if "prdc" in wanted:
-        prdc = PrecisionRecall(extractor, protocol.k).figures_of(real.features, few, real.radii(protocol.k))
-        figures |= prdc._asdict()
-    if "authpct" in wanted:
-        figures["authpct"] = authenticity(real.features, few)
-    return figures

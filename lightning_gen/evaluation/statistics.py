@@ -11,7 +11,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,16 +143,10 @@ class ReferenceStatistics:
         Raises:
             StatisticsError: If there is no such file, or it is damaged, of another kind or of another version.
         """
-        try:
+        with _reading(path, "no file of statistics"):
             content = load_tensors(Path(path))
             written = content.pop("digest")
             schema, intact = content["schema"], digest(content) == written
-        except OSError as error:
-            raise StatisticsError(f"There are no statistics to read at {path}: {error.strerror}.") from error
-        except LimitError as error:
-            raise StatisticsError(str(error)) from error
-        except Exception as error:  # whatever the damage leads to; what torch says of it can mislead
-            raise StatisticsError(f"{path} is cut short, damaged, or no file of statistics.") from error
         if schema != SCHEMA:
             raise StatisticsError(f"{path} is of version {schema}, but this program reads and writes version {SCHEMA}.")
         if not intact:
@@ -182,22 +177,26 @@ class ReferenceStatistics:
         Raises:
             StatisticsError: If there is no such file, or it does not hold a mean and a covariance.
         """
-        try:
+        with _reading(path, "no .npz file that holds `mu` [D] and `sigma` [D, D]"):
             check_inflation(Path(path), times=10)  # some are compressed
             data = Path(path).read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
             gaussian = Gaussian(2, mean, covariance)  # the least number that has a covariance
-        except OSError as error:
-            raise StatisticsError(f"There are no statistics to read at {path}: {error.strerror}.") from error
-        except LimitError as error:
-            raise StatisticsError(str(error)) from error
-        except Exception as error:
-            raise StatisticsError(
-                f"{path} is cut short, or no .npz file that holds `mu` [D] and `sigma` [D, D]: {error}"
-            ) from error
         record = {"file": Path(path).name, "sha256": files.digest(data), "count": 0}
         return cls(record, gaussian, torch.empty(0, len(mean)), torch.empty(0, dtype=torch.int64))
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StatisticsError(f"There are no statistics to read at {path}: {error.strerror}.") from error
+    except LimitError as error:
+        raise StatisticsError(str(error)) from error
+    except Exception as error:  # whatever the damage leads to; what torch says of it can mislead
+        raise StatisticsError(f"{path} is cut short, damaged, or {what}.") from error
 
 
 def load_statistics(path: str | os.PathLike[str], extractor: FeatureExtractor) -> ReferenceStatistics:

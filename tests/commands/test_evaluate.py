@@ -671,7 +671,7 @@ LARGE = "large/0.png is 9 x 9 (height x width), but those of the reference train
         ({"data": None, "reference": "folder", "floor": True}, "There is no data with real pictures: name it"),
         ({"data": None, "reference": "folder", "neighbours": Path("x.png")}, "There is no data with real pictures"),
         ({"reference": "nothing"}, "The reference nothing is none of train, val, test, nor a folder, nor a file."),
-        ({"reference": "text.npz"}, "text.npz is cut short, or no .npz file"),
+        ({"reference": "text.npz"}, "text.npz is cut short, damaged, or no .npz file"),
         ({"reference": "empty"}, "empty holds no pictures"),
         ({"reference": "test", "floor": True}, "The floor is that of the test pictures"),
         ({"data": Digits(pad=1)}, "have the shape (1, 8, 8), but those of the reference train have (1, 10, 10)"),

@@ -273,7 +273,7 @@ def test_an_npz_of_something_else_is_refused(tmp_path, monkeypatch, content):
         (tmp_path / "a.npz").write_bytes(content)
     else:
         np.savez(tmp_path / "a.npz", **content)
-    with pytest.raises(StatisticsError, match=r"a\.npz is cut short, or no \.npz file that holds `mu`"):
+    with pytest.raises(StatisticsError, match=r"a\.npz is cut short, damaged, or no \.npz file that holds `mu`"):
         ReferenceStatistics.from_npz(tmp_path / "a.npz")
     assert names(tmp_path) == ["a.npz"]
 
