@@ -78,8 +78,10 @@ def shrunk_metrics(settings):
     return {"extractor": extractor, "num_samples": 12, "test_num_samples": 14, "batch_size": 8, "k": 1}
 
 
-def accepts(cls, name):
-    return name in inspect.signature(cls).parameters
+def parameter(cls, name):
+    """An argument that a class takes, be it to hand it on to the class that it builds on; None if it does not."""
+    found = (inspect.signature(each.__init__).parameters.get(name) for each in cls.__mro__)
+    return next((each for each in found if each is not None), None)
 
 
 def shrink_model(settings):
@@ -90,9 +92,7 @@ def shrink_model(settings):
     if not issubclass(cls, GAN):
         return 1
     arguments = settings["init_args"]
-    default = cls if accepts(cls, "n_critic") else GAN
-    n_critic = arguments.get("n_critic", inspect.signature(default).parameters["n_critic"].default)
-    arguments["n_critic"] = min(n_critic, 2)
+    arguments["n_critic"] = min(arguments.get("n_critic", parameter(cls, "n_critic").default), 2)
     return arguments["n_critic"]
 
 
@@ -109,9 +109,9 @@ def shrink_data(settings, batches):
     batch_size = 1 if pairs else 2  # a generator with batch norm needs two
     if batch_size > 1:
         arguments |= {"batch_size": batch_size, "eval_batch_size": 2}
-    if accepts(cls, "num_train"):
+    if parameter(cls, "num_train"):
         arguments |= {"num_train": batches * batch_size, "num_val": 2, "num_test": 2}
-    elif accepts(cls, "num_val"):
+    elif parameter(cls, "num_val"):
         arguments["num_val"] = 4  # of 10 pictures
     if "image_size" in arguments or cls is lightning_gen.data.CIFAR10:
         arguments["image_size"] = 32 if pairs else 16
