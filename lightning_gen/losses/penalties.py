@@ -71,7 +71,8 @@ class InputGradientPenalty(Penalty):
         # Autocast off: halves are too coarse for a gradient of gradients. Gradients on, whatever the caller's mode.
         with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
             scores = discriminator(points)
-            # The sum over samples of each one's mean score: samples do not mix, so its gradient is per sample.
+            # The sum over samples of each one's mean score: its gradient is each sample's own, but for what statistics
+            # of the minibatch tie together (1710.10196 has those in it too).
             total = full(scores).reshape(len(scores), -1).mean(dim=1).sum()
             gradient = None
             if total.requires_grad:

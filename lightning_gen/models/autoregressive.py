@@ -370,7 +370,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         """Lay out and compile the network."""
         super().setup(stage)
         compiled = self.compile_network and stage == "fit"
-        prepare_networks([self.network], channels_last=self.channels_last, compile=compiled)
+        prepare_networks([self.network], channels_last=self.channels_last, compile=compiled, ambiguous=False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""

@@ -89,11 +89,22 @@ def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> Lambda
     return LambdaLR(optimizer, lambda step: factor(step))  # a function: numbers must not come back from a checkpoint
 
 
-def prepare_networks(networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
-    """Lay weights out channels-last and compile in place, which keeps the names of the weights."""
+def prepare_networks(
+    networks: Iterable[nn.Module], *, channels_last: bool, compile: bool, ambiguous: bool = True
+) -> None:
+    """Lay weights out channels-last and compile in place, which keeps the names of the weights.
+
+    Args:
+        networks: Changed in place.
+        channels_last: Whether weights are laid out so.
+        compile: Whether networks are compiled.
+        ambiguous: Whether weights that lie in both layouts, of one channel or one pixel, are marked as channels-last
+            too: a convolution then gives its result so, however its input lies.
+    """
     for network in networks:
         # Weights only: DDP fails on a mask in that layout which is the only one (PyTorch 2.14).
         for weight in (weight for weight in network.parameters() if channels_last and weight.ndim == 4):
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            if ambiguous or not weight.is_contiguous(memory_format=torch.channels_last):
+                weight.data = weight.data.to(memory_format=torch.channels_last)
         if compile:
             network.compile()
