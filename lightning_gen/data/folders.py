@@ -125,10 +125,9 @@ class UnpairedImageFolder(FolderDataModule):
         **reading: As `FolderDataModule` and `ImageDataModule`; the papers take a batch_size of 1.
 
     Raises:
-        FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range, or `paired_evaluation` is asked for and the names differ.
-        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read or is smaller
-            than the crop.
+        FileNotFoundError: As `FolderDataModule`.
+        ImageError: Likewise; while loading, if a picture is smaller than the crop.
     """
 
     def __init__(
@@ -184,10 +183,9 @@ class PairedImageFolder(FolderDataModule):
         **reading: As `FolderDataModule` and `ImageDataModule`; the papers take a batch_size of 1 to 10 by data set.
 
     Raises:
-        FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range.
-        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read, has an odd
-            width, or has halves smaller than the crop.
+        FileNotFoundError: As `FolderDataModule`.
+        ImageError: Likewise; while loading, if a file has an odd width, or halves smaller than the crop.
     """
 
     def __init__(
@@ -237,10 +235,9 @@ class ImageFolder(FolderDataModule):
         **reading: As `FolderDataModule` and `ImageDataModule`.
 
     Raises:
-        FileNotFoundError: If a folder is missing or holds no pictures.
         ValueError: If an argument is out of range, there are too few pictures to split, or classes are asked for and a
             picture has none, or a class no picture.
-        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read.
+        FileNotFoundError, ImageError: As `FolderDataModule`.
     """
 
     def __init__(

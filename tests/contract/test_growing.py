@@ -150,6 +150,23 @@ def test_going_on_equals_never_having_stopped(tmp_path, workers):
         assert_same(expected, found)
 
 
+class Planned(Grows):
+    """It asks how long the run will be, for which the loader is made before the checkpoint is read."""
+
+    def configure_optimizers(self):
+        self.planned = self.trainer.estimated_stepping_batches
+        return super().configure_optimizers()
+
+
+def test_a_plan_leaves_the_place_and_takes_epochs_to_be_like_the_first(tmp_path):
+    expected = fit(tmp_path, model := Planned(), diary=Diary(tmp_path, (4, 8, 10)))
+    assert model.planned == 3 * 8
+    for stop in (4, 8, 10):
+        found = fit(tmp_path, model := Planned(), checkpoint=tmp_path / f"{stop}.ckpt")
+        assert len(model.stages) == 21 - stop
+        assert_same(expected, found)
+
+
 HALVED = Growing((2, 2, 4), (1, 2, 3), learning_rates=(0.1, 0.2, 0.3), stable_images=10, fade_images=8)
 
 
