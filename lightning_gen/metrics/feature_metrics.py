@@ -293,11 +293,8 @@ class FrechetInceptionDistance(_RealAndFake):
     def _moments(self, side: str) -> Moments:
         """Those of a side, as a copy: states made in inference mode can't be changed outside of it."""
         # No shift: ranks could not share it. Features are float32, whose own rounding is more than what cancels.
-        moments = Moments(self.num_features)
-        moments.count = int(getattr(self, f"{side}_features_num_samples"))
-        moments.sum = getattr(self, f"{side}_features_sum").clone()
-        moments.products = getattr(self, f"{side}_features_cov_sum").clone()
-        return moments
+        count, sums, products = (getattr(self, f"{side}_features_{name}") for name in ("num_samples", "sum", "cov_sum"))
+        return Moments.of(int(count), sums.clone(), products.clone())
 
     @staticmethod
     def _states_of(side: str, moments: Moments) -> Iterator[tuple[str, Tensor]]:

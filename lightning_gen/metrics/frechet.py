@@ -171,12 +171,17 @@ class Moments:
         num_features = (math.isqrt(8 * pack.numel() + 1) - 3) // 2
         if pack.ndim != 1 or num_features < 1 or (num_features + 1) * (num_features + 2) != 2 * pack.numel():
             raise ValueError(f"A pack has 1 + D + D (D + 1) / 2 numbers, got the shape {list(pack.shape)}.")
-        moments = cls(num_features, shift)
         pack = with_float64(pack).double()
-        moments.shift, moments.sum = moments.shift.to(pack.device), pack[1 : num_features + 1].clone()
-        moments.count = round(float(pack[0]))
-        moments.products = pack.new_zeros(num_features, num_features)
-        moments.products.masked_scatter_(_upper(moments.products), pack[num_features + 1 :])
+        products = pack.new_zeros(num_features, num_features)
+        products.masked_scatter_(_upper(products), pack[num_features + 1 :])
+        return cls.of(round(float(pack[0])), pack[1 : num_features + 1].clone(), products, shift)
+
+    @classmethod
+    def of(cls, count: int, sums: Tensor, products: Tensor, shift: Tensor | None = None) -> Moments:
+        """From their attributes, on one device; the tensors are taken over, and change."""
+        moments = cls(len(sums), shift)
+        moments.count, moments.sum, moments.products = count, sums, products
+        moments.shift = moments.shift.to(sums.device)
         return moments
 
     def gaussian(self) -> Gaussian:

@@ -466,6 +466,18 @@ def test_global_random_states_are_left_alone(name):
     assert figures_of(name) == expected
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MAKERS)
+def test_on_a_gpu_figures_are_those_of_the_cpu(name):
+    metric = MAKERS[name]().to("cuda")
+    feed(metric, REAL.cuda(), FAKE.cuda())
+    assert {state.device.type for state in states_of(metric)} == {"cuda"}
+    assert numbers(metric.compute()) == pytest.approx(figures_of(name), rel=1e-4)
+    metric.reset()
+    feed(metric, REAL, FAKE)  # wherever pictures lie
+    assert numbers(metric.compute()) == pytest.approx(figures_of(name), rel=1e-4)
+
+
 # ---- the interface
 
 
