@@ -35,7 +35,7 @@ class Samples(Protocol):
         """float32 `[N, C, H, W]` in `[-1, 1]`, without a graph; modes and the global random state stay as found.
 
         Other keyword-only arguments of a model's own are its settings, such as a temperature: options of the commands
-        `sample` and `evaluate`.
+        that draw, and `sampling` of the callbacks that do.
 
         Args:
             num_samples: N, any number.
@@ -67,10 +67,10 @@ class HasLatents(Samples, Protocol):
 
 @runtime_checkable
 class HasLogProb(Protocol):
-    """A model with a density."""
+    """A model with a density; the attribute `bound` is the name of what it gives where that is a bound, as "elbo"."""
 
     def log_prob(self, images: Tensor) -> Tensor:
-        """Nats per image `[N]` of pictures `[N, C, H, W]` in `[-1, 1]`; a bound says so in its docstring."""
+        """Nats per image `[N]` of pictures `[N, C, H, W]` in `[-1, 1]`; what else it takes, as labels, goes by name."""
         ...
 
 

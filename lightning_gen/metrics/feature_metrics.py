@@ -291,10 +291,11 @@ class FrechetInceptionDistance(_RealAndFake):
         return int(cast(Any, network.num_features))
 
     def _moments(self, side: str) -> Moments:
-        """Those of a side, as a copy: states made in inference mode can't be changed outside of it."""
+        """Those of a side; of states made in inference mode, which can't be changed outside of it, a copy."""
         # No shift: ranks could not share it. Features are float32, whose own rounding is more than what cancels.
         count, sums, products = (getattr(self, f"{side}_features_{name}") for name in ("num_samples", "sum", "cov_sum"))
-        return Moments.of(int(count), sums.clone(), products.clone())
+        sums, products = (state.clone() if state.is_inference() else state for state in (sums, products))
+        return Moments.of(int(count), sums, products)
 
     @staticmethod
     def _states_of(side: str, moments: Moments) -> Iterator[tuple[str, Tensor]]:
