@@ -33,16 +33,8 @@ NUM_SAMPLES = 50_000  # of a model, as in publications
 class Bench:
     """Where pictures are measured, all in the same way.
 
-    Attributes:
-        extractor: Reads them.
-        reference: What they are compared with.
-        kind: Of the reference: "train", "val", "test", or another word.
-        shape: (channels, height, width) of the reference, which others must have; None where any will do.
-        protocol: What is measured.
-        data: Has the real pictures.
-        sizing: Of pictures of folders.
-        seeds: Of the noise; None where there is none.
-        precision: Of drawing.
+    `kind` is "train", "val", "test", or another word for the reference, `shape` that of its pictures, which others must
+    have, or None where any will do; `seeds` are None where nothing is drawn.
     """
 
     extractor: FeatureExtractor
@@ -144,14 +136,7 @@ class Bench:
     def entry(
         self, samples: Drawn | Read, known: Mapping[str, Any], floor: bool = False, neighbours: Path | None = None
     ) -> dict[str, Any]:
-        """An evaluation as it is written.
-
-        Args:
-            samples: What is measured.
-            known: What has been found out before.
-            floor: Whether to measure the data's test pictures too.
-            neighbours: Picture to draw of samples beside training pictures.
-        """
+        """An evaluation as it is written, beyond what is known already."""
         _check_shape(samples, self.shape, str(self.kind), self.extractor)
         entry: dict[str, Any] = {**known, "samples": samples.record}
         if floor:

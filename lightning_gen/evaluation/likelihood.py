@@ -33,14 +33,8 @@ def likelihood(
 ) -> dict[str, dict[str, Any]]:
     """Nats and bits per dim of the data's test pictures, each with its standard error, as figures are written.
 
-    Pictures have the labels, conditions and captions of the data, where the model takes them.
-
-    Args:
-        model: Has `log_prob`.
-        data: Has the pictures.
-        num_pictures: As many at most, evenly spaced.
-        batch_size: Of the pictures looked at together.
-        seed: Of the noise of a bound that draws some.
+    Pictures are evenly spaced and have the labels, conditions and captions of the data, where the model takes them. The
+    seed is that of the noise of a bound that draws some.
     """
     metrics = likelihood_metrics(model, data)
     loader = loader_of(data, "test")

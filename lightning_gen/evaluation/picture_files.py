@@ -51,14 +51,9 @@ class Sizing:
         wanted: Size | None = None,
         whose: str = "",
     ) -> Sizing:
-        """Decide it by the headers of files alone.
+        """Decide it by the headers of all files alone, and by what the extractor takes.
 
-        Args:
-            files: All pictures of all folders.
-            extractor: May take one size only, or any at once.
-            kernel: Of the resize that is asked for.
-            wanted: The size of pictures that are in no folder; None where there are none.
-            whose: Those, in words.
+        `wanted` is the size of pictures that are in no folder, if there are any, and `whose` says whose they are.
 
         Raises:
             ImageError: If a file is no picture, or is of another size than others where nothing brings them to one.
@@ -119,13 +114,7 @@ def folder_loaders(
 ) -> tuple[dict[Path, DataLoader[Any]], Sizing]:
     """Loaders over all pictures of folders, in batches of pictures or, where sizes differ, of lists of them.
 
-    Args:
-        folders: Those that there are; None for one that there is not.
-        channels: 1 (gray) or 3 (RGB).
-        extractor: As of `Sizing.of`, and so are those that follow.
-        kernel: Of the resize that is asked for.
-        wanted: The size of pictures that are in no folder.
-        whose: Those, in words.
+    Read in 1 (gray) or 3 channels (RGB); None stands for a folder that there is not. The rest is `Sizing.of`'s.
 
     Raises:
         FileNotFoundError: If a folder does not exist or holds no pictures.

@@ -127,14 +127,8 @@ def reference_statistics(
 ) -> ReferenceStatistics | None:
     """Statistics of real pictures: collective, whole on rank 0 and None elsewhere.
 
-    Args:
-        extractor: On the device where it shall work.
-        batches: Of this rank: (number over all ranks, pictures as the extractor takes them).
-        batch_size: Of all batches but the last.
-        num_images: Pictures over all ranks.
-        max_features: Pictures, evenly spaced, of which the features are kept.
-        record: What the pictures are and how they were read.
-        with_moments: Whether to compute mean and covariance.
+    The batches are those of this rank, (number over all ranks, pictures as the extractor takes them), all but the last
+    of `batch_size`; `num_images` is of all ranks.
     """
     if num_images == 0:
         raise ValueError("There are no real pictures to compare with.")
