@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def find_config(name: str) -> str:
 def set_yaml_loader() -> None:
     """Let the command line, in this process from now on, refuse YAML as `lightning_gen.limits.check_aliases` does.
 
-    Classes of this package are found in it by the names that they had in earlier versions, too.
+    What earlier versions wrote, such as a run's configuration, is understood: classes of this package are found by the
+    names that they had, and arguments of models by the places.
     """
     import yaml  # type: ignore[import-untyped]
     from jsonargparse import get_loader, set_loader
@@ -61,10 +63,17 @@ def set_yaml_loader() -> None:
 
     def renamed(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: renamed(item) for key, item in value.items()}
+            named = {key: renamed(item) for key, item in value.items()}
+            return {**named, "init_args": upgraded(named)} if isinstance(named.get("init_args"), dict) else named
         if isinstance(value, list):
             return [renamed(item) for item in value]
         return public_name(value) if isinstance(value, str) else value
+
+    def upgraded(named: dict[str, Any]) -> dict[str, Any]:
+        package, _, name = str(named.get("class_path")).rpartition(".")
+        model = package in ("", "lightning_gen.models") and getattr(sys.modules.get("lightning_gen.models"), name, None)
+        arguments: dict[str, Any] = getattr(model, "upgraded", dict)(named["init_args"])
+        return arguments
 
     load_checked.checked = True  # type: ignore[attr-defined]
     set_loader("yaml", load_checked, (yaml.YAMLError,))

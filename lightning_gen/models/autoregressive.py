@@ -386,7 +386,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             for name, value in saved.items()
             if argument is not None and not accepts(cls, name) and accepts(argument.default, name)
         }
-        if argument is None or not sizes:
+        if argument is None or not sizes or saved.get("network"):
             return dict(saved)
         network = {"class_path": import_path(argument.default), "init_args": sizes}
         return {name: value for name, value in saved.items() if name not in sizes} | {"network": network}

@@ -1,6 +1,7 @@
 """The folder of a run that an earlier version wrote is as good as one of today."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -59,3 +60,36 @@ def test_its_configuration_starts_a_run_anew(run, command):
     ended = command("fit", "--config", run / "config.yaml", "--trainer.max_steps", 1)
     assert ended.code == 0, ended.err
     assert (run.parent / "version_1" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("name", ["DiagonalBiLSTM", "PixelCNN", "PixelCNNPP"])
+def test_arguments_are_understood_where_they_were(name, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    last = Path("runs/a/version_0/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    shutil.copy(FILES / f"{name}.ckpt", last)
+    saved = torch.load(last, weights_only=True)["hyper_parameters"]
+    arguments = {key: value for key, value in saved.items() if key not in ("image_shape", "_class_path")}
+    assert "network" not in arguments  # whose sizes the model had as its own
+    config = {
+        "model": {"class_path": f"lightning_gen.models.{name}", "init_args": arguments},
+        "data": {"class_path": "lightning_gen.data.Digits", "init_args": {"batch_size": 4, "num_workers": 0}},
+        "trainer": {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 0, "enable_progress_bar": False},
+    }
+    averages = {"class_path": "lightning_gen.callbacks.EMA", "init_args": {"modules": ["network"], "decay": 0.5}}
+    config["trainer"]["callbacks"] = [averages] if name == "PixelCNN" else []
+    (last.parent.parent / "config.yaml").write_text(yaml.safe_dump(config))
+    ended = command("fit", "--ckpt_path", last, "--trainer.max_steps", 3)
+    assert ended.code == 0, ended.err
+    assert not re.search("Changed since the checkpoint: .*network", ended.err)
+    after = torch.load(last, weights_only=True)
+    assert after["global_step"] == 3
+    assert "network" in after["hyper_parameters"]
+    written = yaml.safe_load((last.parent.parent / "config.yaml").read_text())["model"]["init_args"]
+    assert written["network"]["class_path"] == after["hyper_parameters"]["network"]["class_path"]
+    # Where both places are taken, one is wrong.
+    written[next(iter(arguments.keys() - written.keys()))] = 1
+    Path("both.yaml").write_text(yaml.safe_dump(config | {"model": config["model"] | {"init_args": written}}))
+    ended = command("fit", "--config", "both.yaml")
+    assert ended.code == 2
+    assert "It is a setting of its network now" in ended.err
