@@ -426,23 +426,6 @@ def test_copies_and_state_dicts(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("image_shape", "options", "message"),
-    [
-        ((1, 5), {}, "image_shape"),
-        ((1, 0, 5), {}, "image_shape"),
-        ((1, 5, 5), {"num_levels": 1}, "num_levels"),
-        ((1, 5, 5), {"layers": 0}, "layers >= 1"),
-        ((3, 5, 5), {"filters": 2}, "3 channels"),
-        ((3, 5, 5), {"head_filters": 2}, "3 channels"),
-    ],
-)
-def test_arguments_that_make_no_sense(kind, image_shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        build(kind, image_shape, **options)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_pictures_of_another_size_and_labels_are_refused(kind):
     network = build(kind, [1, 4, 5])
     assert network(pictures(2, 1, 4, 5)).shape == (2, 4, 1, 4, 5)

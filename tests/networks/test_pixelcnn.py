@@ -577,23 +577,6 @@ def test_autocast_and_its_gradients(kind):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("image_shape", "options", "message"),
-    [
-        ((1, 5), {}, "image_shape"),
-        ((1, 0, 5), {}, "image_shape"),
-        ((1, 5, 5), {"num_levels": 1}, "num_levels"),
-        ((1, 5, 5), {"layers": 0}, "layers >= 1"),
-        ((3, 5, 5), {"filters": 2}, "3 channels"),
-        ((3, 5, 5), {"head_filters": 2}, "3 channels"),
-    ],
-)
-def test_arguments_that_make_no_sense(kind, image_shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        build(kind, image_shape, **options)
-
-
 def test_arguments_of_the_gated_network_that_make_no_sense():
     with pytest.raises(ValueError, match="4 x 4"):
         build(GatedPixelCNNNetwork, (1, 5, 5), kernel_size=4)
