@@ -182,7 +182,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         if self.level_shape == self.image_shape and not hasattr(self.network, "embed"):
             return self.own(images)
         levels = self.to_levels(images, validate=False) if levels is None else levels
-        return self.own(look_of(self.network, levels, self.likelihood.num_levels))
+        return self.own(look_of(self.network, self.likelihood.num_levels)(levels))
 
     def network_of(self, factory: DensityFactory) -> nn.Module:
         """The network for these levels, this likelihood, and what the model is given besides.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -77,7 +78,8 @@ def draw_pixels(
     if not wanted or not len(levels):
         return levels
     first, settings = wanted[0], dict(settings or {})
-    drawing = _Drawing(network, likelihood, levels, hole.to(weight.device), temperature)
+    look = look_of(network, likelihood.num_levels)
+    drawing = _Drawing(look, likelihood, levels, hole.to(weight.device), temperature)
     places = places_of(levels.shape[2], levels.shape[3], weight.device)
     noise = drawing.noise_ahead(len(wanted), generator)
     is_wanted = set(wanted)
@@ -87,12 +89,12 @@ def draw_pixels(
         if compile:
             contexts.enter_context(torch._dynamo.config.patch(recompile_limit=_KINDS_OF_STEPS))
         if method == "naive":
-            known, run = look_of(network, levels, likelihood.num_levels).to(weight), call
+            known, run = look(levels).to(weight), call
             step = _whole_passes(network, known, settings)
         else:
             cache = network.init_cache(len(levels), weight.device, **settings)  # type: ignore[operator]
             known, run = cache.images, _runner(weight.device, compile)
-            known.copy_(look_of(network, levels, likelihood.num_levels))
+            known.copy_(look(levels))
             step = _steps(network, cache, run)
             if first and hasattr(network, "prefill"):
                 network.prefill(cache, int(order[first]))  # type: ignore[operator]
@@ -119,9 +121,14 @@ class _Drawing:
     """The levels so far, and the last step: from a pixel's parameters to its levels, and to what the network sees."""
 
     def __init__(
-        self, network: nn.Module, likelihood: PixelLikelihood, levels: Tensor, hole: Tensor, temperature: float
+        self,
+        look: Callable[[Tensor], Tensor],
+        likelihood: PixelLikelihood,
+        levels: Tensor,
+        hole: Tensor,
+        temperature: float,
     ) -> None:
-        self.network, self.likelihood, self.temperature = network, likelihood, temperature
+        self.look, self.likelihood, self.temperature = look, likelihood, temperature
         self.levels = levels.clone().flatten(2)
         self.hole = hole.flatten(1).unsqueeze(1)
         self.channels = levels.shape[1]
@@ -150,17 +157,16 @@ class _Drawing:
         drawn = self.likelihood.sample(self.parameters, self.uniform, self.channels, self.temperature).unsqueeze(2)
         levels = torch.where(self.hole.index_select(2, place), drawn, self.levels.index_select(2, place))
         self.levels.index_copy_(2, place, levels)
-        look = look_of(self.network, levels, self.likelihood.num_levels)
-        known.flatten(2).index_copy_(2, place, look.to(known.dtype))
+        known.flatten(2).index_copy_(2, place, self.look(levels).to(known.dtype))
 
 
-def look_of(network: nn.Module, levels: Tensor, num_levels: int) -> Tensor:
-    """What a network looks at in place of levels `[N, C, *space]`.
+def look_of(network: nn.Module, num_levels: int) -> Callable[[Tensor], Tensor]:
+    """Makes of levels `[N, C, *space]` what a network looks at in their place.
 
     That is what its `embed` makes of them, if it has one, and numbers evenly spaced from -1 to 1 if not.
     """
     embed: Any = getattr(network, "embed", None)
-    return levels_to_images(levels, num_levels) if embed is None else embed(levels)
+    return partial(levels_to_images, num_levels=num_levels) if embed is None else embed
 
 
 def _whole_passes(network: nn.Module, known: Tensor, settings: Mapping[str, Any]) -> Callable[[int], Tensor]:
