@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric import Fabric
-from torch import nn
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.commands.readers import reads
@@ -21,8 +20,6 @@ from lightning_gen.evaluation.entries import known_entry, table, write_entry
 from lightning_gen.evaluation.protocol import Figure
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read
 from lightning_gen.extractors.base import FeatureExtractor
-from lightning_gen.extractors.inception import InceptionFeatures
-from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.limits import load_yaml
 from lightning_gen.runs.folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
 from lightning_gen.settings import checked_settings
@@ -120,10 +117,8 @@ def evaluate(
     if data is None and (floor or neighbours):
         raise ValueError(NO_DATA)
     figures = [figures] if isinstance(figures, str) else figures
-    if extractor is None:  # a likelihood needs none
-        extractor = ModuleFeatures(nn.Flatten()) if figures == ["likelihood"] else InceptionFeatures()
     bench, read = Bench.of(
-        first, images, data, reference, extractor.to(fabric.device), resize, figures, num_samples, seeds, precision,
+        first, images, data, reference, extractor, fabric.device, resize, figures, num_samples, seeds, precision,
         with_moments=save_statistics is not None, splits=splits, k=k, block_size=block_size, max_features=max_features,
         batch_size=batch_size, sampling=settings,
     )  # fmt: skip

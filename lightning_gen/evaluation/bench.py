@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.capabilities import HasLogProb
 from lightning_gen.data.images import Kernel, to_uint8
@@ -24,6 +24,8 @@ from lightning_gen.evaluation.reference import Reference, reference_of_file, ref
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read, batches_of, count_of, loader_of, pictures_at, shape_of
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.extractors.inception import InceptionFeatures
+from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.metrics.manifold import memorisation_ratio
 
 NUM_SAMPLES = 50_000  # of a model, as in publications
@@ -54,7 +56,8 @@ class Bench:
         images: Path | None,
         data: pl.LightningDataModule | None,
         reference: str,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | None,
+        device: torch.device,
         resize: Kernel | None,
         figures: Sequence[Figure] | None,
         num_samples: int | None,
@@ -78,6 +81,9 @@ class Bench:
         alone = bool(figures) and set(figures or ()) <= {"is", "likelihood"} and not with_moments
         if data is None and reference in SPLITS and not alone:
             raise ValueError(NO_DATA)
+        if extractor is None:  # a likelihood needs none
+            extractor = ModuleFeatures(nn.Flatten()) if figures == ["likelihood"] else InceptionFeatures()
+        extractor = extractor.to(device)
         real = loader_of(data, reference) if data and reference in SPLITS else None
         shape = None if real is None else shape_of(real)
         channels = (drawn.image_shape if drawn else shape or extractor.image_shape)[0] or 3
