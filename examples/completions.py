@@ -20,37 +20,24 @@ from PIL import Image, ImageDraw, ImageFont
 from plot import COLORS, fit, output_folder, write_table
 from torch import Tensor
 
+from lightning_gen import networks as nets
 from lightning_gen.callbacks.ema import EMA, averaged_weights
 from lightning_gen.data.datasets import Digits
 from lightning_gen.losses.categorical import images_to_levels
 from lightning_gen.models import DiagonalBiLSTM, GatedPixelCNN, LMConv, PixelCNN, PixelCNNPP, RowLSTM
 from lightning_gen.models.autoregressive import AutoregressiveModule
-from lightning_gen.networks import (
-    DiagonalBiLSTMNetwork,
-    GatedPixelCNNNetwork,
-    LMConvNetwork,
-    PixelCNNNetwork,
-    PixelCNNPPNetwork,
-    RowLSTMNetwork,
-)
 
-SHAPE, KNOWN = (1, 8, 8), torch.arange(8)[:, None].expand(8, 8) < 4
-SIZE = {"filters": 32, "head_filters": 64}
+SHAPE, SIZE, KNOWN = (1, 8, 8), {"filters": 32, "head_filters": 64}, torch.arange(8)[:, None].expand(8, 8) < 4
 MODELS: dict[str, tuple] = {  # steps, rate and size; LMConv in one order, the S-curve, where the lower half comes last
-    "PixelCNN": (PixelCNN, 1200, 2e-3, {"network": partial(PixelCNNNetwork, layers=4, **SIZE)}),
-    "Row LSTM": (RowLSTM, 1000, 3e-3, {"network": partial(RowLSTMNetwork, layers=2, **SIZE)}),
-    "Diagonal BiLSTM": (DiagonalBiLSTM, 900, 3e-3, {"network": partial(DiagonalBiLSTMNetwork, layers=2, **SIZE)}),
+    "PixelCNN": (PixelCNN, 1200, 2e-3, {"network": partial(nets.PixelCNNNetwork, layers=4, **SIZE)}),
+    "Row LSTM": (RowLSTM, 1000, 3e-3, {"network": partial(nets.RowLSTMNetwork, layers=2, **SIZE)}),
+    "Diagonal BiLSTM": (DiagonalBiLSTM, 900, 3e-3, {"network": partial(nets.DiagonalBiLSTMNetwork, layers=2, **SIZE)}),
     "Gated PixelCNN": (
-        GatedPixelCNN, 1000, 3e-3, {"network": partial(GatedPixelCNNNetwork, layers=3, kernel_size=3, **SIZE)}
-    ),
-    "PixelCNN++": (
-        PixelCNNPP, 500, 2e-3,
-        {"num_components": 5, "network": partial(PixelCNNPPNetwork, filters=24, num_blocks=1, dropout=0.25)},
-    ),
-    "LMConv": (
-        LMConv, 300, 3e-3,
-        {"num_components": 5, "num_orders": 1, "network": partial(LMConvNetwork, filters=16, num_blocks=1)},
-    ),
+        GatedPixelCNN, 1000, 3e-3, {"network": partial(nets.GatedPixelCNNNetwork, layers=3, kernel_size=3, **SIZE)}),
+    "PixelCNN++": (PixelCNNPP, 500, 2e-3, {
+        "num_components": 5, "network": partial(nets.PixelCNNPPNetwork, filters=24, num_blocks=1, dropout=0.25)}),
+    "LMConv": (LMConv, 300, 3e-3, {
+        "num_components": 5, "num_orders": 1, "network": partial(nets.LMConvNetwork, filters=16, num_blocks=1)}),
 }  # fmt: skip
 
 

@@ -93,8 +93,7 @@ def main() -> None:
     def fit(images: Tensor) -> Gaussian:
         return Gaussian.fit(torch.cat([extractor(part).features for part in images.split(500)]))
 
-    reference = fit(draw(8000, seed=0))
-    panels, found = [], dict[str, list[float]]()
+    reference, panels, found = fit(draw(8000, seed=0)), [], dict[str, list[float]]()
     for title, (unit, step, corrupt, side) in CORRUPTIONS.items():
         strengths = [i * step for i in range(STRENGTHS)]
         pictures = [clean, *(corrupt(clean, strength) for strength in strengths[1:])]
