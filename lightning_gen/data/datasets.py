@@ -205,14 +205,12 @@ class TorchvisionDataModule(InMemoryDataModule):
 
     def load(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Pictures `[N, C, H, W]`, uint8, and labels `[N]`, int64."""
-        if split == "test" or (split == "val" and self.num_val == 0):
-            return self._part(train=False)
-        images, labels = self._part(train=True)
-        num_train = len(images) - self.num_val
-        if num_train < 1:
+        file, first = self.place(split)
+        images, labels = self._part(train=_SPLITS[file] == "train")
+        last = len(images) - self.num_val if split == "train" else len(images)
+        if last < 1:
             raise ValueError(f"num_val must leave pictures to train on, got {self.num_val} of {len(images)}.")
-        part = slice(num_train) if split == "train" else slice(num_train, None)
-        return images[part], labels[part]
+        return images[first:last], labels[first:last]
 
     def place(self, split: Split) -> tuple[int, int]:
         """Validation goes on in the training file where training ends."""

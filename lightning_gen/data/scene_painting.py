@@ -39,51 +39,28 @@ def _ramp(low: str, high: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """A domain's palette. Pairs of colours blend by an attribute: a hue, or how low the sun or moon stands.
+    """A domain's palette. Pairs of colours blend by an attribute: a hue, or how low the sun or moon stands."""
 
-    Attributes:
-        zenith: The sky's colour at the top.
-        horizon: And where the hills begin, under a high and under a low sun.
-        body: Colour of the sun's or moon's disc.
-        halo: Colour of the light around the disc.
-        halo_strength: And how much it covers, in [0, 1].
-        hills: For the far, middle and front hills, the colours of the lowest and the highest ground hue.
-        path: Colour of the path to the door.
-        crown: Colours of a round tree of the lowest and the highest hue.
-        needles: The same for a conifer.
-        cloud: Colour of a cloud's lit upper side.
-        cloud_base: And of its lower side.
-        relief: Contrast between sides turned to the light and away from it, in [0, 1].
-        shadow: How much of the ground's light a cast shadow takes, in [0, 1].
-        body_name: "sun" or "moon".
-        craters: How dark the marks on the disc are, in [0, 1].
-        gain: [3], what the light makes of painted and wooden things: colour * gain + lift.
-        lift: [3].
-        pane: Colour of the window panes.
-        lamp: Strength of the light that falls out of the windows, in [0, 1].
-        snow: Colour of the snow on roofs and trees, or None.
-    """
-
-    zenith: Array
-    horizon: Array
-    body: Array
-    halo: Array
-    halo_strength: float
-    hills: tuple[Array, Array, Array]
-    path: Array
-    crown: Array
-    needles: Array
-    cloud: Array
-    cloud_base: Array
-    relief: float
-    shadow: float
-    body_name: str = "sun"
-    craters: float = 0.0
-    gain: Array = field(default_factory=lambda: np.ones(3, np.float32))
-    lift: Array = field(default_factory=lambda: np.zeros(3, np.float32))
-    pane: Array = field(default_factory=lambda: rgb("3b4d66"))
-    lamp: float = 0.0
-    snow: Array | None = None
+    zenith: Array  # the sky's colour at the top
+    horizon: Array  # and where the hills begin, under a high and under a low sun
+    body: Array  # colour of the sun's or moon's disc
+    halo: Array  # colour of the light around the disc
+    halo_strength: float  # and how much it covers, in [0, 1]
+    hills: tuple[Array, Array, Array]  # far, middle and front, of the lowest and the highest ground hue
+    path: Array  # colour of the path to the door
+    crown: Array  # colours of a round tree of the lowest and the highest hue
+    needles: Array  # the same for a conifer
+    cloud: Array  # colour of a cloud's lit upper side
+    cloud_base: Array  # and of its lower side
+    relief: float  # contrast between sides turned to the light and away from it, in [0, 1]
+    shadow: float  # how much of the ground's light a cast shadow takes, in [0, 1]
+    body_name: str = "sun"  # "sun" or "moon"
+    craters: float = 0.0  # how dark the marks on the disc are, in [0, 1]
+    gain: Array = field(default_factory=lambda: np.ones(3, np.float32))  # [3], see `lit`
+    lift: Array = field(default_factory=lambda: np.zeros(3, np.float32))  # [3], likewise
+    pane: Array = field(default_factory=lambda: rgb("3b4d66"))  # colour of the window panes
+    lamp: float = 0.0  # strength of the light that falls out of the windows, in [0, 1]
+    snow: Array | None = None  # colour of the snow on roofs and trees, or None
 
     def lit(self, colour: Array) -> Array:
         """A painted surface's colour under this domain's light: [..., 3] to [..., 3]."""

@@ -8,7 +8,6 @@ sizes in the units of the literature and multiplies them with its `scale`; its `
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -206,6 +205,8 @@ class PointDataModule(ImageDataModule):
     """
 
     labelled = False
+    distribution: PointDistribution
+    """The truth, in scaled coordinates."""
 
     def __init__(
         self,
@@ -224,11 +225,6 @@ class PointDataModule(ImageDataModule):
         self.num_train, self.num_val, self.num_test = num_train, num_val, num_test
 
     @property
-    @abstractmethod
-    def distribution(self) -> PointDistribution:
-        """The truth, in scaled coordinates."""
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(d, 1, 1)."""
         return (self.distribution.dimensions, 1, 1)
@@ -241,15 +237,12 @@ class PointDataModule(ImageDataModule):
 class _MixtureModule(PointDataModule):
     """A mixture, scaled so that `MARGIN` deviations around every mode lie within [-1, 1]."""
 
+    distribution: Mixture
+
     def _take(self, unscaled: Mixture, labelled: bool) -> None:
         self.labelled = labelled
         self.scale = 1 / float((unscaled.means.abs().amax(1) + MARGIN * unscaled.std).max())
-        self._distribution = Mixture(unscaled.means * self.scale, unscaled.std * self.scale, unscaled.weights)
-
-    @property
-    def distribution(self) -> Mixture:
-        """The truth, in scaled coordinates."""
-        return self._distribution
+        self.distribution = Mixture(unscaled.means * self.scale, unscaled.std * self.scale, unscaled.weights)
 
     @property
     def num_classes(self) -> int | None:
@@ -378,12 +371,7 @@ class ParallelLines(PointDataModule):
         if abs(distance) > 1:
             raise ValueError(f"ParallelLines: distance must be in [-1, 1], where points lie, got {distance}.")
         self.distance = distance
-        self.other = Line(distance)
-
-    @property
-    def distribution(self) -> Line:
-        """The line at x = 0."""
-        return Line(0.0)
+        self.distribution, self.other = Line(0.0), Line(distance)
 
 
 class SwissRoll(PointDataModule):
@@ -408,9 +396,4 @@ class SwissRoll(PointDataModule):
         if noise < 0:
             raise ValueError(f"SwissRoll: noise must be 0 or more, got {noise}.")
         self.scale = 1 / (Spiral.end + MARGIN * noise)
-        self._distribution = Spiral(noise * self.scale, self.scale)
-
-    @property
-    def distribution(self) -> Spiral:
-        """The truth, in scaled coordinates."""
-        return self._distribution
+        self.distribution = Spiral(noise * self.scale, self.scale)

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from lightning_gen.data import scene_painting as module
 from lightning_gen.data.base import Draw
 from lightning_gen.data.scene_attributes import SceneAttributes
-from lightning_gen.data.scene_captions import captions
 from lightning_gen.data.scene_painting import DOMAINS, render
-from lightning_gen.data.scenes import Scenes, UnpairedScenes
+from lightning_gen.data.scenes import Scenes, UnpairedScenes, captions
 
 SIZE = 64
 

@@ -6,8 +6,8 @@ import torch
 
 from lightning_gen.data.images import from_uint8
 from lightning_gen.data.scene_attributes import SceneAttributes
-from lightning_gen.data.scene_captions import captions
 from lightning_gen.data.scene_painting import render
+from lightning_gen.data.scenes import captions
 from lightning_gen.extractors import scene_attributes
 from lightning_gen.extractors.scene_attributes import STATEMENTS, SceneAttributeReader, parse_conditions, train_reader
 
