@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import signal
 import sys
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 HELP = """\
@@ -121,8 +122,6 @@ def _run(arguments: list[str]) -> int:
         commands = importlib.import_module(f"lightning_gen.commands.{module}")
         function: Any = getattr(commands, name)
         if "sampling" in inspect.signature(function).parameters:
-            from lightning_gen.commands.sampling import with_sampling
-
             rest = with_sampling(function, rest)
         if command == "evaluate":
             rest = commands.with_run(rest)
@@ -131,6 +130,28 @@ def _run(arguments: list[str]) -> int:
         return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0
     print(f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.", file=sys.stderr)
     return 2
+
+
+def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command in which all options that it does not have itself are one, `--sampling`.
+
+    What of it the model takes is known when the model is: see `checked_settings`.
+    """
+    known = {*inspect.signature(function).parameters, "help", "config", "print_config"}
+    kept: list[str] = []
+    settings: dict[str, Any] = {}
+    following = ""  # an option of the model's that has no value yet
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name.partition(".")[0].rstrip("+") not in known:
+            settings[name] = value if equals else "true"
+            following = "" if equals else name
+        elif following and not argument.startswith("--"):
+            settings[following], following = argument, ""
+        else:
+            kept.append(argument)
+            following = ""
+    return [*kept, f"--sampling={json.dumps(settings)}"] if settings else kept
 
 
 def _without_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

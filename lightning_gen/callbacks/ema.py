@@ -97,15 +97,12 @@ class EMA(pl.Callback):
             self.average = {}
         self.average = {name: average.to(_precise(parameters[name])) for name, average in self.average.items()}
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Start from the weights before the first batch, which a model may have set in its `on_train_start`."""
         self.seen = getattr(pl_module, "images_seen", None)
         if not self.average:
             self.average = {name: _precise(p.detach().clone()) for name, p in self._parameters(pl_module).items()}
-            self.updates, self.last_step = 0, trainer.global_step
-            self.images, self.new_images = 0, 0
+            self.updates, self.last_step, self.images, self.new_images = 0, trainer.global_step, 0, 0
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -167,8 +164,7 @@ class EMA(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The counts; the weights stand in the checkpoint itself."""
-        names = ("updates", "last_step", "images", "new_images")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("updates", "last_step", "images", "new_images")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the counts back."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -131,10 +130,10 @@ class GenerativeMetrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the real pictures now, for what is wrong with them should not come out in the middle of the run."""
-        self.started, self.seconds = time.perf_counter(), 0.0
+        self.started = time.perf_counter()
         if trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with self._timed():
-                self._prepare(trainer, pl_module)
+            self._prepare(trainer, pl_module)
+        self.seconds = time.perf_counter() - self.started
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what it took."""
@@ -172,10 +171,7 @@ class GenerativeMetrics(pl.Callback):
         """Draw and read the samples of this validation or test, unless that is done."""
         if self.evaluation is not None or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        with self._timed():
-            self._read_samples(trainer, pl_module, prefix)
-
-    def _read_samples(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
+        began = time.perf_counter()
         reference, extractor = self._prepare(trainer, pl_module)
         protocol = self._protocol(self.figures, self.num_samples[prefix])
         self.evaluation = Evaluation(extractor, protocol)
@@ -198,6 +194,7 @@ class GenerativeMetrics(pl.Callback):
 
         with failing_together():
             self.evaluation.read(drawn(), tell)
+        self.seconds += time.perf_counter() - began
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
         """Log the figures; the same on every rank."""
@@ -205,8 +202,9 @@ class GenerativeMetrics(pl.Callback):
         evaluation, self.evaluation = self.evaluation, None
         if evaluation is None or self.compared_with is None:
             return
-        with self._timed():
-            figures = evaluation.figures(self.compared_with.statistics)
+        began = time.perf_counter()
+        figures = evaluation.figures(self.compared_with.statistics)
+        self.seconds += time.perf_counter() - began
         suffix = suffix_of(evaluation.extractor)
         device = pl_module.device  # whose backend sends them
         logged = {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in figures.items()}
@@ -234,12 +232,6 @@ class GenerativeMetrics(pl.Callback):
             self.compared_with.check(protocol)
             self._record(trainer)
         return self.compared_with, extractor
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - start
 
     def _record(self, trainer: pl.Trainer) -> None:
         """Write down what is measured on what, and how."""

@@ -207,9 +207,7 @@ class Pictures(pl.Callback):
         if self.last_drawn is None:
             self.draw(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Draw if it is time."""
         # Steps may advance by none or several per batch: "passed a multiple", not "is a multiple".
         if trainer.global_step // self.every_n_steps > (self.last_drawn or 0) // self.every_n_steps:

@@ -146,14 +146,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 def images_in(batch: Any, seen: int | None, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
-    """Real images of a training batch, over all ranks.
-
-    Args:
-        batch: Whose size counts for a model that does not count itself.
-        seen: The model's `images_seen` before it, or None.
-        trainer: Knows the ranks.
-        pl_module: The model.
-    """
+    """Real images of a training batch, over all ranks: by the model's `images_seen`, which was `seen` before it."""
     return batch_size(batch) * trainer.world_size if seen is None else int(pl_module.images_seen - seen)  # type: ignore[operator]
 
 

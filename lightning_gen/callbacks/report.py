@@ -99,9 +99,7 @@ class Report(pl.Callback):
             self._write_page(trainer, "running")
             rank_zero_info(f"Report: {folder / PAGE}")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Add to the history and renew the page where it is time."""
         if keeps_files(trainer):
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -201,9 +199,8 @@ class Report(pl.Callback):
         """Note how far the history is, and what its next line will have; the disk has it before the checkpoint."""
         if self.started is None:
             return
-        new = {
-            name: float(value) for name, value in self._new(trainer).items()
-        }  # on all ranks: it may be a mean of them
+        # On all ranks: a figure may be a mean of them.
+        new = {name: float(value) for name, value in self._new(trainer).items()}
         checkpoint["callbacks"][self.state_key] |= {"lines": self.lines, "waiting": self.waiting | new}
         if keeps_files(trainer):
             with self._harmless():

@@ -56,9 +56,7 @@ class SpectralNormPowerIteration(pl.Callback):
         """Find the layers, now that they are on their device."""
         self.weights = spectral_norms(pl_module)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Iterate where it is due, and log.
 
         Every rank does so for itself: equal weights give equal u and v, so nothing need be sent.

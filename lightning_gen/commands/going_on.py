@@ -35,25 +35,21 @@ def check_that_it_is_not_over(checkpoint: dict[str, Any], config: Namespace, fol
         BlockingIOError: As `lock_run`.
     """
     limit = limit_reached(checkpoint, config.trainer)
-    if limit:
-        if folder:
-            lock_run(folder)
-            with suppress(OSError):  # it is as it was
-                finish_record(folder)
-            unlock_run(folder)
-        raise RunIsOver(
-            f"This run has ended at step {int(checkpoint['global_step'])}: it has reached {limit}. Raise that to go "
-            f"on. To test it: lightning-gen test --ckpt_path {shlex.quote(str(config.ckpt_path))}"
-        )
+    if limit is None:
+        return
+    if folder:
+        lock_run(folder)
+        with suppress(OSError):  # it is as it was
+            finish_record(folder)
+        unlock_run(folder)
+    raise RunIsOver(
+        f"This run has ended at step {int(checkpoint['global_step'])}: it has reached {limit}. Raise that to go "
+        f"on. To test it: lightning-gen test --ckpt_path {shlex.quote(str(config.ckpt_path))}"
+    )
 
 
 def limit_reached(checkpoint: dict[str, Any], settings: Namespace) -> str | None:
-    """What ended a run and would end it again at once, such as "trainer.max_steps (600)"; None where it goes on.
-
-    Args:
-        checkpoint: That it is to go on from.
-        settings: Of the trainer, as they are now.
-    """
+    """What of the trainer's settings would end a run again at once: "trainer.max_steps (600)"; None if it goes on."""
     with suppress(LookupError, TypeError, AttributeError):  # a damaged checkpoint is another's matter
         loop = checkpoint["loops"]["fit_loop"]
         epochs, batches = loop["epoch_progress"]["total"], loop["epoch_loop.batch_progress"]

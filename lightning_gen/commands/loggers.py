@@ -31,13 +31,11 @@ def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
     if name not in ("RunLogger", "CSVLogger", "TensorBoardLogger"):
         return
     arguments = logger.init_args
-    numbered = arguments.get("version") is None
-    if numbered:
-        place = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
-        for argument, value in place.items():
-            arguments[argument] = value
-    if name == "TensorBoardLogger" and numbered:
-        arguments["purge_step"] = step + 1
+    if arguments.get("version") is None:
+        arguments.save_dir, arguments.name = str(folder.parent.parent), folder.parent.name
+        arguments.version = folder.name
+        if name == "TensorBoardLogger":
+            arguments["purge_step"] = step + 1
     if name == "CSVLogger" and Path(CSVLogger(**arguments.as_dict()).log_dir).resolve() == folder:
         logger.class_path = "lightning_gen.runs.logger.ResumedCSVLogger"
         arguments["keep_until"] = step
@@ -48,7 +46,7 @@ def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
 
     Args:
         loggers: One logger's configuration or a list of them; changed in place.
-        checkpoint: The checkpoint that the run goes on from, if it does.
+        checkpoint: That the run goes on from, if it does.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not str(getattr(logger, "class_path", "")).endswith("WandbLogger"):

@@ -27,11 +27,7 @@ READS = {
 
 
 def reads(extractor: Mapping[str, Any]) -> str:
-    """What an extractor of a configuration is made for, in words; empty where it may read any data.
-
-    Args:
-        extractor: Its "class_path" and "init_args".
-    """
+    """What an extractor (its "class_path" and "init_args") is made for, in words; empty where it may read any data."""
     name = str(extractor["class_path"]).rpartition(".")[2]
     own = name not in READS or name == INCEPTION or (extractor.get("init_args") or {}).get("weights")
     return "" if own else f"{name} {READS[name]}"
@@ -45,20 +41,15 @@ def follow_data(config: Namespace) -> list[str]:
     their size and domain, MNIST and FashionMNIST by their classifiers. For other data there is none at hand, and the
     callback is left out. An extractor of the user's own, one with weights of their own, and Inception by name stay.
 
-    Args:
-        config: Of a subcommand; its `trainer.callbacks` are changed in place.
-
-    Returns:
-        What was changed, in words.
+    `trainer.callbacks` of a subcommand's configuration is changed in place; the words say how.
     """
     path, _, name = str(config.data.class_path).rpartition(".")
-    data = getattr(sys.modules.get(path), name, None)  # the parser has imported it
-    callbacks = config.trainer.callbacks
-    if not isinstance(callbacks, list) or not isinstance(data, type):
+    data, settings = getattr(sys.modules.get(path), name, None), config.data.init_args  # the parser has imported it
+    if not isinstance(config.trainer.callbacks, list) or not isinstance(data, type):
         return []
     words: list[str] = []
     kept: list[Namespace] = []
-    for callback in callbacks:
+    for callback in config.trainer.callbacks:
         kind = str(callback.class_path).rpartition(".")[2]
         if kind == "PointMetrics" and not issubclass(data, PointDataModule):
             words.append(f"PointMetrics is left out: it measures points, and the data is {name}.")
@@ -66,9 +57,9 @@ def follow_data(config: Namespace) -> list[str]:
         given = callback.init_args.get("extractor") if kind == "GenerativeMetrics" else None
         reader = INCEPTION if given is None else str(given.class_path).rpartition(".")[2]
         if kind == "GenerativeMetrics" and (given is None or reads(given.as_dict())):
-            own = _reader_of(data, config.data.init_args)
+            own = _reader_of(data, settings)
             why = f"{reader} {READS[reader]}, and the data is {name}"
-            if _suits(reader, given, data, config.data.init_args):
+            if _suits(reader, given, data, settings):
                 if given is not None and own is not None:
                     given.init_args.update(own.init_args)
             elif own is not None:

@@ -85,12 +85,7 @@ class Skipped:
         return sum(map(len, self.reasons.values()))
 
     def add(self, file: str | Path, message: str) -> None:
-        """Say why a file is skipped, unless the same has been said of some others.
-
-        Args:
-            file: Which.
-            message: Why, with or without the name of the file.
-        """
+        """Say why a file is skipped, unless the same has been said of some others; the words may name it."""
         # Sizes differ from file to file, and the reason is the same.
         reason = re.sub(r"\d+", "0", message.replace(str(file), "").strip())
         files = self.reasons.setdefault(reason, [])

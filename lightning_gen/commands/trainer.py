@@ -47,12 +47,12 @@ class Trainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-        shows_progress = enable_progress_bar is not False and not barebones
-        if shows_progress and not any(isinstance(c, LightningProgressBar) for c in callbacks):
-            callbacks = [*callbacks, ProgressBar()]
-        shows_summary = enable_model_summary is not False and not barebones
-        if shows_summary and not any(isinstance(c, ModelSummary) for c in callbacks):
-            callbacks = [*callbacks, NetworkSummary()]
+        for wanted, base, own in (
+            (enable_progress_bar, LightningProgressBar, ProgressBar),
+            (enable_model_summary, ModelSummary, NetworkSummary),
+        ):
+            if wanted is not False and not barebones and not any(isinstance(c, base) for c in callbacks):
+                callbacks = [*callbacks, own()]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
                 name_flatly(callback)

@@ -113,15 +113,16 @@ class CommandLine(LightningCLI):
         for words in follow_data(config):
             rank_zero_only(print)(words, flush=True)
         given = config.clone()
-        checkpoint = None
+        checkpoint = folder = None
         if self.subcommand:
             # A run that config.yaml starts anew must not begin with this one's checkpoint.
             given.ckpt_path = None
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path)) if config.ckpt_path else None
-            checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
+            config.weights_only = True
+            if config.ckpt_path:
+                config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+                checkpoint, folder = read_checkpoint(config.ckpt_path), run_folder_of_checkpoint(config.ckpt_path)
             if checkpoint and self.subcommand == "fit":
                 check_going_on(checkpoint, config.ckpt_path)
-            config.weights_only = True
         self.step = int(checkpoint["global_step"]) if checkpoint else 0
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
         if config.trainer.barebones:
@@ -129,14 +130,13 @@ class CommandLine(LightningCLI):
                 config.trainer[name] = None
         elif config.trainer.logger in (None, True):
             config.trainer.logger = self._run_logger(config)
-        folder = run_folder_of_checkpoint(config.ckpt_path) if checkpoint else None
         if checkpoint and self.subcommand == "fit":
             writes = _is_first() and not config.trainer.fast_dev_run
             check_that_it_is_not_over(checkpoint, config, folder if writes else None)
-        if checkpoint and folder and self.subcommand == "fit":
-            if writes:
+            if folder and writes:
                 lock_run(folder)
-            go_on_in_folder(config.trainer.logger, folder.resolve(), self.step)
+            if folder:
+                go_on_in_folder(config.trainer.logger, folder.resolve(), self.step)
         prepare_wandb(config.trainer.logger, checkpoint)
         train_missing_classifiers(config)
         self._dump_config()  # as it was given, with the paths of models
@@ -147,12 +147,9 @@ class CommandLine(LightningCLI):
     def _run_logger(self, config: Namespace) -> Namespace | bool:
         if self.subcommand not in ("fit", None):
             return False
-        arguments = {
-            "save_dir": str(config.trainer.default_root_dir or "runs"),
-            "name": config.model.class_path.rpartition(".")[2].lower(),
-            "version": None,
-        }
-        return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=Namespace(**arguments))
+        parent, name = config.trainer.default_root_dir or "runs", config.model.class_path.rpartition(".")[2].lower()
+        arguments = Namespace(save_dir=str(parent), name=name, version=None)
+        return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=arguments)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Leave out of what every run has what this one is told to do without."""
@@ -174,9 +171,7 @@ class CommandLine(LightningCLI):
         """Let loggers record at the step of the checkpoint."""
         record_at_step(self.trainer, self.step)
 
-    def before_validate(self) -> None:
-        """Let loggers record at the step of the checkpoint."""
-        record_at_step(self.trainer, self.step)
+    before_validate = before_test
 
     def after_fit(self) -> None:
         """Test, if asked to, and end with the figures that matter and the report's address."""
@@ -186,12 +181,10 @@ class CommandLine(LightningCLI):
         (results,) = self.trainer.test(self.model, datamodule=self.datamodule) or [{}]
         if self.trainer.is_global_zero:
             speakers: list[Any] = [self.model, *self.trainer.callbacks]  # type: ignore[attr-defined]
-            headlines = {
-                name: line for speaker in speakers for name, line in getattr(speaker, "headlines", dict)().items()
-            }
-            for name, line in headlines.items():
-                if name in results:
-                    print(line.format(results[name]))
+            for speaker in speakers:
+                for name, line in getattr(speaker, "headlines", dict)().items():
+                    if name in results:
+                        print(line.format(results[name]))
             if any(isinstance(callback, Report) for callback in speakers):
                 print(f"Report: {run_folder(self.trainer) / PAGE}")
 
@@ -201,7 +194,21 @@ def run_trainer(arguments: list[str]) -> int:
     quiet_lightning()
     try:
         with _naming_damage():
-            _run_command_line(arguments)
+            CommandLine(
+                GenerativeModule,
+                pl.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+                trainer_class=Trainer,
+                parser_class=Parser,
+                # Errors of the parser are raised, so that the command line can say them in fewer words.
+                parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},
+                args=with_configs(arguments),
+            )
     except RunIsOver as over:
         if _is_first():
             print(over)
@@ -213,36 +220,17 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _run_command_line(arguments: list[str]) -> None:
-    CommandLine(
-        GenerativeModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=SaveRunConfig,
-        save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-        trainer_class=Trainer,
-        parser_class=Parser,
-        # Errors of the parser are raised, so that the command line can say them in fewer words.
-        parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},
-        args=with_configs(arguments),
-    )
-
-
 @contextmanager
 def _naming_damage() -> Iterator[None]:
     """What goes wrong within Lightning's restoring of a run is the checkpoint's fault."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        places = [
-            (frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in traceback.walk_tb(error.__traceback__)
-        ]
+        codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
         restoring = any(
-            (file.endswith("checkpoint_connector.py") and "restore" in function) or file == resuming.__file__
-            for file, function in places
+            (code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name)
+            or code.co_filename == resuming.__file__
+            for code in codes
         )
         if isinstance(error, CheckpointError) or not restoring:
             raise

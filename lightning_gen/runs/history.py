@@ -72,11 +72,7 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def add_to_history(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, which is on its way to the disk when this returns; a kill costs none.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Add a line, which is on its way to the disk when this returns, so that a kill costs none; or `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
@@ -87,20 +83,12 @@ def add_to_history(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def write_history(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write the whole record, or leave what stood there.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write the whole record, or leave what stood there; `OSError` if it cannot be written."""
     write_atomically(path, "".join(strict_json(line) + "\n" for line in lines))
 
 
 def sync_history(path: Path) -> None:
-    """Wait until the disk has the record, so that it outlasts what a power cut leaves of the run.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Wait until the disk has the record, so that it outlasts what a power cut leaves of the run; or `OSError`."""
     if path.is_file():
         with path.open("ab") as file:
             os.fsync(file.fileno())

@@ -63,24 +63,12 @@ class ResumedCSVLogger(CSVLogger):
     """Lightning's CSV logger in the folder of a run that goes on, whose `metrics.csv` it would begin anew.
 
     Args:
-        save_dir: As in Lightning, like the arguments that follow.
-        name: Of this kind of run.
-        version: Of this run.
-        prefix: Of the names of metrics.
-        flush_logs_every_n_steps: How often the table is written.
+        save_dir: As in Lightning, like all arguments but the last.
         keep_until: The step up to which earlier rows are kept.
     """
 
-    def __init__(
-        self,
-        save_dir: str,
-        name: str | None = "lightning_logs",
-        version: int | str | None = None,
-        prefix: str = "",
-        flush_logs_every_n_steps: int = 100,
-        keep_until: int = 0,
-    ) -> None:
-        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
+    def __init__(self, save_dir: str, *args: Any, keep_until: int = 0, **kwargs: Any) -> None:
+        super().__init__(save_dir, *args, **kwargs)
         self.keep_until = keep_until
 
     @property

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gen.callbacks import GenerativeMetrics
+from lightning_gen.cli import with_sampling
 from lightning_gen.commands.evaluate import evaluate
 from lightning_gen.commands.latents import interpolate
 from lightning_gen.commands.sample import sample
-from lightning_gen.commands.sampling import with_sampling
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.generative import GenerativeModule
