@@ -131,7 +131,7 @@ class LMConvNetwork(DensityNetwork):
         super().__init__(image_shape, outputs, embedding=embedding, dropout=dropout)
         if filters < 2 or num_blocks < 0:
             raise ValueError(
-                f"filters must be at least 2 (they are normalised) and num_blocks at least 0, got {filters} and "
+                f"LMConv needs filters at least 2 (they are normalised) and num_blocks at least 0, got {filters} and "
                 f"{num_blocks}."
             )
         height, width = image_shape[1:]
