@@ -362,7 +362,17 @@ def with_defaults(target: Callable[..., Any], given: Mapping[str, Any]) -> dict[
     functions = reversed(_signatures(target))
     parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
     defaults = hyperparameters_of({p.name: p.default for p in parameters if p.default is not p.empty})
-    return {**dict.fromkeys(given), **defaults, **given}
+    return {name: _with_its_defaults(value) for name, value in {**dict.fromkeys(given), **defaults, **given}.items()}
+
+
+def _with_its_defaults(value: Any) -> Any:
+    """Plain data that may stand for a call of a class; one that has not been imported says nothing of its defaults."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    module, _, name = str(value["class_path"]).rpartition(".")
+    target = getattr(sys.modules.get(module), name, None)
+    given = value.get("init_args") or {}
+    return {**value, "init_args": with_defaults(target, given) if inspect.isclass(target) else given}
 
 
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def groups(checkpoint):
             "gan", {"generator_optimizer": SGD},
             {"generator_optimizer": functools.partial(SGD, lr=0.2, weight_decay=0.3)},
             [{"lr": 0.2, "weight_decay": 0.3}, {}],
-            "generator_optimizer.init_args.lr 0.1 -> 0.2, generator_optimizer.init_args.weight_decay None -> 0.3",
+            "generator_optimizer.init_args.lr 0.1 -> 0.2, generator_optimizer.init_args.weight_decay 0 -> 0.3",
         ),
         ("pixelcnn", {"lr_decay": 1.0}, {"learning_rate": 0.1}, [{"lr": 0.1}], "learning_rate 0.001 -> 0.1"),
     ],

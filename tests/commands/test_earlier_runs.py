@@ -62,7 +62,7 @@ def test_its_configuration_starts_a_run_anew(run, command):
     assert (run.parent / "version_1" / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("name", ["DiagonalBiLSTM", "PixelCNN", "PixelCNNPP"])
+@pytest.mark.parametrize("name", ["DiagonalBiLSTM", "PixelCNN", "PixelCNNPP", "RowLSTM"])
 def test_arguments_are_understood_where_they_were(name, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     last = Path("runs/a/version_0/checkpoints/last.ckpt")
