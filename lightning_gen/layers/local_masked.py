@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.masked import Matrix
+from lightning_gen.layers.orders import odd_pair, pair
 
 
 class KindsOfMasks(NamedTuple):
@@ -42,7 +43,7 @@ def kinds_of_masks(
         dilation: Distance of its taps, in rows and columns, or one for both.
         most: The largest K; None is the result where it takes more.
     """
-    kernel, spacing = _pair(kernel_size), _pair(dilation)
+    kernel, spacing = pair(kernel_size), pair(dilation)
     ones = torch.ones(1, 1, height, width, device=mask.device)
     inside = F.unfold(ones, kernel, spacing, _padding(kernel, spacing))[0] > 0
     digits = 2 ** torch.arange(len(mask), device=mask.device)
@@ -93,9 +94,7 @@ class LocallyMaskedConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
     ) -> None:
-        kernel, spacing = _pair(kernel_size), _pair(dilation)
-        if not all(side % 2 for side in kernel):
-            raise ValueError(f"A kernel has its pixel at the centre only if its sides are odd, got {kernel_size}.")
+        kernel, spacing = odd_pair(kernel_size), pair(dilation)
         padding = _padding(kernel, spacing)
         super().__init__(in_channels, out_channels, kernel, padding=padding, dilation=spacing, bias=bias)
 
@@ -162,15 +161,11 @@ def local_taps(
     Returns:
         Int64 `[H * W, kh * kw]`, flat indices of pixels, and H * W for a tap that is masked or outside the picture.
     """
-    kernel, spacing = _pair(kernel_size), _pair(dilation)
+    kernel, spacing = pair(kernel_size), pair(dilation)
     # From 1, so that the zeros around the picture are none of them; and float64, since unfold takes no integers.
     numbers = torch.arange(1, height * width + 1, dtype=torch.float64, device=mask.device).view(1, 1, height, width)
     columns = F.unfold(numbers, kernel, spacing, _padding(kernel, spacing))[0].long()
     return torch.where(mask & (columns > 0), columns - 1, height * width).T.contiguous()
-
-
-def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
-    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:

@@ -233,9 +233,7 @@ def local_masks(
         ValueError: If the order is no permutation, a kernel side is even, a dilation below 1, or the type another.
     """
     order = as_order(order, height, width)
-    kernel, spacing = _pair(kernel_size), _pair(dilation)
-    if min(kernel) < 1 or not all(side % 2 for side in kernel):
-        raise ValueError(f"A kernel has its pixel at the centre only if its sides are odd, got {kernel_size}.")
+    kernel, spacing = odd_pair(kernel_size), pair(dilation)
     if min(spacing) < 1:
         raise ValueError(f"The dilation must be at least 1, got {dilation}.")
     if mask_type not in ("A", "B"):
@@ -257,19 +255,25 @@ def _grid(height: int, width: int) -> Coordinates:
     return np.arange(height * width, dtype=np.int64).reshape(height, width)
 
 
-def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
+def pair(sides: int | tuple[int, int]) -> tuple[int, int]:
+    """The height and the width of something of which one number is given, or both."""
     return (sides, sides) if isinstance(sides, int) else sides
+
+
+def odd_pair(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
+    """The height and the width of a kernel; a `ValueError` if one is even or below 1."""
+    height, width = pair(kernel_size)
+    if min(height, width) < 1 or not height % 2 or not width % 2:
+        raise ValueError(f"A kernel has its pixel at the centre only if its sides are odd, got {kernel_size}.")
+    return height, width
 
 
 @lru_cache(maxsize=1024)
 def _path(length: int, breadth: int) -> Coordinates:
     """A path of steps to neighbours from (0, 0) to (length - 1, 0) through a whole rectangle.
 
-    Such a path exists if length is even or breadth odd, and length is above 1 or breadth is 1. All its parts are of
-    that kind too, since the halves are even.
-
-    Returns:
-        Positions (along, across), `[length * breadth, 2]`.
+    Positions (along, across), `[length * breadth, 2]`. Such a path exists if length is even or breadth odd, and length
+    is above 1 or breadth is 1. All its parts are of that kind too, since the halves are even.
     """
     if breadth == 1:
         path = np.stack([np.arange(length), np.zeros(length, dtype=np.int64)], axis=1)

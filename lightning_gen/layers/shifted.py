@@ -16,14 +16,8 @@ from lightning_gen.layers.weight_norm import WeightNormConv2d, WeightNormConvTra
 class DownShiftedConv2d(WeightNormConv2d):
     """A kernel that ends in the pixel's row, with the pixel in the middle of that row.
 
-    With a stride of 2, pixel (i, j) of the output belongs to (2i, 2j) of the input.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        kernel_size: (height, odd width).
-        stride: Of rows and columns.
-        init_scale: See `WeightNormalized`.
+    With a stride of 2, pixel (i, j) of the output belongs to (2i, 2j) of the input. Arguments are `WeightNormConv2d`'s;
+    nothing is padded but for the past.
 
     Raises:
         ValueError: If a size is below 1 or the width even.
@@ -52,20 +46,7 @@ class DownShiftedConv2d(WeightNormConv2d):
 
 
 class DownRightShiftedConv2d(WeightNormConv2d):
-    """A kernel with the pixel at its lower right corner.
-
-    With a stride of 2, pixel (i, j) of the output belongs to (2i, 2j) of the input.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        kernel_size: (height, width).
-        stride: Of rows and columns.
-        init_scale: See `WeightNormalized`.
-
-    Raises:
-        ValueError: If a size is below 1.
-    """
+    """A kernel with the pixel at its lower right corner; strides, arguments and errors as in `DownShiftedConv2d`."""
 
     def __init__(
         self,
@@ -85,13 +66,7 @@ class DownRightShiftedConv2d(WeightNormConv2d):
 
 
 class DownShiftedConvTranspose2d(WeightNormConvTranspose2d):
-    """A kernel of 2 x 3 at twice the resolution: (i, j) leads to rows 2i and 2i + 1, and to columns 2j - 1 to 2j + 1.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        init_scale: See `WeightNormalized`.
-    """
+    """A kernel of 2 x 3 at twice the resolution: (i, j) leads to rows 2i and 2i + 1 of columns 2j - 1 to 2j + 1."""
 
     def __init__(self, in_channels: int, out_channels: int, *, init_scale: float = 1.0) -> None:
         super().__init__(
@@ -100,13 +75,7 @@ class DownShiftedConvTranspose2d(WeightNormConvTranspose2d):
 
 
 class DownRightShiftedConvTranspose2d(WeightNormConvTranspose2d):
-    """A kernel of 2 x 2 at twice the resolution: (i, j) leads to rows 2i and 2i + 1 of columns 2j and 2j + 1.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        init_scale: See `WeightNormalized`.
-    """
+    """A kernel of 2 x 2 at twice the resolution: (i, j) leads to rows 2i and 2i + 1 of columns 2j and 2j + 1."""
 
     def __init__(self, in_channels: int, out_channels: int, *, init_scale: float = 1.0) -> None:
         super().__init__(in_channels, out_channels, (2, 2), stride=2, init_scale=init_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -85,52 +85,29 @@ class SpectralNorm(nn.Module):
 
 @dataclass(frozen=True)
 class Convolution:
-    """The linear map of a convolution layer, without its weight and bias.
+    """The linear map of a convolution layer, without its weight and bias."""
 
-    Args:
-        transposed: Whether it is `nn.ConvTranspose2d`.
-        stride: As the layer's, like the rest.
-        padding: Rows and columns on each side, or "same" or "valid".
-        dilation: Distance of the kernel's pixels.
-        groups: Groups of channels.
-        output_padding: Of a transposed convolution.
-        padding_mode: What stands in the padding.
-        margins: left, right, top, bottom padding where that is not of zeros.
-    """
-
-    transposed: bool
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
-    groups: int
-    output_padding: tuple[int, ...]
+    function: Callable[..., Tensor]  # of `torch.nn.functional`
+    settings: dict[str, Any]  # its arguments: stride, padding and so on
     padding_mode: str
-    margins: tuple[int, ...]
+    margins: tuple[int, ...]  # left, right, top and bottom, where the padding is not of zeros
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.ConvTranspose2d) -> Convolution:
         """The map that a layer computes."""
+        settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        if isinstance(layer, nn.ConvTranspose2d):
+            return cls(F.conv_transpose2d, settings | {"output_padding": layer.output_padding}, "zeros", ())
         mode = "reflect" if isinstance(layer, ReflectConv2d) else layer.padding_mode
-        return cls(
-            transposed=isinstance(layer, nn.ConvTranspose2d),
-            stride=layer.stride,
-            padding=layer.padding if mode == "zeros" else (0, 0),
-            dilation=layer.dilation,
-            groups=layer.groups,
-            output_padding=layer.output_padding,
-            padding_mode=mode,
-            margins=() if mode == "zeros" else tuple(layer._reversed_padding_repeated_twice),
-        )
+        if mode == "zeros":
+            return cls(F.conv2d, settings, mode, ())
+        return cls(F.conv2d, settings | {"padding": 0}, mode, tuple(layer._reversed_padding_repeated_twice))
 
     def __call__(self, features: Tensor, weight: Tensor) -> Tensor:
         """`[N, C, H, W]` or `[C, H, W]` to what the layer would give, less its bias."""
-        if self.transposed:
-            return F.conv_transpose2d(
-                features, weight, None, self.stride, self.padding, self.output_padding, self.groups, self.dilation  # type: ignore[arg-type]
-            )  # fmt: skip
         if self.margins:
             features = F.pad(features, self.margins, mode=self.padding_mode)
-        return F.conv2d(features, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return self.function(features, weight, **self.settings)
 
 
 class ConvolutionSpectralNorm(SpectralNorm):

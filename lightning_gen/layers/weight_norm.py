@@ -124,17 +124,11 @@ class WeightNormConv2d(WeightNormalized):
 class WeightNormConvTranspose2d(WeightNormalized):
     """`nn.ConvTranspose2d` with weight norm; each norm is over all weights that lead to one output.
 
+    Other arguments and errors are those of `WeightNormConv2d`.
+
     Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        kernel_size: (height, width).
-        stride: Of rows and columns.
         padding: (rows, columns) cut off on either side.
         output_padding: (rows, columns) added below and to the right.
-        init_scale: See `WeightNormalized`.
-
-    Raises:
-        ValueError: If a size is below 1.
     """
 
     def __init__(

@@ -24,11 +24,7 @@ _TOLERANCE = 1e-6
 
 
 def check_num_levels(num_levels: int) -> int:
-    """`num_levels` itself, if pictures can have that many.
-
-    Raises:
-        ValueError: If it is not a whole number from 2 to 65536.
-    """
+    """`num_levels` itself; a `ValueError` if it is not a whole number from 2 to 65536."""
     if isinstance(num_levels, bool) or not isinstance(num_levels, int) or not 2 <= num_levels <= MAX_LEVELS:
         raise ValueError(
             f"num_levels must be a whole number from 2 to {MAX_LEVELS} (256 for 8 bits), got {num_levels!r}."
@@ -223,21 +219,13 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 def check_integers(levels: Tensor) -> None:
-    """Levels are integers.
-
-    Raises:
-        ValueError: If they are not, as pictures that nobody converted.
-    """
+    """Raise a `ValueError` where levels are no integers, as pictures that nobody converted."""
     if levels.is_floating_point() or levels.is_complex():
         raise ValueError(f"Levels must be integers, got {levels.dtype}. Convert pictures with images_to_levels.")
 
 
 def check_temperature(temperature: float) -> None:
-    """A temperature is 0 or more.
-
-    Raises:
-        ValueError: If it is not, or not finite.
-    """
+    """Raise a `ValueError` where a temperature is below 0 or not finite."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 (the likeliest) or more and finite, got {temperature}.")
 

@@ -141,12 +141,7 @@ class R1(InputGradientPenalty):
 
 @dataclass(frozen=True)
 class R2(R1):
-    """R2 (1801.04406, eq. 10): weight / 2 * E |grad D(G(z))|^2 on generated pictures.
-
-    Args:
-        weight: gamma; 10 in the paper.
-        interval: See `Penalty`.
-    """
+    """R2 (1801.04406, eq. 10): weight / 2 * E |grad D(G(z))|^2 on generated pictures. Arguments are `R1`'s."""
 
     def points(self, real: Tensor, fake: Tensor) -> Tensor:
         """The generated pictures."""

@@ -36,9 +36,9 @@ class PixelLikelihood(ABC):
     def num_parameters(self, channels: int) -> int:
         """How many numbers a network must give for each pixel of so many channels."""
 
-    @abstractmethod
     def num_uniforms(self, channels: int) -> int:
-        """How many uniform numbers it takes to draw one pixel."""
+        """How many uniform numbers it takes to draw one pixel: one for each parameter, if a subclass says nothing."""
+        return self.num_parameters(channels)
 
     @abstractmethod
     def log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
@@ -71,20 +71,12 @@ class PixelLikelihood(ABC):
 
 
 def pixel_likelihood(num_levels: int) -> Bernoulli | Categorical:
-    """One logit a channel for 2 levels, a softmax for more.
-
-    Raises:
-        ValueError: By `check_num_levels`.
-    """
+    """One logit a channel for 2 levels, a softmax for more; a `ValueError` by `check_num_levels`."""
     return Bernoulli() if check_num_levels(num_levels) == 2 else Categorical(num_levels)
 
 
 def mixture_likelihood(num_levels: int, num_components: int) -> Bernoulli | LogisticMixture:
-    """One logit a channel for 2 levels, a mixture of logistics for more.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """One logit a channel for 2 levels, a mixture of logistics for more; a `ValueError` if a number is out of range."""
     return Bernoulli() if num_levels == 2 else LogisticMixture(num_levels, num_components)
 
 
@@ -105,10 +97,6 @@ class Categorical(PixelLikelihood):
 
     def num_parameters(self, channels: int) -> int:
         """L for each channel."""
-        return self.num_levels * channels
-
-    def num_uniforms(self, channels: int) -> int:
-        """As many."""
         return self.num_levels * channels
 
     def log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
@@ -134,10 +122,6 @@ class Bernoulli(PixelLikelihood):
 
     def num_parameters(self, channels: int) -> int:
         """One for each channel."""
-        return channels
-
-    def num_uniforms(self, channels: int) -> int:
-        """As many."""
         return channels
 
     def log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
