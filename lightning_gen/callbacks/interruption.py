@@ -41,22 +41,10 @@ class Interruption(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Stop if that was asked for."""
-        self._stop_if_asked(trainer, pl_module)
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if that was asked for during the validation."""
         if self._handlers:
-            self._stop_if_asked(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen no more; what is left to do does not take long."""
-        self._leave()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Listen no more."""
-        self._leave()
+            self.on_train_batch_end(trainer, pl_module)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -66,12 +54,16 @@ class Interruption(Checkpoint):
         # For `print` is not made for handlers.
         os.write(2, b"\nStopping when this step has ended; once more stops at once.\n")
 
-    def _leave(self) -> None:
+    def _leave(self, *_: Any, **__: Any) -> None:
+        """Listen no more; what is left to do when training ends does not take long."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    on_train_end = on_exception = _leave
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Stop if that was asked for."""
         asked = self.signal is not None
         if trainer.world_size > 1:  # a signal may reach the ranks in different steps
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)

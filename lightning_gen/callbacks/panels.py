@@ -27,21 +27,13 @@ Images = Mapping[str, Image.Image]
 
 @dataclass
 class FirstPictures:
-    """The first pictures that come along in batches.
+    """The first pictures that come along in batches."""
 
-    Attributes:
-        limit: How many of each domain.
-        pictures: By domain or name, uint8 `[C, H, W]` each; sizes may differ.
-        source: Where the first ones came from; no others are taken.
-        paired: Whether A and B show the same scenes.
-        passed: How many have come along in this pass over the source.
-    """
-
-    limit: int = 0
-    pictures: dict[str, list[Tensor]] = field(default_factory=dict)
-    source: str = ""
-    paired: bool = False
-    passed: int = 0
+    limit: int = 0  # of each domain
+    pictures: dict[str, list[Tensor]] = field(default_factory=dict)  # by domain, uint8 [C, H, W]; sizes may differ
+    source: str = ""  # where the first ones came from; no others are taken
+    paired: bool = False  # whether A and B show the same scenes
+    passed: int = 0  # how many have come along in this pass over the source
 
     def take(self, batch: Any, source: str) -> None:
         """Take pictures from a batch until there are enough.
@@ -70,11 +62,9 @@ class Panel(ABC):
         sampling: Settings of the model's own `sample`, where the panel samples.
     """
 
-    needs: ClassVar[type]
-    """The protocol that models must follow."""
+    needs: ClassVar[type]  # the protocol that models must follow
     number: int
-    shows_data: ClassVar[bool] = False
-    """Whether it shows what becomes of pictures of the data."""
+    shows_data: ClassVar[bool] = False  # whether it shows what becomes of pictures of the data
 
     def __init__(self, number: int | None = None, sampling: dict[str, Any] | None = None) -> None:
         self.number = number or self.number

@@ -146,7 +146,7 @@ class Report(pl.Callback):
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last_step = trainer.global_step
         new = self._new(trainer)
-        values = {**self.waiting, **{name: float(value) for name, value in new.items()}}
+        values = self.waiting | {name: float(value) for name, value in new.items()}
         self.recorded.update(new)
         self.waiting = {}
         if not values:
@@ -177,13 +177,12 @@ class Report(pl.Callback):
         """Keep the test's metrics, and renew the page of the run that they belong to."""
         if keeps_files(trainer):
             checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in _X_AXES}
             results = {
                 "checkpoint": None if checkpoint is None else checkpoint.name,
                 "step": trainer.global_step if checkpoint is None else self.loaded_step,
                 "finished": _now(),
-                "metrics": {
-                    name: float(value) for name, value in trainer.callback_metrics.items() if name not in _X_AXES
-                },
+                "metrics": metrics,
             }
             with self._harmless():
                 write_atomically(run_folder(trainer) / RESULTS, strict_json(results, indent=2))

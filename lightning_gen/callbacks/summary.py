@@ -36,14 +36,11 @@ class NetworkSummary(ModelSummary):
             if isinstance(callback, EMA):
                 networks = [pl_module.get_submodule(name) for name in callback.modules]
                 rows[f"average of {', '.join(callback.modules)}"] = sum(_count(n.parameters()) for n in networks)
-        rows = {name: number for name, number in rows.items() if number}
-        names, numbers = (
-            max(map(len, rows), default=0),
-            max((len(f"{number:,}") for number in rows.values()), default=0),
-        )
+        lines = {name: f"{number:,}" for name, number in rows.items() if number}
+        left, right = (max(map(len, words), default=0) for words in (lines.keys(), lines.values()))
         print(f"{type(pl_module).__name__}, parameters:")
-        for name, number in rows.items():
-            print(f"  {name:<{names}}  {number:>{numbers},}", flush=True)
+        for name, number in lines.items():
+            print(f"  {name:<{left}}  {number:>{right}}", flush=True)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -32,9 +32,8 @@ def find_config(name: str) -> str:
     if Path(name).is_file():
         return name
     wanted = name.removeprefix("configs/").removesuffix(".yaml")
-    shipped = config_folder() / f"{wanted}.yaml"
     if wanted in shipped_configs():
-        return str(shipped)
+        return str(config_folder() / f"{wanted}.yaml")
     raise FileNotFoundError(
         f"There is no configuration {name!r}: neither a file of that name nor one that is shipped. "
         f"Shipped are: {', '.join(shipped_configs())}."

@@ -98,7 +98,10 @@ def import_weights(
     }
     model.on_save_checkpoint(checkpoint)
     AtomicCheckpointIO().save_checkpoint(checkpoint, output)
-    print(f"{type(model).__name__} with {_describe(model)} written to {output}")
+    described: Any = model.hparams["generator"]
+    settings = ", ".join(f"{key}={value}" for key, value in described.get("init_args", {}).items())
+    kind = described["class_path"].rpartition(".")[2]
+    print(f"{type(model).__name__} with {kind}({settings}) written to {output}")
     if assumed:
         print(assumed)
     ways = ["dropout is drawn"] * drops + ["batch norm takes each picture's own statistics"] * batch_norm
@@ -119,20 +122,14 @@ def _with_dropout(
                 f"{'with' if found else 'without'} dropout. The option is for U-Nets, whose files do not tell."
             )
         return generator, None
-    told = dropout is not None
+    sentence = None
     if dropout is None:
         dropout = alone and generator.keywords["norm"] != "instance"
-    sentence = (
-        f"Assumed that the U-Net was trained {'with' if dropout else 'without'} dropout, which its file does not tell; "
-        f"--dropout {str(not dropout).lower()} if not."
-    )
-    return partial(generator, dropout=0.5 if dropout else 0.0), None if told else sentence
-
-
-def _describe(model: TranslationModule) -> str:
-    factory: Any = model.hparams["generator"]
-    settings = ", ".join(f"{key}={value}" for key, value in factory.get("init_args", {}).items())
-    return f"{factory['class_path'].rpartition('.')[2]}({settings})"
+        sentence = (
+            f"Assumed that the U-Net was trained {'with' if dropout else 'without'} dropout, which its file does not "
+            f"tell; --dropout {str(not dropout).lower()} if not."
+        )
+    return partial(generator, dropout=0.5 if dropout else 0.0), sentence
 
 
 @contextmanager

@@ -22,12 +22,9 @@ StateDict = Mapping[str, Tensor]
 
 
 def reference_generator(weights: StateDict) -> functools.partial[Any]:
-    """The factory of the generator that a reference state dict belongs to, found from names and shapes.
+    """The factory of the generator that a reference state dict (`*_net_G*.pth`) belongs to, from names and shapes.
 
     Whether a U-Net has dropout is not among them; this one has.
-
-    Args:
-        weights: Contents of a `*_net_G*.pth`.
 
     Raises:
         ValueError: If it is neither a ResNet nor a U-Net generator of the reference implementation.
@@ -38,15 +35,14 @@ def reference_generator(weights: StateDict) -> functools.partial[Any]:
     if any("conv_block" in key for key in weights):
         blocks = {key.split(".")[1] for key in weights if "conv_block" in key}
         # With dropout, the second convolution of a block stands one place later.
-        second = [key for key, tensor in weights.items() if ".conv_block.6." in key and tensor.ndim == 4]
-        dropout = 0.5 if second else 0.0
+        dropout = any(".conv_block.6." in key and tensor.ndim == 4 for key, tensor in weights.items())
         return functools.partial(
             ResNetGenerator,
             filters=kernels[0].shape[0],
             blocks=len(blocks),
             downsamplings=(len(kernels) - 2 * len(blocks) - 2) // 2,
             norm=norm,
-            dropout=dropout,
+            dropout=0.5 if dropout else 0.0,
             out_channels=kernels[-1].shape[0],
         )
     if any(key.startswith("model.model.") for key in weights):
