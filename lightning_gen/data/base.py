@@ -505,11 +505,7 @@ class ImageDataModule(pl.LightningDataModule):
 
 
 def data_root(root: str | Path) -> Path:
-    """The folder of a data set, as a user names it.
-
-    Raises:
-        ValueError: If the name is empty.
-    """
+    """The folder of a data set, as a user names it; a `ValueError` if the name is empty."""
     if not str(root).strip():
         raise ValueError("root is empty. Name the folder of the data set; the current one is '.'.")
     return Path(root).expanduser()

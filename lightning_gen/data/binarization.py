@@ -105,13 +105,8 @@ def read_binarized_mnist(root: Path, split: Literal["train", "val", "test"]) -> 
         FileNotFoundError: As `binarized_mnist_files`.
         ValueError: If the file does not hold so many rows of 784 zeros and ones.
     """
-    values = _read_amat(binarized_mnist_files(root)[split], ROWS["valid" if split == "val" else split])
-    return _black_and_white(values).view(-1, 1, _SIDE, _SIDE)
-
-
-def _read_amat(path: Path, rows: int) -> Tensor:
-    """Lines of zeros and ones, of which spaces stand between, as uint8 `[rows, 784]`."""
-    try:
+    path, rows = binarized_mnist_files(root)[split], ROWS["valid" if split == "val" else split]
+    try:  # lines of zeros and ones with spaces between
         values = np.loadtxt(path, np.uint8, comments=None, ndmin=2)
     except (ValueError, OverflowError) as error:  # something that is no number, or lines of several lengths
         raise ValueError(f"{path} is damaged, or another file: {error}") from error
@@ -126,7 +121,7 @@ def _read_amat(path: Path, rows: int) -> Tensor:
             f"{path} holds {values[row, column]} in row {row + 1}, column {column + 1}; expected zeros and ones. It is "
             "damaged, or another file."
         )
-    return torch.from_numpy(values)
+    return _black_and_white(torch.from_numpy(values)).view(-1, 1, _SIDE, _SIDE)
 
 
 def _gray(pixels: Tensor) -> Tensor:

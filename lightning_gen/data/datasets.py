@@ -247,8 +247,6 @@ class TorchvisionDataModule(InMemoryDataModule):
 class MNIST(TorchvisionDataModule):
     """Handwritten digits, `[1, 28, 28]`: 60,000 for training, 10,000 for testing (LeCun et al. 1998).
 
-    Arguments and errors are those of `TorchvisionDataModule`.
-
     The binarization "fixed" is the published binarised MNIST (Larochelle and Murray 2011, from Salakhutdinov and Murray
     2008), of which most likelihoods are: 50,000 pictures for training, 10,000 for validation (whatever `num_val`) and
     10,000 for testing, without labels. It is not downloaded: binarized_mnist_train.amat, binarized_mnist_valid.amat and
@@ -280,10 +278,7 @@ class MNIST(TorchvisionDataModule):
 
 
 class FashionMNIST(TorchvisionDataModule):
-    """Gray clothes, `[1, 28, 28]`: 60,000 for training, 10,000 for testing (Xiao et al. 2017, arXiv:1708.07747).
-
-    Arguments and errors are those of `TorchvisionDataModule`.
-    """
+    """Gray clothes, `[1, 28, 28]`: 60,000 for training, 10,000 for testing (Xiao et al. 2017, arXiv:1708.07747)."""
 
     native_shape = (1, 28, 28)
     class_names = tuple(datasets.FashionMNIST.classes)
@@ -292,10 +287,7 @@ class FashionMNIST(TorchvisionDataModule):
 
 
 class CIFAR10(TorchvisionDataModule):
-    """Colour photographs of ten kinds, `[3, 32, 32]`: 50,000 for training, 10,000 for testing (Krizhevsky 2009).
-
-    Arguments and errors are those of `TorchvisionDataModule`.
-    """
+    """Colour photographs of ten kinds, `[3, 32, 32]`: 50,000 for training, 10,000 for testing (Krizhevsky 2009)."""
 
     native_shape = (3, 32, 32)
     binarizations = ()

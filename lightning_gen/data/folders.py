@@ -86,11 +86,7 @@ class FolderDataModule(ImageDataModule):
         return (self.channels, *self.image_size)
 
     def setup(self, stage: str) -> None:
-        """Compare what the processes have found.
-
-        Raises:
-            RuntimeError: If they differ, as when the folder changes, or is not the same on all machines.
-        """
+        """Compare what the processes have found; a `RuntimeError` if they differ."""
         places = repr(self.files).replace(str(self.root), "")  # which may be another on each machine
         if len(set(everywhere(digest(places.encode())))) > 1:
             raise RuntimeError(
@@ -456,12 +452,7 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str, skip_broken: bool) -> dict[str, list[Search]]:
-    """What is in train, val and test, for each side; of val and test, one may stand in for the other.
-
-    Raises:
-        FileNotFoundError: Naming the folder at fault, the layout expected, and what there is.
-        ImageError: As `_looked_at`.
-    """
+    """What is in train, val and test, for each side; of val and test, one may stand in for the other."""
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is not a folder. {layout}")
     found: dict[str, list[Search]] = {}
@@ -481,12 +472,7 @@ def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str, skip_broken
 
 
 def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool) -> list[Search]:
-    """Searches without the files that cannot be read, with a word for what is left out.
-
-    Raises:
-        FileNotFoundError: If nothing remains of one.
-        ImageError: If there are such files and they are not to be skipped.
-    """
+    """Searches without the files that cannot be read, if these are to be skipped, with a word for what is left out."""
     images = [path for search in searches for path in search.images]
     if others := [path for search in searches for path in search.others]:
         rank_zero_info(f"{root}: {len(images)} picture files; left out by their endings: {count_endings(others)}.")
@@ -519,11 +505,7 @@ def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) ->
 
 
 def _pair_by_name(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
-    """The pictures of A and of B, both in the order of the names that they share.
-
-    Raises:
-        ValueError: If a name occurs on one side only, or twice.
-    """
+    """The pictures of A and of B, both in the order of the names that they share, which must be all."""
     named: list[dict[str, Path]] = [{}, {}]
     for pictures, paths in zip(named, sides, strict=True):
         for path in paths:

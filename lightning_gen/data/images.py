@@ -99,11 +99,7 @@ def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic"
 
 
 def height_and_width(name: str, value: int | Sequence[int], at_least: int = 1) -> tuple[int, int]:
-    """(height, width) from one number, for a square, or from a pair.
-
-    Raises:
-        ValueError: If it is neither, or one is smaller than it may be.
-    """
+    """(height, width) from one number, for a square, or from a pair; else, or if one is too small, a `ValueError`."""
     size = (value, value) if isinstance(value, int) else tuple(value)
     if len(size) != 2 or min(size) < at_least:
         raise ValueError(f"{name} must be one number or (height, width), each at least {at_least}, got {value}.")
@@ -178,22 +174,14 @@ class Picture:
 
 
 def check_channels(channels: int) -> int:
-    """`channels` itself, if pictures can be read with that many.
-
-    Raises:
-        ValueError: If it is neither 1 nor 3.
-    """
+    """`channels` itself, if pictures can be read with that many; a `ValueError` if it is neither 1 nor 3."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels}.")
     return channels
 
 
 def background_color(name: str) -> tuple[float, float, float]:
-    """Red, green and blue in `[0, 1]` of a colour by any name that Pillow knows.
-
-    Raises:
-        ValueError: If Pillow does not know it.
-    """
+    """Red, green and blue in `[0, 1]` of a colour by any name that Pillow knows, else a `ValueError`."""
     try:
         red, green, blue = ImageColor.getrgb(name)[:3]
     except ValueError:
@@ -226,11 +214,7 @@ class Search:
     folders: list[Path]
 
     def checked(self) -> Search:
-        """Itself, if there are pictures.
-
-        Raises:
-            FileNotFoundError: If there are none; the message says which other files there are.
-        """
+        """Itself, if there are pictures, else a `FileNotFoundError` that says which other files there are."""
         if not self.images:
             there = f", only {count_endings(self.others)}" if self.others else ""
             readable = "jpg, png, webp, tif and others that Pillow reads"
@@ -429,11 +413,7 @@ def open_image(path: str | Path) -> Picture:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A picture file whose header has been read, and whose size is within the limit.
-
-    Raises:
-        ImageError: If it is not; or what Pillow raises within it.
-    """
+    """A picture file whose header has been read, and whose size is within the limit, else an `ImageError`."""
     limit = limit_of(MEGAPIXELS, 89) * 1e6
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = int(limit)  # of Pillow, which refuses twice as many

@@ -140,11 +140,7 @@ DOMAINS: tuple[str, ...] = tuple(_LOOKS)
 
 
 def look_of(domain: str) -> _Look:
-    """How a domain looks.
-
-    Raises:
-        ValueError: If it is none of `DOMAINS`.
-    """
+    """How a domain looks; a `ValueError` if it is none of `DOMAINS`."""
     if domain not in _LOOKS:
         raise ValueError(f"Unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}.")
     return _LOOKS[domain]

@@ -22,11 +22,8 @@ from lightning_gen.layers.orders import odd_pair, pair
 class KindsOfMasks(NamedTuple):
     """Masks for all pixels, of which few differ."""
 
-    kinds: Tensor
-    """Bool `[K, kh, kw]`."""
-
-    places: Tensor
-    """Bool `[K, H, W]`: the pixels of each kind; every pixel is of one."""
+    kinds: Tensor  # bool [K, kh, kw]
+    places: Tensor  # bool [K, H, W]: the pixels of each kind; every pixel is of one
 
 
 def kinds_of_masks(
@@ -35,13 +32,8 @@ def kinds_of_masks(
 ) -> KindsOfMasks | None:  # fmt: skip
     """The kinds of masks that there are, if they are few. Taps outside the picture see zeros, so theirs do not matter.
 
-    Args:
-        mask: Bool `[kh * kw, H * W]`, from `local_masks`, of at most 63 taps.
-        height: Of the picture.
-        width: Of the picture.
-        kernel_size: Odd height and width of the kernel, or one for both.
-        dilation: Distance of its taps, in rows and columns, or one for both.
-        most: The largest K; None is the result where it takes more.
+    The mask is one of `local_masks`, of at most 63 taps, with the sizes, kernel and dilation that it was made with.
+    None is the result where it takes more than `most` kinds.
     """
     kernel, spacing = pair(kernel_size), pair(dilation)
     ones = torch.ones(1, 1, height, width, device=mask.device)
@@ -151,12 +143,7 @@ def local_taps(
 ) -> Tensor:
     """Where the taps lie that a mask leaves, for `lightning_gen.layers.masked.at_pixel`.
 
-    Args:
-        mask: Bool `[kh * kw, H * W]`, from `local_masks`.
-        height: Of the picture.
-        width: Of the picture.
-        kernel_size: Odd height and width of the kernel, or one for both.
-        dilation: Distance of its taps, in rows and columns, or one for both.
+    The mask is one of `local_masks`, with the sizes, kernel and dilation that it was made with.
 
     Returns:
         Int64 `[H * W, kh * kw]`, flat indices of pixels, and H * W for a tap that is masked or outside the picture.

@@ -25,20 +25,11 @@ class Sweep(NamedTuple):
     pixel i of a block reads the places `reads + i`, ..., `reads + i + taps - 1`.
     """
 
-    lengths: tuple[int, ...]
-    """Pixels of each block."""
-
-    starts: tuple[int, ...]
-    """Place of each block's first pixel."""
-
-    reads: tuple[int, ...]
-    """First place that this pixel reads."""
-
-    taps: int
-    """Pixels whose hidden states each pixel reads."""
-
-    cell: int
-    """Which of these has the cell state that it goes on with."""
+    lengths: tuple[int, ...]  # pixels of each block
+    starts: tuple[int, ...]  # place of each block's first pixel
+    reads: tuple[int, ...]  # first place that this pixel reads
+    taps: int  # pixels whose hidden states each pixel reads
+    cell: int  # which of these has the cell state that it goes on with
 
 
 def row_sweep(height: int, width: int, kernel_size: int) -> Sweep:
@@ -115,17 +106,10 @@ def sweep_over(gates: Tensor, weight: Tensor, sweep: Sweep) -> Tensor:
 class GateMatrices(NamedTuple):
     """What goes into the gates of an LSTM, detached, for `addmm` and the like."""
 
-    above: Tensor
-    """Of hidden states of the row above, tap by tap: `[taps * h, 4h]`."""
-
-    side: Tensor
-    """Of the pixels beside, tap by tap: `[taps * F, 4h]`, of features in a `RowLSTMLayer`, else of one hidden state."""
-
-    own: Tensor
-    """Of the pixel's own features, `[in, 4h]`."""
-
-    bias: Tensor
-    """`[4h]`."""
+    above: Tensor  # of hidden states of the row above, tap by tap: [taps * h, 4h]
+    side: Tensor  # of the pixels beside, tap by tap: [taps * F, 4h], of features in a RowLSTMLayer, else of one state
+    own: Tensor  # of the pixel's own features, [in, 4h]
+    bias: Tensor  # [4h]
 
 
 class RowLSTMLayer(nn.Module):

@@ -150,16 +150,7 @@ def categorical_sample(logits: Tensor, noise: Tensor | torch.Generator, temperat
 def bernoulli_pixel_log_prob(logits: Tensor, levels: Tensor) -> Tensor:
     """Log-probability of binary pictures, sub-pixel by sub-pixel; level 1 has the probability sigmoid(logit).
 
-    Args:
-        logits: Float `[N, C, *space]`.
-        levels: Integers `[N, C, *space]`, 0 or 1, as `images_to_levels(images, 2)` gives them; values are not checked
-            here.
-
-    Returns:
-        Nats `[N, C, *space]`; float32, or float64 as the logits.
-
-    Raises:
-        ValueError: If the shapes differ, or the levels are no integers.
+    As `categorical_pixel_log_prob`, errors included, with float logits `[N, C, *space]` and levels 0 or 1.
     """
     check_integers(levels)
     if logits.ndim < 2 or logits.shape != levels.shape:
@@ -176,19 +167,7 @@ def bernoulli_log_prob(logits: Tensor, levels: Tensor) -> Tensor:
 
 
 def bernoulli_sample(logits: Tensor, noise: Tensor | torch.Generator, temperature: float = 1.0) -> Tensor:
-    """Draw binary levels.
-
-    Args:
-        logits: Float `[N, C, *space]`.
-        noise: A generator, or uniform numbers in [0, 1) of the logits' shape that were drawn ahead.
-        temperature: T >= 0 divides the logits; 1 draws from the model, 0 gives the likelier level.
-
-    Returns:
-        int64 `[N, C, *space]`, 0 or 1.
-
-    Raises:
-        ValueError: If the temperature is out of range, or the noise has another shape.
-    """
+    """Draw binary levels, int64 `[N, C, *space]` of 0 or 1: `categorical_sample` of float logits of that shape."""
     check_temperature(temperature)
     return (full(logits) + temperature * uniform(noise, logits.shape, logits).logit() > 0).long()
 
