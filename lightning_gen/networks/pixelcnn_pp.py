@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.activation import concat_elu
 from lightning_gen.layers.conditional import check_labels
-from lightning_gen.layers.dropout import Dropout
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import (
     DownRightShiftedConv2d,
@@ -27,8 +26,7 @@ from lightning_gen.layers.shifted import (
     DownShiftedConvTranspose2d,
     shift_right,
 )
-from lightning_gen.layers.weight_norm import WeightNormalized, WeightNormLinear, data_dependent_init
-from lightning_gen.networks.density import DensityNetwork
+from lightning_gen.layers.weight_norm import WeightNormalized, WeightNormLinear
 from lightning_gen.networks.pixelcnn_pp_steps import (
     LevelCache,
     LevelMaps,
@@ -42,9 +40,16 @@ from lightning_gen.networks.pixelcnn_pp_steps import (
     step_tables,
 )
 from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.networks.weight_normalized import (
+    GatedResidual,
+    WeightNormalizedNetwork,
+    first_taps,
+    taps_of,
+    with_ones,
+)
 
 
-class PixelCNNPPNetwork(DensityNetwork):
+class PixelCNNPPNetwork(WeightNormalizedNetwork):
     """Gated residual blocks at several scales, up to the coarsest and down again, with shortcuts between the two ways.
 
     Each scale has `num_blocks` blocks on the way up and one more on the way down, the coarsest as many. A block of the
@@ -111,19 +116,6 @@ class PixelCNNPPNetwork(DensityNetwork):
         self.down = cast(Sequence[Stage], nn.ModuleList(down))
         self.last = WeightNormLinear(filters, outputs, axis=1)
 
-    def initialize(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Set g and b of all layers from a batch; see `lightning_gen.layers.weight_norm.data_dependent_init`.
-
-        The mode stays as it is. In training mode dropout is at work, as in the authors' code.
-        """
-        with data_dependent_init(self):
-            self(images, labels)
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]`, and int64 `[N]` of classes, to parameters `[N, outputs, H, W]`."""
-        self.check_given(images, labels)
-        return self._whole(images, labels, None)
-
     def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelCNNPPCache:
         """For `batch` pictures of which no pixel is known; the weights are taken as they are now."""
         check_labels(labels, self.num_classes)
@@ -182,9 +174,7 @@ class PixelCNNPPNetwork(DensityNetwork):
         return [index % 2**scale == 0 for scale in range(1, len(self.up))]
 
     def _whole(self, images: Tensor, labels: Tensor | None, maps: list[LevelMaps] | None) -> Tensor:
-        # The ones tell a black pixel from one outside the picture. Convolutions are fastest with channels last.
-        inputs = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = with_ones(images)
         u = shift_down(self.first_u(inputs))
         ul = shift_down(self.first_above(inputs)) + shift_right(self.first_left(inputs))
         streams, shortcuts = Streams.of(u, ul), []
@@ -293,7 +283,7 @@ class Block(nn.Module):
 
     Args:
         filters: Channels of each stream.
-        dropout: See `GatedResnet`.
+        dropout: See `GatedResidual`.
         num_classes: None without labels.
         shortcuts: Whether both get the same stream of an earlier block as well.
     """
@@ -314,80 +304,24 @@ class Block(nn.Module):
         return Streams(u, ul, u_elu, concat_elu(ul)), (u_hidden, ul_hidden)
 
 
-class GatedResnet(nn.Module):
-    """x + a * sigmoid(b), where a and b come from x through two convolutions, and from shortcuts between them.
+class GatedResnet(GatedResidual):
+    """With concat_elu in place of ELU: x and -x, so that features `[N, F, H, W]` are activated as `[N, 2 F, H, W]`."""
 
-    Args:
-        conv: Of the two convolutions.
-        filters: F, channels of x.
-        shortcut_channels: Of what comes through the shortcut; 0 for none.
-        dropout: Before the second convolution.
-        num_classes: None without labels.
-    """
+    widening: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        conv: type[DownShiftedConv2d] | type[DownRightShiftedConv2d],
-        filters: int,
-        shortcut_channels: int,
-        dropout: float,
-        num_classes: int | None,
-    ) -> None:
-        super().__init__()
-        self.conv1 = conv(2 * filters, filters)
-        self.shortcut = WeightNormLinear(shortcut_channels, filters, axis=1) if shortcut_channels else None
-        self.dropout = Dropout(dropout)
-        self.conv2 = conv(2 * filters, 2 * filters, init_scale=0.1)
-        self.classes = None
-        if num_classes is not None:
-            self.classes = nn.Embedding(num_classes, 2 * filters)
-            nn.init.normal_(self.classes.weight, std=0.05)
+    def _pointwise(self, inputs: int, outputs: int) -> WeightNormalized:
+        return WeightNormLinear(inputs, outputs, axis=1)
 
-    def forward(
-        self, features: Tensor, activated: Tensor, beside: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The block's x, and what goes into the second convolution, `[N, 2 F, H, W]`.
-
-        Args:
-            features: The x that comes in, `[N, F, H, W]`.
-            activated: concat_elu of it.
-            beside: What comes through the shortcut, `[N, shortcut_channels, H, W]`.
-            labels: int64 `[N]`.
-        """
-        hidden = self.conv1(activated)
-        if self.shortcut is not None:
-            hidden = hidden + self.shortcut(beside)
-        hidden = self.dropout(concat_elu(hidden))
-        update = self.conv2(hidden)
-        if self.classes is not None:
-            update = update + self.classes(labels)[:, :, None, None].to(update.dtype)
-        values, gates = update.chunk(2, dim=1)
-        # Side by side in memory, as else sigmoid takes up to eight times as long on a CPU.
-        return features + values * gates.contiguous(memory_format=torch.channels_last).sigmoid(), hidden
-
-    def first_bias(self) -> Tensor:
-        """All that is added to the first convolution, `[F]`."""
-        return self.conv1.b if self.shortcut is None else self.conv1.b + self.shortcut.b
-
-    def second_bias(self, labels: Tensor | None) -> Tensor:
-        """All that is added to the second convolution, `[N, 2 F]`, or `[1, 2 F]` without labels."""
-        return self.conv2.b[None] if self.classes is None else self.conv2.b + self.classes(labels)
+    def _activated(self, features: Tensor) -> Tensor:
+        return concat_elu(features)
 
 
 def first_weights(network: PixelCNNPPNetwork) -> tuple[Tensor, Tensor]:
-    """Of what u and ul get from the rows above, `[6 (C + 1), 3 F]`, and of what ul gets from the pixel to the left.
-
-    Each bias is added to the weights of the ones at a pixel that is inside the picture where the shifted convolution
-    has an output.
-    """
+    """Of what u and ul get from the rows above, `[6 (C + 1), 3 F]`, and of what ul gets from the pixel to the left."""
     u = network.first_u.weight().permute(2, 3, 1, 0).clone()  # [row, column, C + 1, F]
-    u[1, 1, -1] += network.first_u.b
-    above_left, left = network.first_left.weight().squeeze(3).permute(2, 1, 0).clone()
-    left[-1] += network.first_left.b
+    u[1, 1, -1] += network.first_u.b  # as in `first_taps`
     ul = torch.zeros_like(u)
-    ul[1] = network.first_above.weight().squeeze(2).permute(2, 1, 0)
-    ul[1, 1, -1] += network.first_above.b
-    ul[1, 0] += above_left
+    ul[1], left = first_taps(network.first_above, network.first_left)
     return torch.cat([u, signed(ul)], dim=3).flatten(0, 2), signed(left)
 
 
@@ -396,7 +330,7 @@ def level_weights(network: PixelCNNPPNetwork, scale: int, labels: Tensor | None)
     filters, up, down = network.filters, network.up[scale].blocks, network.down[scale]
     blocks = [*up, *down.blocks]
     us, uls = [block.u for block in blocks], [block.ul for block in blocks]
-    from_both = [cast(WeightNormLinear, ul.shortcut).weight().T for ul in uls]
+    from_both = [cast(WeightNormalized, ul.shortcut).weight().T for ul in uls]
 
     firsts = [signed(taps_of(ul.conv1.weight())) for ul in uls]
     biases = [signed(ul.first_bias())[None] for ul in uls]
@@ -431,12 +365,7 @@ def level_weights(network: PixelCNNPPNetwork, scale: int, labels: Tensor | None)
         from_ul=torch.stack([signed(matrix[2 * filters :]) for matrix in from_both[len(up) :]]),
         tiles=tiles,
         u=[(weight.contiguous(memory_format=torch.channels_last), bias.detach()) for weight, bias in kernels],
-        u_from_u=[cast(WeightNormLinear, u.shortcut).weight() for u in us[len(up) :]],
+        u_from_u=[cast(WeightNormalized, u.shortcut).weight() for u in us[len(up) :]],
         u_tiles=u_tiles,
         num_up=len(up),
     )
-
-
-def taps_of(kernels: Tensor) -> Tensor:
-    """Kernels `[out, in, 2, 2]` as matrices `[4, in, out]`: to the left above, above, to the left, and the pixel."""
-    return kernels.permute(2, 3, 1, 0).flatten(0, 1)

@@ -20,11 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
-from lightning_gen.layers.dropout import Dropout
 from lightning_gen.layers.masked import shift_down
 from lightning_gen.layers.shifted import DownRightShiftedConv2d, DownShiftedConv2d, shift_right
-from lightning_gen.layers.weight_norm import WeightNormConv2d, data_dependent_init
-from lightning_gen.networks.density import DensityNetwork
+from lightning_gen.layers.weight_norm import WeightNormalized, WeightNormConv2d
 from lightning_gen.networks.pixelsnail_steps import (
     PARTS_OF_INDICES,
     GatedWeights,
@@ -34,10 +32,17 @@ from lightning_gen.networks.pixelsnail_steps import (
     step_indices,
 )
 from lightning_gen.networks.stepping import places_of
+from lightning_gen.networks.weight_normalized import (
+    GatedResidual,
+    WeightNormalizedNetwork,
+    first_taps,
+    taps_of,
+    with_ones,
+)
 from lightning_gen.outlines import with_values
 
 
-class PixelSNAILNetwork(DensityNetwork):
+class PixelSNAILNetwork(WeightNormalizedNetwork):
     """Blocks of gated residual convolutions, each block followed by attention to all earlier pixels.
 
     The first layer sees the rows above and the pixels to the left, as in PixelCNN++, and all others what it gave: the
@@ -99,19 +104,6 @@ class PixelSNAILNetwork(DensityNetwork):
         # A function of the arguments, as they are not stored.
         self.register_buffer("background", coordinates(height, width), persistent=False)
 
-    def initialize(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Set g and b of all layers from a batch; see `lightning_gen.layers.weight_norm.data_dependent_init`.
-
-        The mode stays as it is. In training mode dropout is at work, as in the authors' code.
-        """
-        with data_dependent_init(self):
-            self(images, labels)
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures `[N, C, H, W]` in `[-1, 1]`, and int64 `[N]` of classes, to parameters `[N, outputs, H, W]`."""
-        self.check_given(images, labels)
-        return self._whole(images, labels, None)
-
     def init_cache(self, batch: int, device: torch.device, labels: Tensor | None = None) -> PixelSNAILCache:
         """For `batch` pictures of which no pixel is known; the weights are taken as they are now."""
         check_labels(labels, self.num_classes)
@@ -161,9 +153,7 @@ class PixelSNAILNetwork(DensityNetwork):
             cache.values[number, :, :-1] = block.values
 
     def _whole(self, images: Tensor, labels: Tensor | None, maps: list[BlockMaps] | None) -> Tensor:
-        # The ones tell a black pixel from one outside the picture. Convolutions are fastest with channels last.
-        inputs = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = with_ones(images)
         features = shift_down(self.first_above(inputs)) + shift_right(self.first_left(inputs))
         background = self.background.expand(len(images), -1, -1, -1)
         for block in self.blocks:
@@ -309,64 +299,6 @@ class Block(nn.Module):
         return joined, BlockMaps(firsts, seconds, features, keys, values)
 
 
-class GatedResidual(nn.Module):
-    """x + a * sigmoid(b), where a and b come from x through two convolutions, and from a shortcut between them.
-
-    Like that of PixelCNN++, but with ELU, which leaves half the channels, in place of its concatenation.
-
-    Args:
-        conv: Of the two convolutions.
-        channels: Of x.
-        shortcut_channels: Of what comes through the shortcut; 0 for none.
-        dropout: Before the second convolution.
-        num_classes: None without labels.
-    """
-
-    def __init__(
-        self,
-        conv: type[DownRightShiftedConv2d] | type[WeightNormConv2d],
-        channels: int,
-        shortcut_channels: int,
-        dropout: float,
-        num_classes: int | None,
-    ) -> None:
-        super().__init__()
-        self.conv1 = conv(channels, channels)
-        self.shortcut = WeightNormConv2d(shortcut_channels, channels) if shortcut_channels else None
-        self.dropout = Dropout(dropout)
-        self.conv2 = conv(channels, 2 * channels, init_scale=0.1)
-        self.classes = None
-        if num_classes is not None:
-            self.classes = nn.Embedding(num_classes, 2 * channels)
-            nn.init.normal_(self.classes.weight, std=0.05)
-
-    def forward(
-        self, features: Tensor, activated: Tensor, beside: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The block's x, and what goes into the second convolution, `[N, channels, H, W]`.
-
-        Args:
-            features: The x that comes in, of that shape.
-            activated: ELU of it.
-            beside: What comes through the shortcut, `[N, shortcut_channels, H, W]`.
-            labels: int64 `[N]`.
-        """
-        hidden = self.conv1(activated)
-        if self.shortcut is not None:
-            hidden = hidden + self.shortcut(beside)
-        hidden = self.dropout(F.elu(hidden))
-        update = self.conv2(hidden)
-        if self.classes is not None:
-            update = update + self.classes(labels)[:, :, None, None].to(update.dtype)
-        values, gates = update.chunk(2, dim=1)
-        # Side by side in memory, as else sigmoid takes up to eight times as long on a CPU.
-        return features + values * gates.contiguous(memory_format=torch.channels_last).sigmoid(), hidden
-
-    def second_bias(self, labels: Tensor | None) -> Tensor:
-        """All that is added to the second convolution, `[N, 2 channels]`, or `[1, 2 channels]` without labels."""
-        return self.conv2.b.detach()[None] if self.classes is None else self.conv2.b + self.classes(labels)
-
-
 @with_values()
 def coordinates(height: int, width: int) -> Tensor:
     """Of each pixel its row and column as a share of the height and width, the middle at 0: `[2, H, W]`."""
@@ -396,15 +328,16 @@ def step_weights(network: PixelSNAILNetwork, labels: Tensor | None) -> StepWeigh
     """The weights of a network as its steps take them."""
     blocks = network.blocks
     resnets = [resnet for block in blocks for resnet in block.resnets]
-    firsts = [taps_of(resnet.conv1) for resnet in resnets]
-    seconds = [taps_of(resnet.conv2) for resnet in resnets]
+    above, left = first_taps(network.first_above, network.first_left)
+    firsts = [taps_of(resnet.conv1.weight()) for resnet in resnets]
+    seconds = [taps_of(resnet.conv2.weight()) for resnet in resnets]
     contents = [gated_weights(block.content, labels) for block in blocks]
     tells = [matrix_of(block.tell) for block in blocks]
     scale = blocks[0].attention_keys ** -0.5
     return StepWeights(
-        start=start_weights(network),
+        start=torch.cat([above, left[None]]).flatten(0, 1),
         first_around=torch.stack([taps[:3].flatten(0, 1) for taps in firsts]),
-        first_bias=torch.stack([resnet.conv1.b[None] for resnet in resnets]),
+        first_bias=torch.stack([resnet.first_bias()[None] for resnet in resnets]),
         own_first=torch.stack([taps[3] for taps in firsts]),
         second_around=torch.stack([taps[:3].flatten(0, 1) for taps in seconds]),
         second_bias=torch.stack([resnet.second_bias(labels) for resnet in resnets]),
@@ -418,35 +351,15 @@ def step_weights(network: PixelSNAILNetwork, labels: Tensor | None) -> StepWeigh
     )
 
 
-def start_weights(network: PixelSNAILNetwork) -> Tensor:
-    """Of the first layer, by pixel above to the left, above, above to the right, and to the left: `[4 (C + 1), F]`.
-
-    Each bias is added to the weights of the ones at a pixel that is inside the picture where the shifted convolution
-    has an output.
-    """
-    above = network.first_above.weight().squeeze(2).permute(2, 1, 0).clone()  # [column, C + 1, F]
-    above[1, -1] += network.first_above.b
-    above_left, left = network.first_left.weight().squeeze(3).permute(2, 1, 0).clone()
-    left[-1] += network.first_left.b
-    above[0] += above_left
-    return torch.cat([above, left[None]]).flatten(0, 1)
-
-
-def taps_of(conv: WeightNormConv2d) -> Tensor:
-    """The weights of a 2 x 2 convolution by tap, the pixel's own last: `[4, in, out]`."""
-    return conv.weight().permute(2, 3, 1, 0).flatten(0, 1)
-
-
-def matrix_of(conv: WeightNormConv2d) -> tuple[Tensor, Tensor]:
+def matrix_of(conv: WeightNormalized) -> tuple[Tensor, Tensor]:
     """The weights of a 1 x 1 convolution, `[in, out]`, and its bias, `[1, out]`."""
     return conv.weight().flatten(1).T.contiguous(), conv.b.detach()[None]
 
 
 def gated_weights(resnet: GatedResidual, labels: Tensor | None) -> GatedWeights:
     """Those of a residual block of 1 x 1 convolutions."""
-    first, first_bias = matrix_of(resnet.conv1)
+    first, _ = matrix_of(resnet.conv1)
     if resnet.shortcut is not None:
-        of_shortcut, bias = matrix_of(resnet.shortcut)
-        first, first_bias = torch.cat([first, of_shortcut]), first_bias + bias
+        first = torch.cat([first, matrix_of(resnet.shortcut)[0]])
     second, _ = matrix_of(resnet.conv2)
-    return GatedWeights(first, first_bias, second, resnet.second_bias(labels))
+    return GatedWeights(first, resnet.first_bias().detach()[None], second, resnet.second_bias(labels))

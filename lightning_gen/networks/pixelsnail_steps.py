@@ -43,7 +43,8 @@ class StepWeights:
     """The weights as the steps take them, with biases of the class; K is the number of residual blocks of 2 x 2.
 
     Args:
-        start: Of the first layer, `[4 (C + 1), F]`.
+        start: Of the first layer, by pixel above to the left, above, above to the right, and to the left,
+            `[4 (C + 1), F]`.
         first_around: Of first convolutions, the taps above to the left, above and to the left, `[K, 3 F, F]`.
         first_bias: `[K, 1, F]`.
         own_first: The pixel's own tap, `[K, F, F]`.

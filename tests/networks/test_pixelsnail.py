@@ -8,7 +8,8 @@ from torch import nn
 from lightning_gen.layers.shifted import DownRightShiftedConv2d
 from lightning_gen.layers.weight_norm import WeightNormalized
 from lightning_gen.networks import pixelsnail
-from lightning_gen.networks.pixelsnail import Block, GatedResidual, PixelSNAILNetwork, causal_attention, coordinates
+from lightning_gen.networks.pixelsnail import Block, PixelSNAILNetwork, causal_attention, coordinates
+from lightning_gen.networks.weight_normalized import GatedResidual
 from lightning_gen.testing import assert_autoregressive, assert_cached_equals_naive, receptive_field_report
 from tests.shared import OfClasses, tensors_of
 
