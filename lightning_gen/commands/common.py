@@ -1,14 +1,16 @@
-"""What commands that draw pictures share."""
+"""What commands that write pictures share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_gen.capabilities import Samples
+from lightning_gen.data.images import find_images
 
 Labels = int | list[int | str] | str
 """A class or several, by number or by name."""
@@ -19,7 +21,15 @@ def device_of(accelerator: str) -> torch.device:
     return Fabric(accelerator=accelerator, devices=1).device
 
 
-def classes_in_turn(model: Samples, labels: Labels | None) -> list[int] | None:
+def input_files(input: Path, output: Path) -> tuple[list[Path], Path]:
+    """The picture files of an input, one or a folder of them, and that folder, which the output must not be."""
+    files, root = ([input], input.parent) if input.is_file() else (find_images(input), input)
+    if output.resolve() == root.resolve():
+        raise ValueError(f"The output {output} is the input's own; its files would be overwritten. Name another.")
+    return files, root
+
+
+def classes_in_turn(model: Any, labels: Labels | None) -> list[int] | None:
     """The classes that pictures have in turn: those given, or all of the model's; None for a model without classes.
 
     Args:
@@ -31,21 +41,22 @@ def classes_in_turn(model: Samples, labels: Labels | None) -> list[int] | None:
         ValueError: If the model has no classes and labels are given, or one is unknown or out of range.
     """
     given = [labels] if isinstance(labels, int | str) else labels
-    if model.num_classes is None:
+    num_classes: int | None = getattr(model, "num_classes", None)
+    if num_classes is None:
         if given is not None:
             raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
         return None
     if given is None:
-        return list(range(model.num_classes))
+        return list(range(num_classes))
     names: list[str] = getattr(model, "class_names", None) or []
     known: dict[int | str, int] = {name: number for number, name in enumerate(names)}
     # A command line has numbers where names look like some.
     known |= {int(name): number for number, name in enumerate(names) if name.isdecimal()}
     if not names or not all(name.isdecimal() for name in names):
-        known |= {number: number for number in range(model.num_classes)}
+        known |= {number: number for number in range(num_classes)}
     wrong = [str(label) for label in given if label not in known]
     if wrong or not given:
-        allowed = f"lie in 0 .. {model.num_classes - 1}"
+        allowed = f"lie in 0 .. {num_classes - 1}"
         if names:
             allowed += f", or be one of {', '.join(names[:20])}{', ...' if names[20:] else ''},"
         raise ValueError(

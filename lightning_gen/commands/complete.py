@@ -11,14 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.capabilities import Completes, Samples
-from lightning_gen.commands.common import Labels, classes_in_turn, device_of, labels_of
+from lightning_gen.capabilities import Completes
+from lightning_gen.commands.common import Labels, classes_in_turn, device_of, input_files, labels_of
 from lightning_gen.commands.results import Results, Skipped
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import (
     ImageError,
     background_color,
-    find_images,
     read_image,
     resize_image,
     to_float,
@@ -76,8 +75,7 @@ def complete(
         resize: Whether a picture of another size is cut, at the center, to the model's aspect ratio and then resized.
         background: Colour behind transparent pixels.
         limit: How many files are taken, the first in order; by default all.
-        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
-            removed first; other files stay.
+        overwrite: Whether to write into a folder that holds pictures already, and remove those of this command first.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     for name, number in (("samples", samples), ("limit", limit)):
@@ -90,9 +88,7 @@ def complete(
     channels, size = model.image_shape[0], model.image_shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"{checkpoint} completes pictures of {channels} channels, which files do not have.")
-    if labels is not None and not isinstance(model, Samples):
-        raise ValueError(f"This {type(model).__name__} has no classes to choose from. Leave the labels out.")
-    turns = labels_of(range(samples), classes_in_turn(model, labels)) if isinstance(model, Samples) else None
+    turns = labels_of(range(samples), classes_in_turn(model, labels))
     known = known_pixels(mask, size)
     files, names = _files_and_names(input, output)
     results = Results(output, r"(completions|strips)/.*\.png", overwrite)
@@ -147,17 +143,17 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     known = torch.ones(height, width, dtype=torch.bool)
-    if mask == "top":
-        known[: height // 2] = False
-    elif mask == "bottom":
-        known[height - height // 2 :] = False
-    elif mask == "left":
-        known[:, : width // 2] = False
-    elif mask == "right":
-        known[:, width - width // 2 :] = False
-    elif mask == "center":
-        top, left = (height - height // 2) // 2, (width - width // 2) // 2
-        known[top : top + height // 2, left : left + width // 2] = False
+    h, w = height // 2, width // 2
+    top, left = (height - h) // 2, (width - w) // 2
+    hidden = {
+        "top": known[:h],
+        "bottom": known[height - h :],
+        "left": known[:, :w],
+        "right": known[:, width - w :],
+        "center": known[top : top + h, left : left + w],
+    }
+    if mask in hidden:
+        hidden[mask].fill_(False)
     elif not Path(mask).is_file():
         raise FileNotFoundError(
             f"There is no mask {mask}. It must be top, bottom, left, right or center, which is then hidden, or a "
@@ -178,9 +174,7 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
 
 def _files_and_names(input: Path, output: Path) -> tuple[list[Path], list[str]]:
     """The pictures, and what their results are called: their place below the input, without the ending."""
-    files, root = ([input], input.parent) if input.is_file() else (find_images(input), input)
-    if output.resolve() == root.resolve():
-        raise ValueError(f"The output folder {output} is the input's own. Name another, so that they are not mixed.")
+    files, root = input_files(input, output)
     names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     name, number = Counter(names).most_common(1)[0]
     if number > 1:

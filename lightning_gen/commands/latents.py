@@ -21,9 +21,6 @@ from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.randomness import generator_for
 from lightning_gen.settings import checked_settings
 
-NOT_A_LATENT_MODEL = "has no latent vectors"
-POINTS = "draws points, not pictures"
-
 
 def interpolate(
     checkpoint: Path,
@@ -52,8 +49,7 @@ def interpolate(
         seed: Of the latents, 0 or more.
         label: The class of all pictures, by number or name. By default the pairs have all classes in turn.
         sampling: Settings of the model's own `sample`, each an option, such as --psi 0.7.
-        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
-            removed first; other files stay.
+        overwrite: Whether to write into a folder that holds pictures already, and remove those of this command first.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     if pairs < 1:
@@ -118,8 +114,7 @@ def arithmetic(
         candidates: Pictures among which a named concept is looked for.
         domain: The domain of Scenes that the model has learnt, for named concepts.
         sampling: Settings of the model's own `sample`, each an option, such as --psi 0.7.
-        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
-            removed first; other files stay.
+        overwrite: Whether to write into a folder that holds pictures already, and remove those of this command first.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     if noise < 0:
@@ -167,9 +162,10 @@ def arithmetic(
 
 
 def _load(checkpoint: Path) -> Any:
-    model = load_model(checkpoint, HasLatents, NOT_A_LATENT_MODEL)
+    model = load_model(checkpoint, HasLatents, "has no latent vectors")
     if model.image_shape[1:] == (1, 1):
-        raise ValueError(f"{checkpoint} holds a {type(model).__name__} that {POINTS}; `sample` writes them.")
+        what = f"a {type(model).__name__} that draws points, not pictures"
+        raise ValueError(f"{checkpoint} holds {what}; `sample` writes them.")
     return model
 
 

@@ -46,8 +46,7 @@ def sample(
     Points of toy data are written as a table, points.csv, instead.
 
     Args:
-        checkpoint: Checkpoint of a model that draws pictures from noise, a file or RUN or RUN/best; it is all that is
-            needed.
+        checkpoint: Checkpoint of a model that draws pictures from noise, a file or RUN or RUN/best; no more is needed.
         output: Folder for the results; made if needed.
         num_samples: How many pictures.
         labels: A class by its number or name, or several as [0,1,2] or [cat,dog], which take turns. By default all
@@ -56,8 +55,7 @@ def sample(
         batch_size: Pictures drawn at once.
         sampling: Settings of the model's own `sample`. Each is an option, such as --temperature 0.5; one that the model
             does not take is answered with those that it does.
-        overwrite: Whether to write into a folder that holds pictures already. What this command wrote there before is
-            removed first; other files stay.
+        overwrite: Whether to write into a folder that holds pictures already, and remove those of this command first.
         accelerator: As in Lightning: auto, cpu, gpu, ...
     """
     for name, number in (("num_samples", num_samples), ("batch_size", batch_size)):

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.capabilities import Direction, Translates
+from lightning_gen.commands.common import input_files
 from lightning_gen.commands.results import Results, Skipped
 from lightning_gen.commands.trainer import quiet_lightning
 from lightning_gen.data.images import (
     ImageError,
     Picture,
     background_color,
-    find_images,
     open_image,
     to_float,
     write_image,
@@ -58,14 +58,7 @@ def translate(
     if direction not in model.directions:
         raise ValueError(f"{checkpoint} translates {' and '.join(model.directions)}, not {direction}.")
     background_color(background)
-    if input.is_file():
-        files, root = [input], input.parent
-    else:
-        files, root = find_images(input), input
-    if output.resolve() == root.resolve():
-        raise ValueError(
-            f"The output folder {output} is the input's own; its files would be overwritten. Name another."
-        )
+    files, root = input_files(input, output)
     Results(output, None, overwrite)  # which looks at the folder; what is written has its names from the input
     quiet_lightning()
     trainer = pl.Trainer(
