@@ -46,13 +46,7 @@ def keep_changes(checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], sc
     learning rate is multiplied by the same factor as the one it started from. An optimizer of another kind starts
     without a state, and a schedule that the checkpoint has none for starts at its step.
 
-    Args:
-        checkpoint: Changed in place.
-        optimizers: As they were just made.
-        schedules: As they were just made.
-
-    Returns:
-        What was changed.
+    The checkpoint is changed in place; optimizers and schedules are as they were just made. Gives what was changed.
     """
     changes: list[Change] = []
     now = training_settings(optimizers, schedules)

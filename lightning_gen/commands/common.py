@@ -32,10 +32,8 @@ def input_files(input: Path, output: Path) -> tuple[list[Path], Path]:
 def classes_in_turn(model: Any, labels: Labels | None) -> list[int] | None:
     """The classes that pictures have in turn: those given, or all of the model's; None for a model without classes.
 
-    Args:
-        model: Where it knows `class_names`, as of the checkpoints of runs on data that has them, they can be given.
-        labels: Numbers or names. Where all names are themselves numbers, a number is a name: classes called 1 to 10 are
-            asked for as 1 to 10.
+    Names can be given where the model knows `class_names`, as of the checkpoints of runs on data that has them. Where
+    all names are themselves numbers, a number is a name: classes called 1 to 10 are asked for as 1 to 10.
 
     Raises:
         ValueError: If the model has no classes and labels are given, or one is unknown or out of range.

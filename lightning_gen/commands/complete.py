@@ -127,14 +127,7 @@ def complete(
 
 
 def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
-    """Where a picture is known.
-
-    Args:
-        mask: top, bottom, left, right or center, which is hidden; or a picture file, black where it is hidden.
-        size: (height, width) of the picture.
-
-    Returns:
-        Bool `[height, width]`.
+    """Where a picture of (height, width) is known, bool `[height, width]`, by the mask as `complete` takes it.
 
     Raises:
         FileNotFoundError: If the mask is none of these.

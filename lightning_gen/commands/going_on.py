@@ -25,10 +25,7 @@ class RunIsOver(Exception):
 def check_that_it_is_not_over(checkpoint: dict[str, Any], config: Namespace, folder: Path | None) -> None:
     """Look whether there is something left to do before anything is built; if not, finish the record of the run.
 
-    Args:
-        checkpoint: That a run is to go on from.
-        config: Of `fit`, as it is now.
-        folder: Of the run, if it lies in one and this process is to write there.
+    The folder is that of the run, if it lies in one and this process is to write there.
 
     Raises:
         RunIsOver: If there is nothing left.

@@ -58,12 +58,9 @@ def _is_of_models(kind: Any) -> bool:
 
 
 def load_inner_models(model: Namespace, checkpoint: Mapping[str, Any] | None) -> None:
-    """Let models stand where their paths do.
+    """Let models stand where their paths do in the outer one's arguments, which are changed in place.
 
-    Args:
-        model: The outer one's class and arguments; changed in place.
-        checkpoint: That the outer one takes its weights from, if it does: it has those of the inner ones too, and their
-            files are not asked for.
+    A checkpoint that the outer one takes its weights from has those of the inner ones too: their files are not needed.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.

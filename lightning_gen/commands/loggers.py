@@ -20,11 +20,8 @@ def record_at_step(trainer: pl.Trainer, step: int) -> None:
 def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
     """Let the logger that gives a run its folder, the first one, go on in the folder of an earlier run.
 
-    Args:
-        loggers: One logger's configuration or a list of them; changed in place. Only loggers that number their folders
-            are, where none is named: `RunLogger`, `CSVLogger` and `TensorBoardLogger`.
-        folder: Of the earlier run.
-        step: The last one that counts; what the logger has recorded after it is dropped.
+    Its configuration is changed in place if it is one that numbers its folders, and none is named: `RunLogger`,
+    `CSVLogger` or `TensorBoardLogger`. What it has recorded after the step is dropped.
     """
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
     name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
@@ -42,12 +39,7 @@ def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
 
 
 def prepare_wandb(loggers: Any, checkpoint: dict[str, Any] | None) -> None:
-    """Let W&B loggers go on with the run of a checkpoint, and work offline where nobody is logged in.
-
-    Args:
-        loggers: One logger's configuration or a list of them; changed in place.
-        checkpoint: That the run goes on from, if it does.
-    """
+    """Let W&B loggers, of one configuration or a list, go on with the run of a checkpoint; offline without a login."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
             continue

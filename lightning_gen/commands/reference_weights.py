@@ -79,11 +79,7 @@ def reference_discriminator(weights: StateDict) -> functools.partial[Any]:
 
 
 def load_reference_weights(network: nn.Module, weights: StateDict) -> None:
-    """Fill a network with a reference state dict, in place.
-
-    Args:
-        network: As `reference_generator` or `reference_discriminator` make it.
-        weights: The state dict, with or without the `module.` that several GPUs leave, old running statistics or not.
+    """Fill a network with a reference state dict, with or without the `module.` of several GPUs or old statistics.
 
     Raises:
         ValueError: If the number of tensors or a shape differs; names the first one.
