@@ -130,10 +130,10 @@ def assert_autoregressive(
             largest. Also if there is no dependence on any pixel at all, so that the check would say nothing.
         ValueError: If order, image_shape, channels, or the shape of the output are not as above.
     """
-    num_channels, height, width = _image_shape(image_shape)
+    order = _order(order, image_shape)
+    time, (num_channels, height, width) = order.argsort(), image_shape
     if channels not in ("joint", "ordered"):
         raise ValueError(f'channels must be "joint" or "ordered", got {channels!r}.')
-    order = raster_order(height, width) if order is None else as_order(order, height, width).cpu()
     outputs = _output_channels(network, image_shape)
     if channels == "ordered" and outputs != num_channels:
         raise ValueError(
@@ -141,7 +141,6 @@ def assert_autoregressive(
             "[N, P, H, W]."
         )
 
-    time = order.argsort()
     allowed = (time[None, :] < time[:, None])[None, :, None].expand(outputs, -1, num_channels, -1)
     if channels == "ordered":
         earlier = torch.ones(outputs, num_channels, dtype=torch.bool).tril(-1)
@@ -214,11 +213,10 @@ def receptive_field_report(
     Raises:
         ValueError: If order, image_shape, position, or the shape of the output are not as above.
     """
-    _, height, width = _image_shape(image_shape)
+    time, (_, height, width) = _order(order, image_shape).argsort(), image_shape
     row, column = (height - 1, width // 2) if position is None else position
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f"The position must lie in the {height} x {width} picture, got {(row, column)}.")
-    time = (raster_order(height, width) if order is None else as_order(order, height, width).cpu()).argsort()
     pixel = row * width + column
     rows = torch.cartesian_prod(torch.arange(_output_channels(network, image_shape)), torch.tensor([pixel]))
     generator = torch.Generator().manual_seed(seed)
@@ -264,11 +262,10 @@ def assert_cached_equals_naive(
         TypeError: If the network lacks `init_cache` or `step`.
         ValueError: If order, image_shape, or the shape or type of a tensor are not as in `CachedNetwork`.
     """
-    _, height, width = _image_shape(image_shape)
     for method in ("init_cache", "step"):
         if not callable(getattr(network, method, None)):
             raise TypeError(f"{type(network).__name__} has no method {method}; see CachedNetwork.")
-    order = raster_order(height, width) if order is None else as_order(order, height, width)
+    places, width = _order(order, image_shape).tolist(), image_shape[2]
     _output_channels(network, image_shape)
     generator = torch.Generator().manual_seed(seed)
     cached = cast(CachedNetwork, _copy(network, generator if perturb else None))
@@ -276,17 +273,17 @@ def assert_cached_equals_naive(
     starts: list[int | None] = [None]
     if callable(getattr(network, "prefill", None)):
         # Nothing known, one pixel, whole rows of a raster and parts of rows, all but one pixel.
-        numbers = {0, 1, width - 1, width, width + (width + 1) // 2, len(order) // 2, len(order) - 1}
-        starts += sorted(number for number in numbers if number < len(order))
+        numbers = {0, 1, width - 1, width, width + (width + 1) // 2, len(places) // 2, len(places) - 1}
+        starts += sorted(number for number in numbers if number < len(places))
     with torch.no_grad():
         whole = [cached(images) for images in batches]
         for prefilled in starts:
             runs = [
-                (images, _cache(cached, images, order.tolist(), prefilled), parameters)
+                (images, _cache(cached, images, places, prefilled), parameters)
                 for images, parameters in zip(batches, whole, strict=True)
             ]
             how = "" if prefilled is None else f" (prefilled up to number {prefilled})"
-            for number, position in list(enumerate(order.tolist()))[prefilled or 0 :]:
+            for number, position in list(enumerate(places))[prefilled or 0 :]:
                 for channel in range(whole[0].shape[2]) if whole[0].ndim == 5 else [None]:
                     for run in runs:
                         _check_step(cached, *run, position, channel, tolerance, f"number {number} of the order{how}")
@@ -318,17 +315,10 @@ def _check_step(
     tolerance: float,
     number: str,
 ) -> None:
-    """One step, compared with the whole forward pass; then the pixel, or one channel of it, counts as drawn.
+    """One step, compared with the parameters of the whole pass; then the pixel, or one channel of it, counts as drawn.
 
-    Args:
-        network: In float64.
-        images: That are drawn.
-        cache: With all pixels before, and all channels before of this one.
-        parameters: Of the whole forward pass.
-        position: Flat index of the pixel.
-        channel: None where the parameters are of the pixel as a whole.
-        tolerance: As of `assert_cached_equals_naive`.
-        number: Where that is, for the message.
+    The cache has all pixels before, and all channels before of this one; `channel` is None where the parameters are of
+    the pixel as a whole, and `number` says where in the order it is.
     """
     width = images.shape[3]
     row, column = divmod(position, width)
@@ -354,9 +344,9 @@ def _check_step(
     cache.images[:, written, row, column] = images[:, written, row, column]
 
 
-def _image_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def _order(order: Tensor | Sequence[int] | None, image_shape: tuple[int, int, int]) -> Tensor:
     check_image_shape(image_shape)
-    return image_shape
+    return raster_order(*image_shape[1:]) if order is None else as_order(order, *image_shape[1:]).cpu()
 
 
 def _copy(network: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
@@ -394,16 +384,9 @@ def _output_channels(network: nn.Module, image_shape: tuple[int, int, int]) -> i
 def _derivatives(
     network: nn.Module, image_shape: tuple[int, int, int], rows: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Derivatives of a random combination of the parameters at one place by all pixels, at a random picture for each.
+    """Of a random combination of the parameters at each place by all pixels, `[R, C, H * W]`, at a random picture each.
 
-    Args:
-        network: From `_copy`.
-        image_shape: (channels, height, width).
-        rows: Places `[R, 2]`: channel of the output (0 where it has none), flat index of the pixel.
-        generator: Of pictures and combinations.
-
-    Returns:
-        `[R, C, H * W]`, float64.
+    The rows `[R, 2]` are the places: channel of the output (0 where it has none), flat index of the pixel.
     """
     derivatives = []
     for channel, pixel in (part.T for part in rows.split(BATCH_SIZE)):

@@ -15,7 +15,7 @@ from lightning_gen.commands.common import classes_in_turn, device_of, labels_of
 from lightning_gen.commands.results import Results
 from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.data.images import to_uint8
-from lightning_gen.extractors.scene_attributes import SceneAttributeReader, parse_conditions, train_reader
+from lightning_gen.extractors.scenes import SceneAttributeReader, parse_conditions, train_reader
 from lightning_gen.generative import load_model
 from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.randomness import generator_for

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.capabilities import HasLogProb
+from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import Kernel, to_uint8
 from lightning_gen.evaluation.engine import Evaluation
 from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
-from lightning_gen.evaluation.neighbours import neighbour_grid
-from lightning_gen.evaluation.picture_files import Sizing, folder_loaders
-from lightning_gen.evaluation.pictures import Pictures
+from lightning_gen.evaluation.pictures import Pictures, Sizing, folder_loaders
 from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, suffix_of, versions
 from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read, batches_of, count_of, loader_of, pictures_at, shape_of
@@ -26,9 +25,11 @@ from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.extractors.module import ModuleFeatures
-from lightning_gen.metrics.manifold import memorisation_ratio
+from lightning_gen.metrics.manifold import memorisation_ratio, nearest_neighbours
 
 NUM_SAMPLES = 50_000  # of a model, as in publications
+PAIRS = 16  # of neighbours: the closest ones, and as many evenly spaced ones
+ROWS = 8
 
 
 @dataclass(eq=False)
@@ -185,7 +186,11 @@ class Bench:
         return self._described([evaluation.figures(self.statistics)], protocol)
 
     def neighbours(self, samples: Drawn | Read, kept: Sequence[Tensor], path: Path) -> dict[str, Any]:
-        """Draw the samples of the first seed that are nearest to training pictures; gives the ratio of distances."""
+        """Draw samples of the first seed beside the training pictures nearest to them; gives the ratio of distances.
+
+        On the left the 16 pairs that are closest of all, the very closest on top; on the right those of 16 samples
+        evenly spaced, as they come.
+        """
         features, loader = torch.cat([*kept])[: self.protocol.max_features], loader_of(self._data(), "train")
         given: Any = {"name": type(self.data).__name__, "max_features": self.protocol.max_features, "moments": False}
         train, val = (
@@ -194,14 +199,18 @@ class Bench:
         )
         assert train is not None
         assert val is not None
-        grid = neighbour_grid(
-            features,
-            lambda places: [to_uint8(image) for image in samples.pictures(self.protocol, places)],
-            train,
-            lambda places: [to_uint8(image) for image in pictures_at(loader, places)],
-        )
+        distances, nearest = nearest_neighbours(features, train.features)
+        number = min(PAIRS, len(features))
+        closest, spaced = distances.argsort(stable=True)[:number], torch.arange(number) * len(features) // number
+        columns: list[tuple[str, list[Tensor]]] = []
+        for title, places in (("closest", closest), ("sample", spaced)):
+            own = samples.pictures(self.protocol, places.tolist())
+            beside = pictures_at(loader, train.indices[nearest[places]].tolist())
+            for start in range(0, number, ROWS):
+                for name, pictures in ((title, own), ("training", beside)):
+                    columns.append((name, [to_uint8(picture) for picture in pictures[start : start + ROWS]]))
         path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        picture_grid(columns).save(path)
         return {
             "value": memorisation_ratio(train.features, features, val.features),
             "samples": len(features),

@@ -19,10 +19,10 @@ from lightning_gen.evaluation.pictures import Pictures, as_read, features_of
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.metrics.base import in_canonical_order
 from lightning_gen.metrics.feature_metrics import InceptionScore, KernelInceptionDistance, PrecisionRecall
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
 from lightning_gen.metrics.manifold import authenticity
-from lightning_gen.metrics.rows import in_canonical_order
 from lightning_gen.processes import failing_together, from_rank_zero, gathered, rank, total
 from lightning_gen.randomness import generator_for
 
@@ -83,9 +83,7 @@ class Evaluation:
     def figures(self, reference: ReferenceStatistics | None) -> dict[str, float]:
         """The figures by name, on all ranks; all ranks must call it, and rank 0 with the reference."""
         protocol = self.protocol
-        moments = None
-        if self.moments is not None:
-            moments = Moments.unpack(total(self.moments.pack()))
+        moments = None if self.moments is None else Moments.unpack(total(self.moments.pack()))
         features = logits = None
         if self.one_by_one:
             features = gathered(self.features, self.places, self.extractor.num_features)

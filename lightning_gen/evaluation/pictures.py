@@ -1,15 +1,33 @@
-"""Pictures as an extractor reads them."""
+"""Pictures as an extractor reads them, and folders of them, whoever made them, as what is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
+from lightning_gen.data.base import Draw, DrawDataset, collate_sizes
 from lightning_gen.data.batches import images_and_labels
-from lightning_gen.data.images import to_uint8
+from lightning_gen.data.images import (
+    ImageError,
+    Kernel,
+    check_channels,
+    faults_of,
+    find_images,
+    image_size,
+    in_words,
+    read_image,
+    resize_image,
+    to_float,
+    to_uint8,
+)
 from lightning_gen.extractors.base import FeatureExtractor, Features
 
 Pictures: TypeAlias = Tensor | list[Tensor]
@@ -54,3 +72,119 @@ def features_of(images: Pictures, extractor: FeatureExtractor) -> Features:
     order = torch.tensor([place for group in groups for place in group]).argsort().to(extractor.device)
     logits = [part.logits for part in seen if part.logits is not None]
     return Features(torch.cat([part.features for part in seen])[order], torch.cat(logits)[order] if logits else None)
+
+
+Size = tuple[int, int]  # height and width
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The size that all pictures of some folders have, or are brought to.
+
+    Attributes:
+        size: (height, width); None for pictures as they are, whose extractor brings them to one size.
+        kernel: Of the resize; None where there is none.
+    """
+
+    size: Size | None
+    kernel: Kernel | None = None
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[Path],
+        extractor: FeatureExtractor,
+        kernel: Kernel | None = None,
+        wanted: Size | None = None,
+        whose: str = "",
+    ) -> Sizing:
+        """Decide it by the headers of all files alone, and by what the extractor takes.
+
+        `wanted` is the size of pictures that are in no folder, if there are any, and `whose` says whose they are.
+
+        Raises:
+            ImageError: If a file is no picture, or is of another size than others where nothing brings them to one.
+        """
+        with ThreadPoolExecutor(16) as threads:  # on a disk elsewhere each file is a wait
+            sizes = dict(zip(files, threads.map(image_size, files), strict=True))
+        _, height, width = extractor.image_shape
+        taken = None if height is None or width is None else (height, width)
+        if kernel is not None:
+            return cls(wanted or taken or sizes[files[0]], kernel)
+        first = wanted or taken or sizes[files[0]]
+        if extractor.resizes:
+            return cls(first if set(sizes.values()) == {first} else None)
+        others = f"{whose} are" if wanted else f"{extractor.name} takes" if taken else f"{files[0]} is"
+        for file, size in sizes.items():
+            if size != first:
+                raise ImageError(
+                    f"{file} is {size[0]} x {size[1]} (height x width), but {others} {first[0]} x {first[1]}. "
+                    "--resize bicubic brings all pictures of folders to one size, and the figures' names say so."
+                )
+        return cls(first)
+
+    @property
+    def words(self) -> str:
+        """Such as "bicubic32x32"; empty where nothing is resized."""
+        return f"{self.kernel}{self.size[0]}x{self.size[1]}" if self.kernel and self.size else ""
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFiles(DrawDataset):
+    """Pictures of a folder in gray or colour: `{"image"}`, float32 `[C, H, W]` in `[-1, 1]`."""
+
+    files: list[Path]
+    channels: int
+    sizing: Sizing
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        file, wanted = self.files[draw.index], self.sizing.size
+        pixels = read_image(file, self.channels)
+        if self.sizing.kernel and wanted:
+            pixels = resize_image(pixels, wanted, self.sizing.kernel)
+        if wanted and pixels.shape[1:] != wanted:
+            found, others = (" x ".join(map(str, size)) for size in (pixels.shape[1:], wanted))
+            raise ImageError(f"{file} is {found} pixels, unlike its header says, and others are {others}.")
+        return {"image": to_float(pixels)}
+
+
+def folder_loaders(
+    folders: Sequence[Path | None],
+    channels: int,
+    extractor: FeatureExtractor,
+    kernel: Kernel | None = None,
+    wanted: Size | None = None,
+    whose: str = "",
+) -> tuple[dict[Path, DataLoader[Any]], Sizing]:
+    """Loaders over all pictures of folders, in batches of pictures or, where sizes differ, of lists of them.
+
+    Read in 1 (gray) or 3 channels (RGB); None stands for a folder that there is not. The rest is `Sizing.of`'s.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist or holds no pictures.
+        ImageError: As `Sizing.of`.
+        ValueError: If a resize is asked for and there are no folders.
+    """
+    found = {folder: find_images(folder) for folder in folders if folder}
+    for folder, inside in found.items():
+        if faults := faults_of(inside):
+            raise ImageError(f"{in_words(faults, len(inside), folder)} Mend or remove them.")
+    files = [file for inside in found.values() for file in inside]
+    if not files:
+        if kernel:
+            raise ValueError("resize is for pictures of folders, as --images or as --reference; there are none.")
+        return {}, Sizing(None)
+    sizing = Sizing.of(files, extractor, kernel, wanted, whose)
+    settings: dict[str, Any] = {
+        "batch_size": 64,
+        "num_workers": min(8, max(0, (os.cpu_count() or 1) - 2)),
+        "collate_fn": default_collate if sizing.size else collate_sizes,
+    }
+    loaders = {
+        folder: DataLoader(PictureFiles(inside, check_channels(channels), sizing), **settings)
+        for folder, inside in found.items()
+    }
+    return loaders, sizing

@@ -18,8 +18,8 @@ from lightning_gen.evaluation.pictures import Pictures, as_read, features_of, pi
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.evaluation.statistics import ReferenceStatistics, cached, load_statistics
 from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.metrics.base import evenly_spaced
 from lightning_gen.metrics.frechet import Moments
-from lightning_gen.metrics.rows import evenly_spaced
 from lightning_gen.processes import failing_together, from_rank_zero, gathered, rank, total, world_size
 
 READ_AT_ONCE = 100  # real pictures

@@ -228,24 +228,14 @@ def cached(
     folder: str | os.PathLike[str] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> ReferenceStatistics | None:
-    """The statistics that belong to a record, from the cache or computed and put there.
+    """The statistics that belong to a record, from the cache or computed and put there: on rank 0, elsewhere None.
 
     Rank 0 alone reads and writes, and decides for all whether to compute. Damaged files and those of another record are
     computed anew and replaced, with a warning. Any number of runs may do so at once. Where nothing can be written, a
     warning says so, and the statistics are used as they are.
 
-    Args:
-        record: All that may move the statistics, as plain data; among it "data" and "split", for the name of the file,
-            and "extractor" with its "name". It counts on rank 0.
-        compute: Called on all ranks or on none; gives statistics of this record on rank 0.
-        folder: Of the cache; None means `cache_folder()`.
-        more: Record of statistics of the same pictures that hold more, which are taken where they are in the cache.
-
-    Returns:
-        On rank 0 the statistics; elsewhere None, for `processes.from_rank_zero` can send what is needed of them.
-
-    Raises:
-        KeyError: If the record has no "data", "split" or "extractor".
+    The record has all that may move the statistics, "data", "split" and "extractor" among it, and `more` is that of
+    statistics of the same pictures that hold more, which serve as well. All ranks compute, or none.
     """
     found: ReferenceStatistics | None = None
     path = Path()

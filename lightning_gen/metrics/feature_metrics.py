@@ -37,10 +37,9 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from lightning_gen.extractors.base import FeatureExtractor, Features
 from lightning_gen.extractors.inception import InceptionFeatures, Layer
-from lightning_gen.metrics.base import FullPrecision
+from lightning_gen.metrics.base import FullPrecision, checked_rows, evenly_spaced, in_canonical_order
 from lightning_gen.metrics.frechet import Moments, frechet_distance
 from lightning_gen.metrics.manifold import PrecisionRecallResult, precision_recall
-from lightning_gen.metrics.rows import checked_rows, evenly_spaced, in_canonical_order
 from lightning_gen.metrics.scores import InceptionScoreResult, KernelDistance, inception_score, kernel_distance
 
 

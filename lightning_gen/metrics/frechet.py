@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.rows import checked_rows, with_float64
+from lightning_gen.metrics.base import checked_rows, with_float64
 
 EPSILON = torch.finfo(torch.float64).eps
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.rows import checked_rows
+from lightning_gen.metrics.base import checked_rows
 
 _TILE = 1024
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.rows import checked_rows
+from lightning_gen.metrics.base import checked_rows
 
 
 class InceptionScoreResult(NamedTuple):

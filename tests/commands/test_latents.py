@@ -11,7 +11,7 @@ from lightning_gen.commands import latents as commands
 from lightning_gen.data.images import from_uint8, read_image, to_uint8
 from lightning_gen.data.scene_attributes import SceneAttributes
 from lightning_gen.data.scene_painting import render
-from lightning_gen.extractors.scene_attributes import train_reader
+from lightning_gen.extractors.scenes import train_reader
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.models import GAN
@@ -191,7 +191,7 @@ def test_concepts_in_words_are_found_and_add_up(tmp_path, quick_reader, capsys):
     ],
 )
 def test_what_the_sum_should_show(capsys, conditions, said):
-    from lightning_gen.extractors.scene_attributes import STATEMENTS, SceneAttributeReader
+    from lightning_gen.extractors.scenes import STATEMENTS, SceneAttributeReader
 
     reader = SceneAttributeReader(16, 16)
     reader.accuracy = dict.fromkeys(STATEMENTS, 1.0)

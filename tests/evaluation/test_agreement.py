@@ -12,7 +12,7 @@ from benchmarks.inception_weights import random_inception_weights
 from lightning_gen.commands.evaluate import evaluate
 from lightning_gen.data.images import read_image
 from lightning_gen.metrics import InceptionFeatures
-from lightning_gen.metrics.rows import in_canonical_order
+from lightning_gen.metrics.base import in_canonical_order
 
 NUMBER = 12
 

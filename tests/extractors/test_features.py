@@ -16,8 +16,7 @@ from lightning_gen.extractors import scenes as module
 from lightning_gen.extractors.base import FeatureExtractor, Features
 from lightning_gen.extractors.classifier import ClassifierFeatures
 from lightning_gen.extractors.module import ModuleFeatures, PointFeatures
-from lightning_gen.extractors.scene_attributes import train_reader
-from lightning_gen.extractors.scenes import SceneFeatures
+from lightning_gen.extractors.scenes import SceneFeatures, train_reader
 from lightning_gen.networks.lenet import LeNet
 
 

@@ -8,8 +8,7 @@ from lightning_gen.data.images import from_uint8
 from lightning_gen.data.scene_attributes import SceneAttributes
 from lightning_gen.data.scene_painting import render
 from lightning_gen.data.scenes import captions
-from lightning_gen.extractors import scene_attributes
-from lightning_gen.extractors.scene_attributes import STATEMENTS, SceneAttributeReader, parse_conditions, train_reader
+from lightning_gen.extractors.scenes import STATEMENTS, SceneAttributeReader, _examples, parse_conditions, train_reader
 
 
 def test_statements_are_what_captions_say():
@@ -106,7 +105,7 @@ def test_pictures_that_cannot_be_scenes():
 def test_features_have_the_size_of_one_and_lead_to_the_same_answers():
     reader = train_reader((3, 16, 16), num_scenes=128, epochs=1)
     # Those that the unit was measured on.
-    images, _ = scene_attributes._examples(1000, (0, 1), "day", 16, 16, reader.size)
+    images, _ = _examples(1000, (0, 1), "day", 16, 16, reader.size)
     features = reader.features(images)
     assert features.square().mean().item() == pytest.approx(1, rel=1e-4)
     hidden = reader.network[:-1](images)
