@@ -268,6 +268,10 @@ class Recipe:
             if factory and base is not None and not any(_fits(value, option) for option in _plain(annotation)):
                 return self._checked_call({"class_path": value}, base, factory=True, where=where)
         if isinstance(value, Mapping):
+            if kinds := [kind for kind in _options(annotation) if dataclasses.is_dataclass(kind)]:
+                # Where nothing but a dataclass belongs, a configuration gives its fields alone.
+                call = {"class_path": import_path(kinds[0]), "init_args": value}
+                return self._checked_call(call, kinds[0], factory=False, where=where)  # type: ignore[arg-type]
             result: Any = {key: self._checked(item, Any, f"{key} of {where}") for key, item in value.items()}
         elif isinstance(value, list):
             options = [option for option in _options(annotation) if typing.get_origin(option) in _SEQUENCES]

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lightning_gen.checkpoints import CheckpointError
+from lightning_gen.generative import GenerativeModule
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of, import_path, made_by
 from lightning_gen.layers import MaskedConv2d
-from lightning_gen.losses import GradientPenalty
+from lightning_gen.losses import GradientPenalty, InstanceNoise
 from lightning_gen.models import CycleGAN, LMConv
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 
@@ -83,3 +84,11 @@ def test_what_a_factory_makes_must_be_of_its_kind():
     assert isinstance(made_by(GENERATOR, nn.Module, SHAPE), ResNetGenerator)
     with pytest.raises(ValueError, match=r"dict was given as what makes a Module, but it made \{'a': 1\}"):
         made_by(functools.partial(dict, a=1), nn.Module)
+
+
+def test_the_fields_of_a_dataclass_are_a_call_of_it():
+    saved = {**hyperparameters_of({"image_shape": (1, 8, 8)}), CLASS_KEY: "lightning_gen.models.GAN"}
+    noise = {"std": 0.1, "anneal_steps": 5000}  # as the command line keeps them
+    assert Recipe({**saved, "instance_noise": noise}, GenerativeModule).build().instance_noise == InstanceNoise(**noise)
+    with pytest.raises(CheckpointError, match="takes no argument 'stdd'"):
+        Recipe({**saved, "instance_noise": {"stdd": 0.1}}, GenerativeModule)
