@@ -187,11 +187,6 @@ def with_run(arguments: Sequence[str]) -> list[str]:
 
 
 def _configuration(path: Path) -> Mapping[str, Any]:
-    """What a run's configuration holds.
-
-    Raises:
-        ValueError: If it is none.
-    """
     config = load_yaml(path.read_text(encoding="utf-8", errors="replace"))
     sections = ("model", "data", "trainer")
     if not isinstance(config, Mapping) or not all(isinstance(config.get(name, {}), Mapping) for name in sections):

@@ -271,11 +271,7 @@ def _json(value: Tensor) -> float | None:
 
 
 def _as_folder(reference: str) -> Path | None:
-    """The folder of pictures that a reference is; None where it is a split of the data, or a file.
-
-    Raises:
-        FileNotFoundError: If it is nothing at all.
-    """
+    """The folder of pictures that a reference is; None where it is a split of the data, or a file."""
     if reference in SPLITS or Path(reference).is_file():
         return None
     if not Path(reference).is_dir():

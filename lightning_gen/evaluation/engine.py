@@ -64,12 +64,7 @@ class Evaluation:
                 tell(time.perf_counter() - start)
 
     def add(self, number: int, images: Pictures) -> None:
-        """Read a batch.
-
-        Args:
-            number: Of the batch, over all ranks.
-            images: As the extractor takes them, on any device.
-        """
+        """Read a batch, by its number over all ranks, of pictures as the extractor takes them, on any device."""
         features, logits = features_of(images, self.extractor)
         if self.moments is not None:
             self.moments.update(features)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,9 @@ def reference_of_loader(
 ) -> Reference:
     """Statistics of the pictures behind a loader, from the cache or computed by all ranks together.
 
-    Args:
-        extractor: On the device where it shall work.
-        loader: Over batches of pictures, of which the data set counts and not the order.
-        name: Of the data.
-        split: "train", "val", "test" or another word for these pictures.
-        max_features: Pictures, evenly spaced, of which the features are kept.
-        moments: Whether mean and covariance of the features are needed.
+    The data set of the loader counts, not its order; `name` and `split`, "train" or another word, are part of the
+    record. The features of `max_features` pictures, evenly spaced, are kept; mean and covariance of all where `moments`
+    are needed.
     """
 
     def pictures_of(batch: Any) -> Pictures:
@@ -94,10 +89,27 @@ def reference_of_loader(
         }
 
     def compute() -> ReferenceStatistics | None:
-        batches = in_order(loader, READ_AT_ONCE, num_replicas=world_size(), rank=rank())
-        read = ((number, pictures_of(batch)) for number, batch in batches)
-        with isolate_rng():  # a dataset of the user's own may draw from the global random state
-            return reference_statistics(extractor, read, READ_AT_ONCE, num_images, max_features, wanted, moments)
+        if num_images == 0:
+            raise ValueError("There are no real pictures to compare with.")
+        kept = evenly_spaced(num_images, max_features)
+        sums = Moments(extractor.num_features) if moments else None
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        with isolate_rng(), failing_together():  # a dataset of the user's own may draw from the global random state
+            for number, batch in in_order(loader, READ_AT_ONCE, num_replicas=world_size(), rank=rank()):
+                features = features_of(pictures_of(batch), extractor).features
+                if sums is not None:
+                    sums.update(features)
+                start = number * READ_AT_ONCE
+                here = kept[(kept >= start) & (kept < start + len(features))]
+                places.append(here)
+                rows.append(features[(here - start).to(features.device)].cpu())
+        packed = None if sums is None else total(sums.pack())
+        kept_features = gathered(rows, places, extractor.num_features)
+        if rank() != 0:
+            return None
+        gaussian = None if packed is None else Moments.unpack(packed).gaussian()
+        return ReferenceStatistics(wanted, gaussian, kept_features, kept)
 
     wanted = record if moments else {**record, "moments": "none"}
     return Reference.of(cached(wanted, compute, more=record))
@@ -114,40 +126,3 @@ def reference_of_file(path: str | Path, extractor: FeatureExtractor) -> Referenc
         if rank() == 0:
             statistics = load_statistics(path, extractor)
     return Reference.of(statistics)
-
-
-def reference_statistics(
-    extractor: FeatureExtractor,
-    batches: Iterable[tuple[int, Pictures]],
-    batch_size: int,
-    num_images: int,
-    max_features: int,
-    record: Mapping[str, Any],
-    with_moments: bool = True,
-) -> ReferenceStatistics | None:
-    """Statistics of real pictures: collective, whole on rank 0 and None elsewhere.
-
-    The batches are those of this rank, (number over all ranks, pictures as the extractor takes them), all but the last
-    of `batch_size`; `num_images` is of all ranks.
-    """
-    if num_images == 0:
-        raise ValueError("There are no real pictures to compare with.")
-    kept = evenly_spaced(num_images, max_features)
-    moments = Moments(extractor.num_features) if with_moments else None
-    rows: list[Tensor] = []
-    places: list[Tensor] = []
-    with failing_together():
-        for number, images in batches:
-            features = features_of(images, extractor).features
-            if moments is not None:
-                moments.update(features)
-            start = number * batch_size
-            here = kept[(kept >= start) & (kept < start + len(features))]
-            places.append(here)
-            rows.append(features[(here - start).to(features.device)].cpu())
-    packed = None if moments is None else total(moments.pack())
-    kept_features = gathered(rows, places, extractor.num_features)
-    if rank() != 0:
-        return None
-    gaussian = None if packed is None else Moments.unpack(packed).gaussian()
-    return ReferenceStatistics(dict(record), gaussian, kept_features, kept)

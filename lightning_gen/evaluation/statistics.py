@@ -94,11 +94,6 @@ class ReferenceStatistics:
         """Number of pictures; 0 where it is not known."""
         return int(self.record.get("count", self.gaussian.count if self.gaussian else 0))
 
-    @property
-    def num_features(self) -> int:
-        """D."""
-        return self.features.shape[1]
-
     def moments(self) -> Gaussian:
         """The Gaussian of all pictures.
 
@@ -207,7 +202,7 @@ def load_statistics(path: str | os.PathLike[str], extractor: FeatureExtractor) -
     """
     foreign = Path(path).suffix.lower() == ".npz"
     statistics = ReferenceStatistics.from_npz(path) if foreign else ReferenceStatistics.load(path)
-    num_features = statistics.num_features
+    num_features = statistics.features.shape[1]
     if num_features != extractor.num_features:
         raise StatisticsError(
             f"{path} has statistics of {num_features} features, but {extractor.name} gives {extractor.num_features}. "

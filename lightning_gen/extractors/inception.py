@@ -151,11 +151,7 @@ class InceptionFeatures(FeatureExtractor):
 
 
 def build_network(feature: Layer) -> nn.Sequential:
-    """Torch-fidelity's blocks up to a layer, on the meta device, under the names that the weights' file has for them.
-
-    Raises:
-        ModuleNotFoundError: If torch-fidelity is not installed.
-    """
+    """Torch-fidelity's blocks up to a layer, on the meta device, under the names that the file of weights has for them."""
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity
     except ModuleNotFoundError as error:
@@ -218,11 +214,7 @@ def _published_weights() -> Path:
 
 
 def _load(network: nn.Sequential, path: Path) -> tuple[nn.Sequential, Tensor | None]:
-    """The network with weights and batch norm folded into its convolutions, in float32; and the classes' weights.
-
-    Raises:
-        ValueError: If the file holds anything else.
-    """
+    """The network with weights and batch norm folded into its convolutions, in float32; and the classes' weights."""
     try:
         state = load_tensors(path)
         names = network.state_dict().keys()

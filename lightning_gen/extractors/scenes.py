@@ -227,12 +227,9 @@ class SceneFeatures(FeatureExtractor):
         else:
             words = "-".join(map(str, (domain, f"{size[0]}x{size[1]}", num_scenes, epochs, seed)))
             path = cache_folder() / "extractors" / f"scenes128-{words}-v{SCHEMA}.pt"
-            kept = _kept_reader(path, size)
-            if kept is None:
-                rank_zero_info(f"SceneFeatures trains a reader of scenes, once and for some 15 s: {path}")
-                kept = train_reader((3, *size), domain, num_scenes, epochs, seed)
-                _keep_reader(path, kept, size, training)
-            reader = kept
+            reader = _cached_reader(
+                path, size, training, lambda: train_reader((3, *size), domain, num_scenes, epochs, seed)
+            )
         super().__init__(
             reader,
             name="scenes128",
@@ -272,19 +269,20 @@ def _read_reader(path: Path, size: tuple[int, int]) -> tuple[SceneAttributeReade
         raise CheckpointError(f"{path} holds no reader of scenes of {size[0]} x {size[1]} pixels: {error}") from error
 
 
-def _kept_reader(path: Path, size: tuple[int, int]) -> SceneAttributeReader | None:
-    if not path.exists():
-        return None
-    try:
-        return _read_reader(path, size)[0]
-    except CheckpointError as error:
-        rank_zero_warn(f"{error} A new one takes its place.")
-        return None
-
-
-def _keep_reader(path: Path, reader: SceneAttributeReader, size: tuple[int, int], training: str) -> None:
+def _cached_reader(
+    path: Path, size: tuple[int, int], training: str, train: Callable[[], SceneAttributeReader]
+) -> SceneAttributeReader:
+    """The reader in the file, or a new one, which is then put there."""
+    if path.exists():
+        try:
+            return _read_reader(path, size)[0]
+        except CheckpointError as error:
+            rank_zero_warn(f"{error} A new one takes its place.")
+    rank_zero_info(f"SceneFeatures trains a reader of scenes, once and for some 15 s: {path}")
+    reader = train()
     kept = {"state_dict": reader.state_dict(), "image_size": list(size), "training": training}
     try:
         AtomicCheckpointIO().save_checkpoint(kept, path)
     except OSError as error:
         rank_zero_warn(f"The reader of scenes could not be kept, and will be trained again next time: {error}")
+    return reader

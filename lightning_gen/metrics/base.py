@@ -58,13 +58,10 @@ def evenly_spaced(number: int, most: int) -> Tensor:
 
 
 def in_canonical_order(rows: Tensor) -> Tensor:
-    """The same rows in an order that depends on nothing but what is in them: by their product with fixed noise.
+    """The rows `[N, D]` in an order that depends on nothing but what is in them: by their product with fixed noise.
 
     Whoever deals pictures at random to splits, blocks or subsets deals them in this order, so that a figure is one of
     the set: it does not depend on names of files, on the order of batches, or on the number of processes.
-
-    Args:
-        rows: `[N, D]`.
     """
     if not len(rows):
         return rows

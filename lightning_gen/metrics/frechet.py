@@ -159,11 +159,7 @@ class Moments:
 
     @classmethod
     def unpack(cls, pack: Tensor, shift: Tensor | None = None) -> Moments:
-        """What was packed, or the sum of packs.
-
-        Args:
-            pack: `[1 + D + D (D + 1) / 2]`.
-            shift: That of the moments that were packed, `[D]`.
+        """What was packed, or the sum of packs: `[1 + D + D (D + 1) / 2]`, of moments that had this shift, `[D]`.
 
         Raises:
             ValueError: If no moments have a pack of this length, or the shift does not fit.

@@ -62,8 +62,7 @@ def precision_recall(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
-    real, fake = checked_rows(real, "real", k + 1), checked_rows(fake, "fake", k + 1)
-    real, fake = _together(real, fake)
+    real, fake = _together(checked_rows(real, "real", k + 1), checked_rows(fake, "fake", k + 1))
     real_radii = radii(real, k) if real_radii is None else real_radii.to(real.device)
     fake_radii = radii(fake, k)
     if real_radii.shape != real.shape[:1]:
@@ -108,8 +107,7 @@ def authenticity(train: Tensor, fake: Tensor) -> float:
     Raises:
         ValueError: If features are not `[N, D]` of the same D, one is not finite, or there are too few of them.
     """
-    train, fake = checked_rows(train, "train", 2), checked_rows(fake, "fake", 1)
-    train, fake = _together(train, fake)
+    train, fake = _together(checked_rows(train, "train", 2), checked_rows(fake, "fake", 1))
     nearest = _nearest(fake, train)
     hit, place = nearest.unique(return_inverse=True)
     own = _nearest(train[hit], train, exclude=hit)
@@ -175,11 +173,7 @@ def memorisation_ratio(train: Tensor, fake: Tensor, held_out: Tensor) -> float:
 
 
 def radii(points: Tensor, k: int) -> Tensor:
-    """Lower bounds, by a rounding error, of the squared distances of points `[N, D]` to their k-th nearest others.
-
-    Returns:
-        `[N]`, float64.
-    """
+    """Squared distances of points `[N, D]` to their k-th nearest others, less a rounding error: float64 `[N]`."""
     nearest = points.new_full((len(points), k), torch.inf, dtype=torch.float64)
     for rows, columns, squared in _tiles(points, points, -_rounding(points.shape[1]), upper=True):
         if rows == columns:
@@ -207,13 +201,10 @@ def _nearest(queries: Tensor, points: Tensor, exclude: Tensor | None = None) -> 
 
 
 def _tiles(x: Tensor, y: Tensor, margin: float = 0.0, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The matrix of squared distances by tiles: (rows, columns, float64 tile).
+    """The matrix of squared distances of `[N, D]` and `[M, D]` by tiles: (rows, columns, float64 tile).
 
-    Args:
-        x: `[N, D]`.
-        y: `[M, D]`.
-        margin: `_rounding` gives upper bounds of the exact values, and its negative lower ones.
-        upper: Leave out the tiles below the diagonal.
+    As a margin `_rounding` gives upper bounds of the exact values, and its negative lower ones; `upper` leaves out the
+    tiles below the diagonal.
     """
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b is a matrix product, and exact but for what cancels: little, about a center
     # that no outlier moves. It has few bits, so that in whole numbers nothing is rounded at all.

@@ -105,22 +105,14 @@ def wasserstein_1(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weigh
         return float("nan")
     uniform = len(x) == len(y) and x_weights is None and y_weights is None
     p, q = _shares(x_weights, len(x), "x_weights"), _shares(y_weights, len(y), "y_weights")
-    if x.shape[1] == 1:
-        return _on_the_line(x[:, 0].numpy(), y[:, 0].numpy(), p, q)
+    if x.shape[1] == 1:  # the integral of |F - G|
+        places = torch.cat([x, y]).flatten().numpy()
+        order = places.argsort(kind="stable")
+        difference = np.concatenate([p, -q])[order].cumsum()
+        return float(np.abs(difference[:-1]) @ np.diff(places[order]))
     costs = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-    return _assignment(costs) if uniform else _linear_program(costs, p, q)
-
-
-def _on_the_line(x: Array, y: Array, p: Array, q: Array) -> float:
-    """The integral of |F - G|."""
-    places = np.concatenate([x, y])
-    order = places.argsort(kind="stable")
-    difference = np.concatenate([p, -q])[order].cumsum()
-    return float(np.abs(difference[:-1]) @ np.diff(places[order]))
-
-
-def _assignment(costs: Array) -> float:
-    """The mean cost of the best one-to-one matching."""
+    if not uniform:
+        return _linear_program(costs, p, q)
     rows, columns = _scipy("optimize").linear_sum_assignment(costs)
     return float(costs[rows, columns].mean())
 
