@@ -151,7 +151,7 @@ class InceptionFeatures(FeatureExtractor):
 
 
 def build_network(feature: Layer) -> nn.Sequential:
-    """Torch-fidelity's blocks up to a layer, on the meta device, under the names that the file of weights has for them."""
+    """Torch-fidelity's blocks up to a layer, on the meta device, under the names in the file of weights."""
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity
     except ModuleNotFoundError as error:
