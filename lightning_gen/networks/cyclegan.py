@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.convolution import same_conv
 from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
-from lightning_gen.networks.building import check_image_shape
-from lightning_gen.networks.initialization import initialize_normal
+from lightning_gen.networks.building import check_image_shape, initialize_normal
 
 Padding = Literal["reflect", "zeros"]
 Upsampling = Literal["transposed", "resize"]

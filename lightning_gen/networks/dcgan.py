@@ -12,12 +12,12 @@ from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
 from lightning_gen.networks.building import (
     SpectralNormKind,
     base_size,
-    check_image_shape,
+    check_sizes,
     count_halvings,
     crop_center,
+    initialize_normal,
     normalize_spectrum,
 )
-from lightning_gen.networks.initialization import initialize_normal
 
 
 class DCGANGenerator(nn.Module):
@@ -63,11 +63,7 @@ class DCGANGenerator(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        check_image_shape(image_shape)
-        if min(latent_size, filters, base) < 1:
-            raise ValueError(
-                f"DCGANGenerator needs latent_size, filters and base >= 1, got {latent_size}, {filters} and {base}."
-            )
+        check_sizes(self, image_shape, latent_size=latent_size, filters=filters, base=base)
         self.image_shape = image_shape
         self.latent_size = latent_size
         self.num_classes = num_classes
@@ -135,9 +131,7 @@ class DCGANDiscriminator(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        check_image_shape(image_shape)
-        if min(filters, base) < 1:
-            raise ValueError(f"DCGANDiscriminator needs filters and base >= 1, got {filters} and {base}.")
+        check_sizes(self, image_shape, filters=filters, base=base)
         _, height, width = image_shape
         if min(height, width) < 2:
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
-from lightning_gen.networks.building import check_image_shape
+from lightning_gen.networks.building import check_image_shape, listed
 from lightning_gen.networks.stepping import Run, call
 
 
@@ -49,7 +49,7 @@ class DensityNetwork(nn.Module):
         check_image_shape(image_shape)
         sizes = {"outputs": outputs, **sizes}
         if min(sizes.values()) < 1:
-            raise ValueError(f"{_listed(sizes)} must be at least 1, got {_listed(sizes.values())}.")
+            raise ValueError(f"{listed(sizes)} must be at least 1, got {listed(sizes.values())}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
         if num_classes is not None and num_classes < 1:
@@ -101,8 +101,3 @@ def check_features(network: DensityNetwork, outputs: int, filters: int, layers: 
             "channels of the picture, of which each has features of its own, and outputs that are a multiple of it; "
             f"got {layers}, {filters}, {head_filters} and {outputs}."
         )
-
-
-def _listed(things: Any) -> str:
-    *others, last = map(str, things)
-    return f"{', '.join(others)} and {last}" if others else last

@@ -70,12 +70,9 @@ class GatedPixelCNNNetwork(DensityNetwork):
         condition_channels: int | None = None,
         embedding: int | None = None,
     ) -> None:
-        super().__init__(image_shape, outputs, embedding=embedding, num_classes=num_classes)
+        sizes = {} if condition_channels is None else {"condition_channels": condition_channels}
+        super().__init__(image_shape, outputs, embedding=embedding, num_classes=num_classes, **sizes)
         check_features(self, outputs, filters, layers, head_filters)
-        if condition_channels is not None and condition_channels < 1:
-            raise ValueError(
-                f"condition_channels must be at least 1, or None for no map of conditions; got {condition_channels}."
-            )
         channels = image_shape[0]
         self.condition_channels = condition_channels
         given = (num_classes, condition_channels)

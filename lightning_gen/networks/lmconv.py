@@ -37,16 +37,11 @@ class LocalMasks(NamedTuple):
 
 
 class LocalKinds(NamedTuple):
-    """The masks of one order whose pixels have few kinds of them."""
+    """`LocalMasks` of one order whose pixels have few kinds of them."""
 
     first: KindsOfMasks
-    """Of type A."""
-
     plain: KindsOfMasks
-    """Of type B."""
-
     dilated: KindsOfMasks
-    """Of type B, of the dilated convolutions."""
 
 
 MOST_KINDS = 4  # of masks, up to which convolutions with masked weights are faster than masked columns

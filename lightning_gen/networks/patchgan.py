@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
-from lightning_gen.networks.initialization import initialize_normal
+from lightning_gen.networks.building import initialize_normal
 
 
 class PatchDiscriminator(nn.Module):

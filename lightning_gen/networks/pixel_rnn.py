@@ -7,9 +7,9 @@ channels before it of the pixel itself, R, then G given R, then B given both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,25 +23,43 @@ from lightning_gen.networks.pixelcnn import Head
 from lightning_gen.networks.stepping import Run, call, places_of
 
 
-class _PixelRNN(DensityNetwork, ABC):
-    """All but the LSTMs, what a pixel reads of its neighbours' states, and what can be done once a row."""
+class PixelRNNNetwork(DensityNetwork, ABC):
+    """All but the LSTMs, what a pixel reads of its neighbours' states, and what can be done once a row.
+
+    That is a 7 x 7 convolution under mask A, residual layers of LSTMs, and a head of ReLU, 1 x 1, ReLU, 1 x 1
+    (1601.06759, table 1). The initial states of the LSTMs are zeros, as are those outside the picture; nothing about
+    them is learned.
+
+    Args:
+        image_shape: (channels, height, width).
+        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
+        filters: h, of each LSTM; features are 2h between. The paper has 128 on CIFAR-10 and 16 on MNIST.
+        layers: LSTMs, or pairs of them, after the first layer; 12 and 7.
+        head_filters: Features of the head; 1024 and 32.
+        embedding: As of `DensityNetwork`.
+
+    Raises:
+        ValueError: If a size is out of range, or there are fewer features than channels of the picture.
+    """
+
+    small: ClassVar = {"filters": 4, "layers": 1, "head_filters": 8}
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         outputs: int,
-        filters: int,
-        layers: int,
-        head_filters: int,
-        embedding: int | None,
-        lstm: Callable[[], RowLSTMLayer | DiagonalBiLSTMLayer],
+        *,
+        filters: int = 128,
+        layers: int = 12,
+        head_filters: int = 1024,
+        embedding: int | None = None,
     ) -> None:
         super().__init__(image_shape, outputs, embedding=embedding)
         check_features(self, outputs, filters, layers, head_filters)
         channels = image_shape[0]
         self.filters = filters
         self.input = MaskedConv2d(self.in_channels, 2 * filters, 7, "A", channels)
-        stack = nn.ModuleList(ResidualLSTM(lstm(), filters, channels) for _ in range(layers))
+        stack = nn.ModuleList(ResidualLSTM(self._lstm(), filters, channels) for _ in range(layers))
         self.layers = cast(Sequence[ResidualLSTM], stack)
         self.head = Head(2 * filters, head_filters, outputs, channels)
 
@@ -123,6 +141,10 @@ class _PixelRNN(DensityNetwork, ABC):
         return self.input(images).permute(2, 3, 0, 1).contiguous()
 
     @abstractmethod
+    def _lstm(self) -> RowLSTMLayer | DiagonalBiLSTMLayer:
+        """Of one layer."""
+
+    @abstractmethod
     def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
         """Slots `[H, W]` of each pixel's neighbours: whose cell state it takes, and beside it, tap by tap."""
 
@@ -158,46 +180,28 @@ class _PixelRNN(DensityNetwork, ABC):
         return self.head.step(features, cache.head)
 
 
-class RowLSTMNetwork(_PixelRNN):
-    """A stack of LSTMs that go down the picture row by row (1601.06759, section 3.1 and table 1).
+class RowLSTMNetwork(PixelRNNNetwork):
+    """A stack of LSTMs that go down the picture row by row (1601.06759, section 3.1).
 
-    A 7 x 7 convolution under mask A, residual LSTMs, and a head of ReLU, 1 x 1, ReLU, 1 x 1. A pixel sees a triangle:
-    with kernels of size 3, in the row that is u above, from u + 3 + layers columns to its left to u + 2 to its right.
-
-    The initial states of the LSTMs are zeros, as are those outside the picture; nothing about them is learned.
+    A pixel sees a triangle: with kernels of size 3, in the row that is u above, from u + 3 + layers columns to its left
+    to u + 2 to its right.
 
     Args:
         image_shape: (channels, height, width).
-        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
-        filters: h, of each LSTM; features are 2h between. The paper has 128 on CIFAR-10 and 16 on MNIST.
-        layers: LSTMs after the first layer; 12 and 7.
-        head_filters: Features of the head; 1024 and 32.
+        outputs: Logits of each pixel.
         kernel_size: k, odd, of the LSTMs' convolutions.
-        embedding: As of `DensityNetwork`.
+        **sizes: All others as in `PixelRNNNetwork`.
 
     Raises:
-        ValueError: If a size is out of range, the kernel even, or there are fewer features than channels of the
-            picture.
+        ValueError: As there, or if the kernel is even.
     """
 
-    small: ClassVar = {"filters": 4, "layers": 1, "head_filters": 8}
+    def __init__(self, image_shape: tuple[int, int, int], outputs: int, *, kernel_size: int = 3, **sizes: Any) -> None:
+        self.kernel_size = kernel_size  # which the layers are made with
+        super().__init__(image_shape, outputs, **sizes)
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        outputs: int,
-        *,
-        filters: int = 128,
-        layers: int = 12,
-        head_filters: int = 1024,
-        kernel_size: int = 3,
-        embedding: int | None = None,
-    ) -> None:
-        def lstm() -> RowLSTMLayer:
-            return RowLSTMLayer(2 * filters, filters, kernel_size, image_shape[0])
-
-        super().__init__(image_shape, outputs, filters, layers, head_filters, embedding, lstm)
-        self.kernel_size = kernel_size
+    def _lstm(self) -> RowLSTMLayer:
+        return RowLSTMLayer(2 * self.filters, self.filters, self.kernel_size, self.image_shape[0])
 
     def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
         left = range(self.kernel_size // 2, 0, -1)
@@ -214,43 +218,16 @@ class RowLSTMNetwork(_PixelRNN):
         cache.gates.copy_(_product(windows, cache.lstms[0].above, cache.lstms[0].bias))
 
 
-class DiagonalBiLSTMNetwork(_PixelRNN):
-    """A stack of pairs of LSTMs that go along the diagonals (1601.06759, section 3.2 and table 1).
+class DiagonalBiLSTMNetwork(PixelRNNNetwork):
+    """A stack of pairs of LSTMs that go along the diagonals (1601.06759, section 3.2).
 
-    A 7 x 7 convolution under mask A, residual layers of two LSTMs, and a head of ReLU, 1 x 1, ReLU, 1 x 1. A pixel sees
-    all pixels above and to the left but one: the last channel of the last pixel in the row above is not seen from 4 or
-    more columns to its left, since under mask A no feature of that row holds it. This follows from the paper.
-
-    The initial states of the LSTMs are zeros, as are those outside the picture; nothing about them is learned.
-
-    Args:
-        image_shape: (channels, height, width).
-        outputs: P C, logits of each pixel: P = L for each channel of L levels, or 1 where these are 2.
-        filters: h, of each LSTM; features are 2h between. The paper has 128 on CIFAR-10 and 16 on MNIST.
-        layers: Pairs of LSTMs after the first layer; 12 and 7.
-        head_filters: Features of the head; 1024 and 32.
-        embedding: As of `DensityNetwork`.
-
-    Raises:
-        ValueError: If a size is out of range, or there are fewer features than channels of the picture.
+    A pixel sees all pixels above and to the left but one: the last channel of the last pixel in the row above is not
+    seen from 4 or more columns to its left, since under mask A no feature of that row holds it. This follows from the
+    paper. Arguments are those of `PixelRNNNetwork`.
     """
 
-    small: ClassVar = {"filters": 4, "layers": 1, "head_filters": 8}
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        outputs: int,
-        *,
-        filters: int = 128,
-        layers: int = 12,
-        head_filters: int = 1024,
-        embedding: int | None = None,
-    ) -> None:
-        def lstm() -> DiagonalBiLSTMLayer:
-            return DiagonalBiLSTMLayer(2 * filters, filters, image_shape[1:], image_shape[0])
-
-        super().__init__(image_shape, outputs, filters, layers, head_filters, embedding, lstm)
+    def _lstm(self) -> DiagonalBiLSTMLayer:
+        return DiagonalBiLSTMLayer(2 * self.filters, self.filters, self.image_shape[1:], self.image_shape[0])
 
     def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
         return [_slots(rows, columns, left=1)] * 2

@@ -38,6 +38,7 @@ from lightning_gen.networks.pixelcnn_pp_steps import (
     gate_of_signed,
     signed,
     step_tables,
+    through_scales,
 )
 from lightning_gen.networks.stepping import Run, call, places_of
 from lightning_gen.networks.weight_normalized import (
@@ -212,17 +213,9 @@ class PixelCNNPPNetwork(WeightNormalizedNetwork):
         cache.start.copy_(start.transpose(0, 1))
 
         slots = cache.slots.index_select(0, row).unbind(1)
-        levels: list[RowOfLevel] = []
-        for scale, level in enumerate(cache.levels[: 1 + sum(coarser)]):
-            if scale:
-                u = levels[-1].to_coarser(u)
-            levels.append(RowOfLevel(level, *slots[2 * scale : 2 * scale + 2]))
-            u = levels[-1].up(u)
-        for scale in reversed(range(len(levels))):
-            u = levels[scale].down(u)
-            levels[scale].finish()
-            if scale:
-                levels[scale - 1].from_coarser(u)
+        levels = cache.levels[: 1 + sum(coarser)]
+        rows = [RowOfLevel(level, *slots[2 * scale : 2 * scale + 2]) for scale, level in enumerate(levels)]
+        through_scales(rows, u)
 
     def _pixel(self, cache: PixelCNNPPCache, place: Tensor, *coarser: bool) -> Tensor:
         """Stream ul at a pixel, and the parameters there."""
@@ -230,17 +223,9 @@ class PixelCNNPPNetwork(WeightNormalizedNetwork):
         beside = cache.inputs.index_select(1, left).squeeze(1)
         ul = torch.addmm(cache.start.index_select(0, indices[0]).squeeze(0), beside, cache.first_pixel)
 
-        levels: list[PixelOfLevel] = []
-        for scale, level in enumerate(cache.levels[: 1 + sum(coarser)]):
-            if scale:
-                ul = levels[-1].to_coarser(ul)
-            levels.append(PixelOfLevel(level, *indices[4 * scale : 4 * scale + 4]))
-            ul = levels[-1].up(ul)
-        for scale in reversed(range(len(levels))):
-            ul = levels[scale].down(ul)
-            levels[scale].finish()
-            if scale:
-                levels[scale - 1].from_coarser(ul, levels[scale].column)
+        levels = cache.levels[: 1 + sum(coarser)]
+        pixels = [PixelOfLevel(level, *indices[4 * scale : 4 * scale + 4]) for scale, level in enumerate(levels)]
+        ul = through_scales(pixels, ul)
         weight, bias = cache.last
         return torch.addmm(bias, F.elu(ul[:, : self.filters]), weight)
 

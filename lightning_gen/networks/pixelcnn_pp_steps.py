@@ -10,8 +10,9 @@ layer after layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +246,7 @@ class RowOfLevel:
             u, u_elu = self._block(u, u_elu, F.linear(self.shortcuts.pop(), matrix))
         return u
 
-    def from_coarser(self, u: Tensor) -> None:
+    def from_coarser(self, u: Tensor, coarser: RowOfLevel) -> None:
         """Keep what the coarser scale's end of the way down, `[N, w / 2, F]`, leads to."""
         weight, bias = cast(tuple[Tensor, Tensor], self.weights.u_tiles)
         tiles = F.conv_transpose2d(u.mT.unsqueeze(2), weight, bias, 2, (0, 1), (0, 1))
@@ -328,12 +329,12 @@ class PixelOfLevel:
             ul = self._block(ul, of_first)
         return ul
 
-    def from_coarser(self, ul: Tensor, column: Tensor) -> None:
+    def from_coarser(self, ul: Tensor, coarser: PixelOfLevel) -> None:
         """Keep what the coarser scale's end of the way down leads to, at its column."""
         weight, bias = cast(tuple[Tensor, Tensor], self.weights.tiles)
         features = ul[:, : weight.shape[1]].expand(4, -1, -1)
         tiles = torch.baddbmm(bias, features, weight)
-        self.level.ul_tiles.unflatten(0, (-1, 4)).index_copy_(0, column, tiles.unsqueeze(0))
+        self.level.ul_tiles.unflatten(0, (-1, 4)).index_copy_(0, coarser.column, tiles.unsqueeze(0))
 
     def finish(self) -> None:
         """Keep the pixel."""
@@ -347,6 +348,20 @@ class PixelOfLevel:
         self.seconds.append(hidden)
         update = torch.addmm(self.of_seconds[number], hidden, own[self.weights.num_firsts + number])
         return ul + F.glu(update, dim=1)
+
+
+def through_scales(levels: Sequence[Any], features: Tensor) -> Tensor:
+    """A stream at the finest scale of all `RowOfLevel` or `PixelOfLevel`, up to the coarsest and down again."""
+    for scale, level in enumerate(levels):
+        if scale:
+            features = levels[scale - 1].to_coarser(features)
+        features = level.up(features)
+    for scale, level in reversed(list(enumerate(levels))):
+        features = level.down(features)
+        level.finish()
+        if scale:
+            levels[scale - 1].from_coarser(features, level)
+    return features
 
 
 def step_tables(height: int, width: int, num_scales: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,12 +15,12 @@ from lightning_gen.layers.resampling import DownsamplingConv2d, UpsamplingConv2d
 from lightning_gen.networks.building import (
     SpectralNormKind,
     base_size,
-    check_image_shape,
+    check_sizes,
     count_halvings,
     crop_center,
+    initialize_xavier,
     normalize_spectrum,
 )
-from lightning_gen.networks.initialization import initialize_xavier
 
 LARGE = 48
 """From this smaller side on, the width of SNGAN's networks changes with the size."""
@@ -144,11 +144,7 @@ class ResidualGenerator(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        check_image_shape(image_shape)
-        if min(latent_size, filters, base) < 1:
-            raise ValueError(
-                f"ResidualGenerator needs latent_size, filters and base >= 1, got {latent_size}, {filters} and {base}."
-            )
+        check_sizes(self, image_shape, latent_size=latent_size, filters=filters, base=base)
         self.image_shape = image_shape
         self.latent_size = latent_size
         self.num_classes = num_classes
@@ -225,9 +221,7 @@ class ResidualDiscriminator(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        check_image_shape(image_shape)
-        if filters < 1:
-            raise ValueError(f"ResidualDiscriminator needs filters >= 1, got {filters}.")
+        check_sizes(self, image_shape, filters=filters)
         if pooling not in ("sum", "mean"):
             raise ValueError(f"pooling must be 'sum' or 'mean', got {pooling!r}.")
         self.image_shape = image_shape

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gen.networks.initialization import initialize_normal, initialize_xavier
+from lightning_gen.networks.building import initialize_normal, initialize_xavier
 
 
 def test_normal_has_the_deviation_asked_for():
