@@ -55,6 +55,11 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says why and what would help."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, for a sentence that quotes it; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
     """The contents of a checkpoint file, tensors and plain data only.
 
@@ -71,13 +76,16 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(str(error)) from error
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
-            raise CheckpointError(f"{path} is cut short or not a checkpoint ({_first_line(error)}).") from error
+            raise CheckpointError(f"{path} is cut short or not a checkpoint ({first_line(error)}).") from error
+        # What torch will not load, without its advice to load it all the same.
+        found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+        held = f"an object of {found[1]}" if found else "pickled objects"
         raise CheckpointError(
             f"{path} is not a checkpoint of plain data and was refused: loading it could run code of its own. It holds "
-            f"{_foreign(error)}. There is no option to load it; save it again as tensors and plain data."
+            f"{held}. There is no option to load it; save it again as tensors and plain data."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is cut short or not a checkpoint ({_first_line(error)}).") from error
+        raise CheckpointError(f"{path} is cut short or not a checkpoint ({first_line(error)}).") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} holds no 'state_dict': it is not a checkpoint of a Lightning run.")
     for name, kinds in _FIELDS.items():
@@ -113,12 +121,6 @@ def _fault(name: str, value: Any, kinds: tuple[type, ...]) -> str | None:
             if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
                 return f"the weight {key!r} in its {name!r} is larger than what is stored of it"
     return None
-
-
-def _foreign(error: BaseException) -> str:
-    """What torch will not load, without its advice to load it all the same."""
-    found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-    return f"an object of {found[1]}" if found else "pickled objects"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -157,10 +159,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"The checkpoint {target} could not be written: {failure.strerror or failure}. "
                 "The checkpoints saved before it are untouched",
             ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
 
 
 def digest_weights(state: Mapping[str, Tensor]) -> str:

@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.capabilities import Tokenizer
-from lightning_gen.checkpoints import CheckpointError, check_going_on, digest_weights, read_checkpoint
+from lightning_gen.checkpoints import CheckpointError, check_going_on, digest_weights, first_line, read_checkpoint
 from lightning_gen.data.batches import batch_pictures, check_range, images_and_labels, parts_of
 from lightning_gen.hyperparameters import (
     CLASS_KEY,
@@ -591,7 +591,8 @@ class GenerativeModule(pl.LightningModule):
             recipe = Recipe(checkpoint["hyper_parameters"], cls, overrides, trust)
             outline = recipe.is_of_this_package and strict is not False
             model = recipe.build_outline(len(weights)) if outline else recipe.build()
-            if outline and _has_tied_weights(model):
+            distinct, all_names = model.parameters(), model.named_parameters(remove_duplicate=False)
+            if outline and len(list(distinct)) < len(list(all_names)):  # tied ones, which would take two tensors
                 outline, model = False, recipe.build()
             if strict is not None:
                 model.strict_loading = strict
@@ -602,7 +603,7 @@ class GenerativeModule(pl.LightningModule):
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{checkpoint_path} is damaged: what it holds of this {cls.__name__} cannot be used "
-                f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})."
+                f"({type(error).__name__}: {first_line(error)})."
             ) from error
         return model.to(next((weight.device for weight in weights.values()), "cpu"))
 
@@ -623,10 +624,6 @@ def _own(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str,
         places.add(storage.data_ptr())
         result[name] = weight.to(like[name].dtype if name in like else weight.dtype, copy=shared)
     return result
-
-
-def _has_tied_weights(model: nn.Module) -> bool:
-    return len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
 
 
 def _given_to_constructor(frame: FrameType | None, thing: Any) -> dict[str, Any]:

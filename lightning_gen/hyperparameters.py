@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
 )
 from typing_extensions import is_protocol
 
-from lightning_gen.checkpoints import CheckpointError
+from lightning_gen.checkpoints import CheckpointError, first_line
 from lightning_gen.outlines import outline
 from lightning_gen.trust import UntrustedNameError, resolve
 
@@ -206,8 +206,7 @@ class Recipe:
         except CheckpointError:
             raise
         except Exception as error:  # arguments of the right types can still raise anything at all
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise CheckpointError(f"{name} cannot be built from its hyper-parameters: {lines[0]}") from error
+            raise CheckpointError(f"{name} cannot be built from its hyper-parameters: {first_line(error)}") from error
 
     def build_outline(self, num_weights: int) -> Any:
         """Construct the object without any weights: on the meta device, which costs no memory and draws no numbers.
@@ -265,7 +264,8 @@ class Recipe:
         if isinstance(value, str):
             base, factory = _expected(annotation)
             # A factory named without arguments; where a plain string is allowed too, it stays one.
-            if factory and base is not None and not any(_fits(value, option) for option in _plain(annotation)):
+            plain = (option for option in _options(annotation) if option is str or typing.get_origin(option) is Literal)
+            if factory and base is not None and not any(_fits(value, option) for option in plain):
                 return self._checked_call({"class_path": value}, base, factory=True, where=where)
         if isinstance(value, Mapping):
             if kinds := [kind for kind in _options(annotation) if dataclasses.is_dataclass(kind)]:
@@ -343,11 +343,6 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
-
-
-def _plain(annotation: Any) -> list[Any]:
-    """The options that a string may stand for as it is."""
-    return [option for option in _options(annotation) if option is str or typing.get_origin(option) is Literal]
 
 
 def accepts(target: Callable[..., Any], name: str) -> bool:

@@ -21,7 +21,7 @@ from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import Pictures
 from lightning_gen.callbacks.report import Report
-from lightning_gen.checkpoints import CheckpointError, check_going_on, read_checkpoint
+from lightning_gen.checkpoints import CheckpointError, check_going_on, first_line, read_checkpoint
 from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over, with_configs
 from lightning_gen.commands.inner_models import Parser, load_inner_models
 from lightning_gen.commands.loggers import go_on_in_folder, prepare_wandb, record_at_step
@@ -236,5 +236,5 @@ def _naming_damage() -> Iterator[None]:
             raise
         raise CheckpointError(
             "The checkpoint is damaged: what it holds of the run cannot be restored "
-            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})."
+            f"({type(error).__name__}: {first_line(error)})."
         ) from error

@@ -381,15 +381,14 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
     def upgraded(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Earlier versions had the sizes of the network among the model's own arguments."""
         argument = inspect.signature(cls).parameters.get("network")
-        sizes = {
-            name: value
-            for name, value in saved.items()
-            if argument is not None and not accepts(cls, name) and accepts(argument.default, name)
-        }
-        if argument is None or not sizes or saved.get("network"):
+        if argument is None or saved.get("network"):
             return dict(saved)
-        network = {"class_path": import_path(argument.default), "init_args": sizes}
-        return {name: value for name, value in saved.items() if name not in sizes} | {"network": network}
+        sizes = [name for name in saved if not accepts(cls, name) and accepts(argument.default, name)]
+        others = {name: value for name, value in saved.items() if name not in sizes}
+        if not sizes:
+            return others
+        init_args = {name: saved[name] for name in sizes}
+        return others | {"network": {"class_path": import_path(argument.default), "init_args": init_args}}
 
 
 @dataclass(frozen=True)

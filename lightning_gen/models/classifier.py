@@ -92,11 +92,11 @@ class Classifier(GenerativeModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of the labels, given noisy pictures."""
-        images, labels = self.labelled_images(batch)
+        images, context = self.images_and_context(batch)
         if len(images) == 1:
             raise ValueError("A batch of one picture gives batch norm nothing to average over. Raise data.batch_size.")
         _, logits = self.network(images + self.noise_std * torch.randn_like(images))
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), context["labels"])
         self.log("train/loss", loss, prog_bar=True)
         self.images_seen += len(images) * self.trainer.world_size
         return loss
@@ -105,15 +105,6 @@ class Classifier(GenerativeModule):
         """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
         step = torch.full((), float(self.trainer.global_step + 1), device=self.device)
         self.log("step", step)
-
-    def labelled_images(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Pictures `[N, C, H, W]` and labels `[N]`, int64.
-
-        Raises:
-            ValueError: If labels are missing or out of range, or the pictures do not fit.
-        """
-        images, context = self.images_and_context(batch)
-        return images, context["labels"]
 
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule over the whole run."""
@@ -145,8 +136,8 @@ class Classifier(GenerativeModule):
         return self.network(self.images_and_labels(batch)[0])[1].argmax(1)
 
     def _evaluate(self, batch: Any, accuracy: MulticlassAccuracy, name: str) -> None:
-        images, labels = self.labelled_images(batch)
-        accuracy.update(self.network(images)[1], labels)
+        images, context = self.images_and_context(batch)
+        accuracy.update(self.network(images)[1], context["labels"])
         self.log(name, accuracy, on_epoch=True, prog_bar=True)
 
     def on_validation_start(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -16,10 +16,6 @@ from lightning_gen.models.autoregressive import AutoregressiveModule, DensityFac
 from lightning_gen.processes import make_alike
 
 INIT_IMAGES = 16  # that weight norm is initialised from
-
-
-class _Initialized(Protocol):
-    def initialize(self, images: Tensor, labels: Tensor | None = None) -> None: ...
 
 
 class WeightNormalizedModule(AutoregressiveModule):
@@ -94,7 +90,7 @@ class WeightNormalizedModule(AutoregressiveModule):
     def initialize(self, batch: Any) -> None:
         """Scale and shift every layer by its activations on a batch; with several processes, on that of rank 0."""
         images, context = self.images_and_context(batch)
-        network: _Initialized = self.network  # type: ignore[assignment]
+        network: Any = self.network  # any that has `initialize`
         network.initialize(self.seen(images.to(self.device)), **context)
         make_alike(self.network.parameters())
         self.initialized.fill_(True)

@@ -187,18 +187,16 @@ class GatedPixelCNNNetwork(DensityNetwork):
         return self.head.step(F.linear(torch.cat(gates, dim=1), *cache.skip), cache.head)
 
     def _check_condition(self, condition: Tensor | None, batch: int) -> None:
-        if condition is None and self.condition_channels is not None:
+        channels = self.condition_channels
+        if channels is None and condition is not None:
             raise ValueError(
-                f"This network needs a map of conditions, [N, {self.condition_channels}, H, W], but got none."
+                "This network takes no map of conditions, but got one. Give it condition_channels when it is built."
             )
-        if condition is not None:
-            if self.condition_channels is None:
-                raise ValueError(
-                    "This network takes no map of conditions, but got one. Give it condition_channels when it is built."
-                )
-            expected = [batch, self.condition_channels, *self.image_shape[1:]]
-            if list(condition.shape) != expected:
-                raise ValueError(f"The map of conditions must be {expected}, got {list(condition.shape)}.")
+        if channels is not None and condition is None:
+            raise ValueError(f"This network needs a map of conditions, [N, {channels}, H, W], but got none.")
+        expected = [batch, channels, *self.image_shape[1:]]
+        if condition is not None and list(condition.shape) != expected:
+            raise ValueError(f"The map of conditions must be {expected}, got {list(condition.shape)}.")
 
 
 class GatedMatrices(NamedTuple):
