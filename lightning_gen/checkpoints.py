@@ -40,15 +40,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "images_seen": (int,),
     "wandb_id": (str, type(None)),
 }
-_TO_GO_ON = (
-    "epoch",
-    "global_step",
-    "pytorch-lightning_version",
-    "loops",
-    "callbacks",
-    "optimizer_states",
-    "lr_schedulers",
-)
+# What training needs to go on.
+_RUN = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks", "optimizer_states", "lr_schedulers")
 
 
 class CheckpointError(ValueError):
@@ -100,7 +93,7 @@ def check_going_on(checkpoint: Mapping[str, Any], path: str | os.PathLike[str] =
     Raises:
         CheckpointError: If something is missing.
     """
-    missing = [name for name in _TO_GO_ON if name not in checkpoint]
+    missing = [name for name in _RUN if name not in checkpoint]
     if missing:
         raise CheckpointError(
             f"{path} has no {', '.join(map(repr, missing))}: it holds weights to use, as by sample, translate or "

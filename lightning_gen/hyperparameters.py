@@ -71,15 +71,10 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_plain(item) for key, item in value.items()}
     if isinstance(value, functools.partial) and not value.args:
-        return {
-            "class_path": import_path(value.func),
-            "init_args": {k: _as_plain(v) for k, v in value.keywords.items()},
-        }
+        return {"class_path": import_path(value.func), "init_args": _as_plain(value.keywords)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: _as_plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
-        }
-        return {"class_path": import_path(type(value)), "init_args": fields}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return {"class_path": import_path(type(value)), "init_args": _as_plain(fields)}
     if inspect.isclass(value) or inspect.isfunction(value):
         return {"class_path": import_path(value)}
     if isinstance(value, pl.LightningModule):  # a model inside this one, whose weights are among this one's

@@ -31,13 +31,8 @@ ENVIRONMENT = "LIGHTNING_GEN_TRUST"
 
 _OWN_PARTS = tuple(f"lightning_gen.{part}" for part in ("models", "networks", "layers", "losses", "schedules"))
 _TORCH = ("torch.nn", "torch.optim")
-_LIGHTNING = tuple(
-    f"lightning.{part}"
-    for part in (
-        "pytorch.accelerators", "pytorch.callbacks", "pytorch.loggers", "pytorch.plugins", "pytorch.profilers",
-        "pytorch.strategies", "fabric.plugins",
-    )
-)  # fmt: skip
+_PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
+_LIGHTNING = ("lightning.fabric.plugins", *(f"lightning.pytorch.{part}" for part in _PARTS))
 _ROOMS = (
     "models", "networks", "layers", "losses", "data", "callbacks", "extractors", "metrics", "evaluation", "runs"
 )  # fmt: skip

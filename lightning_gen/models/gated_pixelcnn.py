@@ -16,9 +16,7 @@ class GatedPixelCNN(AutoregressiveModule):
     3.03 bits per dim on CIFAR-10. It prints no optimizer: Adam and its rate are ours.
 
     Args:
-        image_shape: (channels, height, width).
         num_levels: L of each channel; 2 for black and white.
-        network: Makes the network.
         learning_rate: Of Adam.
         **settings: All others as in `AutoregressiveModule`, where errors are described too.
     """

@@ -27,7 +27,6 @@ class LMConv(AutoregressiveModule):
     known pixels are context; it keeps to that of the orders which comes closest to this by itself.
 
     Args:
-        image_shape: (channels, height, width).
         num_levels: L of each channel; 2 for black and white, whose channels are then independent within a pixel.
         num_components: K, of the mixture.
         orders: A curve: raster, s_curve, hilbert (squares of 2^n), generalized_hilbert or random; or lists of your

@@ -21,9 +21,7 @@ class PixelCNN(AutoregressiveModule):
     The learning rate is ours: the paper chose the highest that converged, and does not print it.
 
     Args:
-        image_shape: (channels, height, width).
         num_levels: L of each channel; 2 for black and white.
-        network: Makes the network.
         learning_rate: Of RMSProp.
         **settings: All others as in `AutoregressiveModule`, where errors are described too.
     """

@@ -23,7 +23,6 @@ class PixelCNNPP(WeightNormalizedModule):
         image_shape: (channels, height, width); height and width divisible by 4 (with 3 scales).
         num_levels: L of each channel.
         num_components: K, of the mixture.
-        network: Makes the network.
         lr_decay: Factor by which the rate is multiplied after each step.
         **settings: All others as in `WeightNormalizedModule`, where errors are described too.
     """

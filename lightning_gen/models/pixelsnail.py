@@ -23,10 +23,8 @@ class PixelSNAIL(WeightNormalizedModule):
     class adds here is that of PixelCNN++.
 
     Args:
-        image_shape: (channels, height, width).
         num_levels: L of each channel; 2 for black and white, whose channels are then independent within a pixel.
         num_components: K, of the mixture.
-        network: Makes the network.
         lr_decay: Factor by which the rate is multiplied after each step.
         **settings: All others as in `WeightNormalizedModule`, where errors are described too.
     """

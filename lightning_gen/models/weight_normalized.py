@@ -28,9 +28,6 @@ class WeightNormalizedModule(AutoregressiveModule):
     difference to Adam.
 
     Args:
-        image_shape: (channels, height, width).
-        likelihood: Of a pixel's levels.
-        network: Makes the network.
         num_classes: Number of classes, each a bias in every block; None leaves labels out.
         ema_decay: Of the averaged weights; None keeps none. A run's own `EMA` takes its place.
         learning_rate: Of Adam.

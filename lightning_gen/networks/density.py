@@ -70,14 +70,7 @@ class DensityNetwork(nn.Module):
 
     @torch.no_grad()
     def step(self, cache: Any, position: int, run: Run = call) -> Tensor:
-        """The parameters of one pixel, see `lightning_gen.networks.stepping.CachedNetwork`.
-
-        Args:
-            cache: From `init_cache`; pixels before this one stand in its `images` and went through here in order, or
-                through `prefill`.
-            position: Flat index, row * width + column.
-            run: Calls the step's pieces.
-        """
+        """The parameters of one pixel, see `lightning_gen.networks.stepping.CachedNetwork`."""
         return run(self._pixel, cache, cache.places[position])
 
     def _pixel(self, cache: Any, place: Tensor) -> Tensor:

@@ -46,9 +46,8 @@ class GatedPixelCNNNetwork(DensityNetwork):
         layers: Gated layers after the first.
         kernel_size: k of these, odd; 5 in the paper's largest network.
         head_filters: Features of the head.
-        num_classes: As of `DensityNetwork`.
         condition_channels: Channels of the map of conditions; None for a network without one.
-        embedding: As of `DensityNetwork`.
+        num_classes, embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, the kernel even, or there are fewer features than channels of the

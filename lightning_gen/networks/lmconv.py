@@ -97,8 +97,7 @@ class LMConvNetwork(DensityNetwork):
         num_blocks: Gated blocks in each of the first three stages.
         kernel_size: Odd side of the kernels.
         dilation: Of the convolutions between the stages.
-        dropout: As of `DensityNetwork`.
-        embedding: As of `DensityNetwork`.
+        dropout, embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, or an order is no permutation of the pixels, or there is none.

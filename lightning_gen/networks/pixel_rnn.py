@@ -187,8 +187,6 @@ class RowLSTMNetwork(PixelRNNNetwork):
     to u + 2 to its right.
 
     Args:
-        image_shape: (channels, height, width).
-        outputs: Logits of each pixel.
         kernel_size: k, odd, of the LSTMs' convolutions.
         **sizes: All others as in `PixelRNNNetwork`.
 

@@ -67,9 +67,7 @@ class PixelCNNPPNetwork(WeightNormalizedNetwork):
         filters: F, channels of each stream.
         num_blocks: Blocks at each scale on the way up.
         num_scales: Resolutions; each halves height and width.
-        dropout: As of `DensityNetwork`.
-        num_classes: As of `DensityNetwork`.
-        embedding: As of `DensityNetwork`.
+        dropout, num_classes, embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, or height or width cannot be halved so often.

@@ -62,9 +62,7 @@ class PixelSNAILNetwork(WeightNormalizedNetwork):
         num_resnets: Gated residual blocks of 2 x 2 convolutions in each.
         attention_keys: Channels of keys and queries.
         attention_values: Channels of values; half the filters in the authors' code.
-        dropout: As of `DensityNetwork`.
-        num_classes: As of `DensityNetwork`.
-        embedding: As of `DensityNetwork`.
+        dropout, num_classes, embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range.
