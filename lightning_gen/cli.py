@@ -82,12 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             trust(packages)
         sys.exit(_run(arguments))
-    except KeyboardInterrupt as interrupt:
-        sys.exit(_code_of(interrupt))
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends so
-            sys.exit(_code_of(stop.__context__))
-        raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        interrupt = stop.__context__ if isinstance(stop, SystemExit) else stop  # Lightning makes one the other
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
+        sys.exit(128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         if debug:
             raise
@@ -96,12 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code, hint = 2, f"lightning-gen {arguments[0]} --help lists the options"
         print(f"lightning-gen: error: {_plain_words(error)}\n({hint})", file=sys.stderr)
         sys.exit(code)
-
-
-def _code_of(interrupt: KeyboardInterrupt) -> int:
-    """128 and the number of the signal, as a shell has it; that of Ctrl-C if none is named."""
-    number = interrupt.args[0] if interrupt.args else signal.SIGINT
-    return 128 + int(number)
 
 
 def _run(arguments: list[str]) -> int:

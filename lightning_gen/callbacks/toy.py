@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 from lightning_gen.callbacks.panels import require, sample_points, truth_of
@@ -45,11 +47,11 @@ class PointMetrics(pl.Callback):
                 f"PointMetrics needs num_samples >= 1 and wasserstein_points >= 0, got {num_samples} and "
                 f"{wasserstein_points}."
             )
-        self.num_samples = num_samples
-        self.within = within
-        self.min_points = min_points
-        self.wasserstein_points = wasserstein_points
-        self.seed = seed
+        self.num_samples, self.seed = num_samples, seed
+        self.settings: dict[str, Any] = {
+            "within": within, "min_points": min_points, "wasserstein_points": wasserstein_points,
+            "seed": seed + 1,  # the noise of the samples must not be that of the truth
+        }  # fmt: skip
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there are samples and a truth."""
@@ -67,14 +69,7 @@ class PointMetrics(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
         """Draw samples and log the figures; the same on every rank."""
-        metrics = ToyMetrics(
-            truth_of(type(self).__name__, trainer),
-            within=self.within,
-            min_points=self.min_points,
-            wasserstein_points=self.wasserstein_points,
-            seed=self.seed + 1,  # the noise of the samples must not be that of the truth
-            sync_on_compute=False,
-        )
+        metrics = ToyMetrics(truth_of(type(self).__name__, trainer), **self.settings, sync_on_compute=False)
         with looking(trainer, pl_module):
             metrics.update(sample_points(pl_module, self.num_samples, self.seed))
         figures = {f"{prefix}{name}": figure.to(pl_module.device) for name, figure in metrics.compute().items()}

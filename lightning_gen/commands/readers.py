@@ -90,19 +90,17 @@ def _suits(reader: str, given: Namespace | None, data: type, settings: Namespace
 
 def _reader_of(data: type, settings: Namespace) -> Namespace | None:
     """The extractor for data of a class of this package; None where there is none."""
-    if not data.__module__.startswith("lightning_gen.data"):
+    known = issubclass(data, (PointDataModule, Scenes, MNIST, FashionMNIST))
+    if not known or not data.__module__.startswith("lightning_gen.data"):
         return None
     arguments: dict[str, Any]
-    if issubclass(data, PointDataModule):
-        name, arguments = "PointFeatures", {"dimensions": data(**settings.as_dict()).image_shape[0]}
-    elif issubclass(data, Scenes):
-        scenes = data(**settings.as_dict())
-        name, arguments = "SceneFeatures", {"image_size": list(scenes.size), "domain": scenes.domain}
-    elif issubclass(data, (MNIST, FashionMNIST)):
-        shape = list(data(**settings.as_dict()).image_shape)
-        name, arguments = "ClassifierFeatures", {"data": data.__name__, "image_shape": shape}
+    made = data(**settings.as_dict())
+    if isinstance(made, PointDataModule):
+        name, arguments = "PointFeatures", {"dimensions": made.image_shape[0]}
+    elif isinstance(made, Scenes):
+        name, arguments = "SceneFeatures", {"image_size": list(made.size), "domain": made.domain}
     else:
-        return None
+        name, arguments = "ClassifierFeatures", {"data": data.__name__, "image_shape": list(made.image_shape)}
     return Namespace(class_path=f"lightning_gen.metrics.{name}", init_args=Namespace(**arguments))
 
 

@@ -117,8 +117,7 @@ def _charts(history: Sequence[Line]) -> list[dict[str, Any]]:
         for name in group:
             label = name.removeprefix(title).lstrip("/_-") if name.startswith(title) else ""
             label = label or name.rpartition("/")[2]
-            last = values[name][-1]
-            lines.append({"name": label, "last": last, **_thinned(steps[name], values[name])})
+            lines.append({"name": label, "last": values[name][-1], **_thinned(steps[name], values[name])})
         charts.append({"title": title, "lines": lines})
     return charts
 
