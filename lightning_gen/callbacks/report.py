@@ -30,7 +30,7 @@ from lightning_gen.runs.folder import (
     run_folder_of_checkpoint,
 )
 from lightning_gen.runs.history import Line, add_to_history, read_history, strict_json, sync_history, write_history
-from lightning_gen.runs.page import _read_json, write_report
+from lightning_gen.runs.page import finish_record, write_report, write_status
 
 _X_AXES = ("step", "epoch")  # what models log to set an axis, not to be seen
 
@@ -139,7 +139,7 @@ class Report(pl.Callback):
         with self._harmless():
             if not keeps_files(trainer):
                 return False
-            _write_status(run_folder(trainer), status)
+            write_status(run_folder(trainer), status)
         self._write_page(trainer, status)
         return True
 
@@ -247,18 +247,6 @@ def _begin_history(path: Path, trainer: pl.Trainer, lines: int | None) -> int:
     kept = [line for line in read_history(source)[:lines] if line["step"] <= step] if step else []
     write_history(path, kept)
     return len(kept)
-
-
-def finish_record(folder: Path) -> None:
-    """Say that a run is over that was killed between its last checkpoint and the end of its record."""
-    if _read_json(folder / ENVIRONMENT).get("status") == "running":
-        _write_status(folder, "finished")
-    write_report(folder)
-
-
-def _write_status(folder: Path, status: str) -> None:
-    path = folder / ENVIRONMENT
-    write_atomically(path, strict_json({**_read_json(path), "status": status}, indent=2))
 
 
 def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

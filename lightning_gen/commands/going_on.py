@@ -11,10 +11,10 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lightning_gen.callbacks.report import finish_record
 from lightning_gen.commands.configs import find_config
 from lightning_gen.runs.folder import CONFIG, find_checkpoint, run_folder_of_checkpoint
 from lightning_gen.runs.lock import lock_run, unlock_run
+from lightning_gen.runs.page import finish_record
 from lightning_gen.trust import restrict_configurations
 
 
@@ -81,8 +81,8 @@ def with_configs(arguments: list[str]) -> list[str]:
     """
     found = list(arguments)
     for place, name in _values_of(arguments, "--config", "-c"):
-        found[place] = arguments[place].removesuffix(name) + str(find_config(name))
-    if any(_is_one_of(argument, "--config", "-c") for argument in arguments):
+        found[place] = arguments[place].removesuffix(name) + find_config(name)
+    if any(_values_of(arguments, "--config", "-c")):
         return found
     for _, name in _values_of(arguments, "--ckpt_path"):
         if name in ("", "null"):
@@ -92,17 +92,13 @@ def with_configs(arguments: list[str]) -> list[str]:
         if folder and (folder / CONFIG).is_file():
             restrict_configurations(arguments)
             found[1:1] = ["--config", str(folder / CONFIG)]
-        elif not all(any(_is_one_of(argument, name) for argument in arguments) for name in ("--model", "--data")):
+        elif not all(any(_values_of(arguments, flag)) for flag in ("--model", "--data")):
             raise ValueError(
                 f"{checkpoint} lies in the folder of no run, whose {CONFIG} would say what it was trained on, and how. "
                 "Name that configuration: --config FILE."
             )
         break
     return found
-
-
-def _is_one_of(argument: str, *flags: str) -> bool:
-    return argument.partition("=")[0] in flags
 
 
 def _values_of(arguments: Sequence[str], *flags: str) -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,10 @@ def sample(
         print(f"{num_samples} points written to {output / 'points.csv'}")
         return 0
     shown: list[Tensor] = []
-    number = 0
-    for images in batches:
-        for image in images:
-            results.write(f"{number:06d}.png", image)
-            number += 1
-        shown += to_uint8(images[: MAX_GRID - len(shown)]).cpu()
+    for number, image in enumerate(chain.from_iterable(batches)):
+        results.write(f"{number:06d}.png", image)
+        if number < MAX_GRID:
+            shown.append(to_uint8(image).cpu())
     # With a column for each class, if there are not too many.
     columns = len(classes) if classes and 1 < len(classes) <= 20 and len(shown) > len(classes) else None
     results.overview(square_grid(shown, columns))

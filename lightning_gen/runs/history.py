@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,27 @@ def read_history(path: Path) -> list[Line]:
     disk, or damage.
     """
     lines = []
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return []
-    for text in texts:
-        line = read_object(text)
+    for text in read_text(path).split("\n"):
+        line = _object(text)
         step = line.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and 0 <= step <= MAX_STEP:
             lines.append({name: value for name, value in line.items() if not isinstance(value, dict | list)})
     return lines
 
 
-def read_object(text: str) -> dict[str, Any]:
-    """The JSON object of a text, empty where it is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is none."""
+    return _object(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """A file's text, empty where there is none."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

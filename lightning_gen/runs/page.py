@@ -17,7 +17,7 @@ from urllib.parse import quote
 from lightning_gen import __version__
 from lightning_gen.files import write_atomically
 from lightning_gen.runs.folder import CONFIG, ENVIRONMENT, HISTORY, IMAGES, PAGE, RESULTS, pictures_in
-from lightning_gen.runs.history import Line, number, read_history, read_object, strict_json
+from lightning_gen.runs.history import Line, number, read_history, read_json, read_text, strict_json
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -26,18 +26,6 @@ REFRESH = 30  # seconds after which the page of a run that goes on loads itself 
 MAX_POINTS = 240  # of a curve on the page; a longer one is drawn as means of stretches, with their range behind
 MAX_LINES = 6  # training losses in one chart; if there are more, each kind gets its own
 _NO_CURVE = ("step", "seconds", "images_seen")
-
-
-def _read(path: Path) -> str | None:
-    """A file's text, None where there is none."""
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace")
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, empty where there is none."""
-    return read_object(_read(path) or "")
 
 
 def write_report(folder: str | os.PathLike[str], status: str | None = None) -> Path:
@@ -59,14 +47,14 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
     """
     folder = Path(folder)
     panels = _panels(folder)
-    results = _read_json(folder / RESULTS)
+    results = read_json(folder / RESULTS)
     if not (panels or results or (folder / HISTORY).is_file()):
         raise FileNotFoundError(
             f"{folder} is not the folder of a run: it holds neither {HISTORY} nor pictures in {IMAGES}/. "
             "Give the folder in which the run wrote its checkpoints/."
         )
     history = read_history(folder / HISTORY)
-    environment = _read_json(folder / ENVIRONMENT)
+    environment = read_json(folder / ENVIRONMENT)
     tested = [name] if (name := _text(results.get("checkpoint"))) else []
     tested += [f"step {_thousands(step)}"] if (step := number(results.get("step"))) is not None else []
     text = _template().render(
@@ -82,12 +70,25 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
         tables=_tables(results.get("metrics")),
         panels=panels,
         charts=_charts(history),
-        config=_read(folder / CONFIG),
+        config=read_text(folder / CONFIG),
         environment={name.replace("_", " "): _text(value) for name, value in environment.items() if value is not None},
     )
     page = folder / PAGE
     write_atomically(page, text.encode(errors="replace"))  # the names of files may hold what is no character
     return page
+
+
+def finish_record(folder: Path) -> None:
+    """Say that a run is over that was killed between its last checkpoint and the end of its record."""
+    if read_json(folder / ENVIRONMENT).get("status") == "running":
+        write_status(folder, "finished")
+    write_report(folder)
+
+
+def write_status(folder: Path, status: str) -> None:
+    """Note in `environment.json` how a run is, or how it ended."""
+    path = folder / ENVIRONMENT
+    write_atomically(path, strict_json({**read_json(path), "status": status}, indent=2))
 
 
 def _panels(folder: Path) -> list[dict[str, Any]]:
