@@ -74,11 +74,10 @@ class Trainer(pl.Trainer):
 
 def name_flatly(callback: ModelCheckpoint) -> None:
     """Let the slash in the name of a metric not make a folder: `{val/fid:.2f}` becomes `val_fid=12.34`."""
-    if callback.auto_insert_metric_name and re.search(r"\{[^:}]*/", callback.filename or ""):
+    name = callback.filename or ""
+    if callback.auto_insert_metric_name and re.search(r"\{[^:}]*/", name):
         callback.auto_insert_metric_name = False
-        callback.filename = re.sub(
-            r"\{([^:}]*)", lambda field: f"{field[1].replace('/', '_')}={field[0]}", callback.filename or ""
-        )
+        callback.filename = re.sub(r"\{([^:}]*)", lambda field: f"{field[1].replace('/', '_')}={field[0]}", name)
 
 
 _SAYING_NOTHING = (
