@@ -33,11 +33,8 @@ from lightning_gen.layers.orders import as_order, raster_order
 from lightning_gen.networks.building import check_image_shape
 from lightning_gen.networks.stepping import CachedNetwork
 
-BATCH_SIZE = 64
-"""Pictures that go through a network at once."""
-
-POISON = 1e3
-"""What stands in the pixels that are not yet known when a cached network is checked."""
+BATCH_SIZE = 64  # pictures that go through a network at once
+POISON = 1e3  # stands in the pixels that are not yet known when a cached network is checked
 
 
 @dataclass(frozen=True, eq=False)

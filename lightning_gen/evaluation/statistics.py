@@ -115,13 +115,11 @@ class ReferenceStatistics:
         Raises:
             OSError: If it cannot be written.
         """
-        moments: dict[str, Any] = {}
-        if self.gaussian is not None:
-            moments = {name: getattr(self.gaussian, name) for name in ("count", "mean", "covariance", "factor")}
+        names = () if self.gaussian is None else ("count", "mean", "covariance", "factor")
         content = {
             "schema": SCHEMA,
             "record": json.dumps(self.record, sort_keys=True),
-            **moments,
+            **{name: getattr(self.gaussian, name) for name in names},
             "features": self.features.detach().to("cpu", torch.float32),
             "indices": self.indices.detach().to("cpu", torch.int64),
         }

@@ -6,7 +6,7 @@ import copy
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,11 @@ class PointFeatures(FeatureExtractor):
         return Features(images.flatten(1))
 
 
-_PIXELS = {"uint8": "none", "unit": "x / 255", "symmetric": "x / 127.5 - 1"}
+_PIXELS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "uint8": ("none", lambda images: images),
+    "unit": ("x / 255", lambda images: images.float().div(255)),
+    "symmetric": ("x / 127.5 - 1", from_uint8),
+}
 
 
 class ModuleFeatures(FeatureExtractor):
@@ -89,7 +93,7 @@ class ModuleFeatures(FeatureExtractor):
         super().__init__(
             network,
             name=name or kind.lower(),
-            preprocessing=_PIXELS[pixels],
+            preprocessing=_PIXELS[pixels][0],
             num_features=num_features or int(getattr(network, "num_features", 0)),
             image_shape=image_shape or (None, None, None),
             weights=None if content is None else digest(content),
@@ -120,12 +124,7 @@ class ModuleFeatures(FeatureExtractor):
 
     def extract(self, images: Tensor) -> Features:
         """What the network says, if its shapes are right."""
-        pixels = images
-        if self.pixels == "unit":
-            pixels = images.to(torch.float32).div(255)
-        elif self.pixels == "symmetric":
-            pixels = from_uint8(images)
-        output = self.network(pixels)
+        output = self.network(_PIXELS[self.pixels][1](images))
         features, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
         for what, values, size in (("features", features, self.num_features), ("logits", logits, self.num_classes)):
             if values is None and what == "logits":

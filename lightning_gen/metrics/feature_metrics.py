@@ -96,10 +96,7 @@ class _FeatureMetric(FullPrecision):
         """The frozen network: a `FeatureExtractor`, or a copy of the module that was given."""
         return self._outside.network
 
-    @property
-    def inception(self) -> nn.Module:
-        """The same, by torchmetrics' name."""
-        return self.extractor
+    inception = extractor  # torchmetrics' name
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw a figure, or a list of figures; by default that of `compute`, without its deviation."""

@@ -164,7 +164,12 @@ def perceptual_path_length(
             ends = start.flatten(1), end.flatten(1)
             here, there = (between(*ends, at).view(start.shape) for at in (t, t + epsilon))
             if not parts:
-                _check_repeatable(*_both(draw, here[:1], here[:1], None if labels is None else labels[:1]))
+                image, again = _both(draw, here[:1], here[:1], None if labels is None else labels[:1])
+                if not torch.allclose(image, again, rtol=0, atol=1e-5):
+                    raise ValueError(
+                        f"The model drew two pictures of one latent that differ by {(image - again).abs().max():g}, so "
+                        "its noise would be measured. Its pictures must be a function of the latents and labels alone."
+                    )
             distances = distance(*_both(draw, here, there, labels))
             parts.append(_checked(distances, pairs) / epsilon**2)
 
@@ -197,14 +202,6 @@ def _both(function: Callable[..., Tensor], a: Tensor, b: Tensor, labels: Tensor 
     batch = torch.cat([a, b])
     first, second = (function(batch) if labels is None else function(batch, labels.repeat(2))).chunk(2)
     return first, second
-
-
-def _check_repeatable(image: Tensor, again: Tensor) -> None:
-    if not torch.allclose(image, again, rtol=0, atol=1e-5):
-        raise ValueError(
-            f"The model drew two pictures of one latent that differ by {(image - again).abs().max().item():g}, so its "
-            "noise would be measured. Its pictures must be a function of the latents and labels alone."
-        )
 
 
 def _checked(distances: Tensor, pairs: Tensor) -> Tensor:
