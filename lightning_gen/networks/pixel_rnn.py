@@ -20,7 +20,7 @@ from lightning_gen.layers.lstm import DiagonalBiLSTMLayer, GateMatrices, RowLSTM
 from lightning_gen.layers.masked import MaskedConv2d, Matrix, at_pixel
 from lightning_gen.networks.density import DensityNetwork, check_features
 from lightning_gen.networks.pixelcnn import Head
-from lightning_gen.networks.stepping import Run, call, places_of
+from lightning_gen.networks.stepping import Run, call, neighbours, places_of
 
 
 class PixelRNNNetwork(DensityNetwork, ABC):
@@ -82,8 +82,8 @@ class PixelRNNNetwork(DensityNetwork, ABC):
             return torch.zeros(slots, len(self.layers), batch, features, dtype=dtype, device=device)
 
         slots, h = 2 * width + 1, self.filters
-        rows, columns = torch.arange(height, device=device).unsqueeze(1), torch.arange(width, device=device)
-        reads = [_slots(rows, columns), columns.expand(height, -1), *self._reads(rows, columns)]
+        above = [self._slots(down=-1), self._slots(down=-2)]
+        reads = [self._slots(), torch.arange(width).expand(height, -1), *self._reads()]
         outputs, biases = zip(*(layer.output.matrix() for layer in self.layers), strict=True)
         return PixelRNNCache(
             inputs=torch.zeros(batch, height * width + 1, self.in_channels, dtype=dtype, device=device),
@@ -95,8 +95,8 @@ class PixelRNNNetwork(DensityNetwork, ABC):
             updates=zeros(width, 2 * h),
             places=places_of(height, width, device),
             taps=self.input.taps(height, width),
-            reads=torch.stack(reads, dim=-1).flatten(0, 1),
-            above=torch.cat([_slots(rows - 1, columns), _slots(rows - 2, columns)], dim=1),
+            reads=torch.stack(reads, dim=-1).flatten(0, 1).to(device),
+            above=torch.cat(above, dim=1).to(device),
             input_matrix=self.input.matrix(),
             lstms=[_stacked(lstms) for lstms in zip(*(layer.lstm.matrices() for layer in self.layers), strict=True)],
             outputs=torch.stack(outputs).mT.contiguous(),
@@ -144,8 +144,12 @@ class PixelRNNNetwork(DensityNetwork, ABC):
     def _lstm(self) -> RowLSTMLayer | DiagonalBiLSTMLayer:
         """Of one layer."""
 
+    def _slots(self, down: int = 0, right: int = 0) -> Tensor:
+        """Where the states of each pixel's neighbour lie, `[H, W]`; outside the picture the slot of zeros."""
+        return neighbours(*self.image_shape[1:], down, right, kept=2)
+
     @abstractmethod
-    def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
+    def _reads(self) -> list[Tensor]:
         """Slots `[H, W]` of each pixel's neighbours: whose cell state it takes, and beside it, tap by tap."""
 
     @abstractmethod
@@ -201,9 +205,8 @@ class RowLSTMNetwork(PixelRNNNetwork):
     def _lstm(self) -> RowLSTMLayer:
         return RowLSTMLayer(2 * self.filters, self.filters, self.kernel_size, self.image_shape[0])
 
-    def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
-        left = range(self.kernel_size // 2, 0, -1)
-        return [_slots(rows - 1, columns), *(_slots(rows, columns, left=distance) for distance in left)]
+    def _reads(self) -> list[Tensor]:
+        return [self._slots(down=-1), *(self._slots(right=right) for right in range(-(self.kernel_size // 2), 0))]
 
     def _side(self, cache: PixelRNNCache) -> Tensor:
         return cache.features
@@ -227,8 +230,8 @@ class DiagonalBiLSTMNetwork(PixelRNNNetwork):
     def _lstm(self) -> DiagonalBiLSTMLayer:
         return DiagonalBiLSTMLayer(2 * self.filters, self.filters, self.image_shape[1:], self.image_shape[0])
 
-    def _reads(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
-        return [_slots(rows, columns, left=1)] * 2
+    def _reads(self) -> list[Tensor]:
+        return [self._slots(right=-1)] * 2
 
     def _side(self, cache: PixelRNNCache) -> Tensor:
         return cache.hidden
@@ -319,13 +322,6 @@ class PixelRNNCache:
     def images(self) -> Tensor:
         """`[N, C, H, W]`, a view to write to."""
         return self.inputs[:, :-1].mT.unflatten(2, self.image_shape[1:])
-
-
-def _slots(rows: Tensor, columns: Tensor, left: int = 0) -> Tensor:
-    """Where the states of pixels lie that are so far to the left, `[H, W]`; outside the picture the slot of zeros."""
-    width = len(columns)
-    slots = rows % 2 * width + columns - left
-    return slots.where((rows >= 0) & (columns >= left), 2 * width)
 
 
 def _stacked(lstms: Sequence[GateMatrices]) -> GateMatrices:

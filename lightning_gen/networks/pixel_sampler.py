@@ -90,12 +90,14 @@ def draw_pixels(
             contexts.enter_context(torch._dynamo.config.patch(recompile_limit=_KINDS_OF_STEPS))
         if method == "naive":
             known, run = look(levels).to(weight), call
-            step = _whole_passes(network, known, settings)
+            step: Callable[[int], Tensor] = _whole_passes(network, known, settings)
         else:
             cache = network.init_cache(len(levels), weight.device, **settings)  # type: ignore[operator]
             known, run = cache.images, _runner(weight.device, compile)
             known.copy_(look(levels))
-            step = _steps(network, cache, run)
+            step_of: Any = network.step
+            takes_run = "run" in inspect.signature(step_of).parameters
+            step = partial(step_of, cache, run=run) if takes_run else partial(step_of, cache)
             if first and hasattr(network, "prefill"):
                 network.prefill(cache, int(order[first]))  # type: ignore[operator]
             else:
@@ -172,12 +174,6 @@ def look_of(network: nn.Module, num_levels: int) -> Callable[[Tensor], Tensor]:
 def _whole_passes(network: nn.Module, known: Tensor, settings: Mapping[str, Any]) -> Callable[[int], Tensor]:
     width = known.shape[3]
     return lambda position: network(known, **settings)[..., position // width, position % width]
-
-
-def _steps(network: Any, cache: Any, run: Run) -> Callable[[int], Tensor]:
-    if "run" in inspect.signature(network.step).parameters:
-        return lambda position: network.step(cache, position, run)
-    return lambda position: network.step(cache, position)
 
 
 def _runner(device: torch.device, compile: bool) -> Run:

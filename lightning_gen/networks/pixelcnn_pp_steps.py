@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gen.layers.activation import concat_elu
+from lightning_gen.networks.stepping import neighbours
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,15 +375,9 @@ def step_tables(height: int, width: int, num_scales: int, device: torch.device) 
         what `PixelOfLevel` takes.
     """
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-    outside = height * width
-
-    def flat(down: int, right: int) -> Tensor:
-        row, column = rows + down, columns + right
-        inside = (row >= 0) & (column >= 0) & (column < width)
-        return torch.where(inside, row * width + column, outside)
-
-    taps = torch.stack([flat(down, right) for down in (-2, -1) for right in (-1, 0, 1)], dim=2).flatten(1)
-    slots, indices = [], [flat(0, -1)]
+    seen = [neighbours(height, width, down, right) for down in (-2, -1) for right in (-1, 0, 1)]
+    taps = torch.stack(seen, dim=2).flatten(1)
+    slots, indices = [], [neighbours(height, width, 0, -1)]
     for scale in range(num_scales):
         row, column = rows >> scale, (columns >> scale).expand(height, -1)
         slots += [torch.where(row > 0, (row - 1) % 2, 2), row % 2]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_gen.networks.stepping import neighbours
+
 
 class GatedWeights(NamedTuple):
     """Those of a residual block of 1 x 1 convolutions, or with an axis in front of such blocks in all `Block`s."""
@@ -122,16 +124,9 @@ def step_indices(height: int, width: int, device: torch.device) -> Tensor:
         H * W for one outside the picture; the slots of those above to the left, above and to the left; its own slot;
         the slot of the pixel before; and the flat index of that, or 0 for none.
     """
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-
-    def at(down: int, right: int, *, slot: bool) -> Tensor:
-        row, column = rows + down, columns + right
-        inside = (row >= 0) & (column >= 0) & (column < width)
-        of_row, outside = (row % 2, 2 * width) if slot else (row, height * width)
-        return torch.where(inside, of_row * width + column, outside).flatten()
-
-    pixels = [at(*tap, slot=False) for tap in ((-1, -1), (-1, 0), (-1, 1), (0, -1))]
-    slots = [at(*tap, slot=True) for tap in ((-1, -1), (-1, 0), (0, -1), (0, 0))]
+    size = (height, width)
+    pixels = [neighbours(*size, *tap).flatten() for tap in ((-1, -1), (-1, 0), (-1, 1), (0, -1))]
+    slots = [neighbours(*size, *tap, kept=2).flatten() for tap in ((-1, -1), (-1, 0), (0, -1), (0, 0))]
     before = F.pad(slots[-1][:-1], (1, 0), value=2 * width)
     place_before = (torch.arange(height * width) - 1).clamp(min=0)
     return torch.stack([*pixels, *slots, before, place_before], dim=1).to(device)

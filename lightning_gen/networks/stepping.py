@@ -29,6 +29,18 @@ def places_of(height: int, width: int, device: torch.device) -> Tensor:
     return torch.arange(height * width, device=device).unsqueeze(1)
 
 
+def neighbours(height: int, width: int, down: int = 0, right: int = 0, *, kept: int | None = None) -> Tensor:
+    """Where of each pixel the one so many rows down (0 or less) and columns to the right lies, int64 `[H, W]`.
+
+    Flat indices, and H * W for one outside the picture. Where only so many rows are `kept`, which take turns: slots
+    `row % kept * W + column`, and kept * W for one outside.
+    """
+    kept = kept or height
+    rows, columns = torch.arange(height)[:, None] + down, torch.arange(width) + right
+    inside = (rows >= 0) & (columns >= 0) & (columns < width)
+    return torch.where(inside, rows % kept * width + columns, kept * width)
+
+
 class Cache(Protocol):
     """What a network remembers between the steps of a sampling: all of it, so the network itself has no state.
 
