@@ -151,10 +151,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     """Arguments with the data and the extractor of the run that the checkpoints are of, where they name none.
 
     An extractor that is made for the run's data is not taken for other data. Several checkpoints in a row become a
-    list, and a bare `--floor` is true.
-
-    Raises:
-        ValueError: If the checkpoints are of runs that differ in this.
+    list, and a bare `--floor` is true. Checkpoints of runs that differ in this are a `ValueError`.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--checkpoint", nargs="+")

@@ -69,14 +69,9 @@ class Bench:
     ) -> tuple[Bench, Read | None]:
         """One for what is drawn or for a folder of pictures, which is given too.
 
-        What does not fit comes out before pictures are read in earnest, which takes long.
-
-        `drawn` are the samples of a checkpoint, the first of several; `with_moments` asks for mean and covariance in
-        any case; the settings are of the protocol, and all else is as in `commands.evaluate`.
-
-        Raises:
-            ValueError: If something does not fit.
-            OSError: If a file or folder cannot be read.
+        What does not fit is a `ValueError` before pictures are read in earnest, which takes long; what cannot be read
+        is an `OSError`. `drawn` are the samples of a checkpoint, the first of several; `with_moments` asks for mean and
+        covariance in any case; the settings are of the protocol, and all else is as in `commands.evaluate`.
         """
         # Compared with nothing?
         alone = bool(figures) and set(figures or ()) <= {"is", "likelihood"} and not with_moments

@@ -37,12 +37,7 @@ def draw(model: Samples, number: int, size: int, protocol: EvaluationProtocol) -
 
 
 class Evaluation:
-    """Collects the features of samples, batch by batch, and gives the figures.
-
-    Args:
-        extractor: On the device where it shall work.
-        protocol: What is measured.
-    """
+    """Collects what an extractor, where it lies, sees in samples batch by batch, and gives the protocol's figures."""
 
     def __init__(self, extractor: FeatureExtractor, protocol: EvaluationProtocol) -> None:
         self.extractor = extractor

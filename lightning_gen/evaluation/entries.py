@@ -11,11 +11,7 @@ from lightning_gen.files import write_atomically
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The evaluations in a file; none if there is no file.
-
-    Raises:
-        ValueError: If it is another file.
-    """
+    """The evaluations in a file; none if there is no file, and a `ValueError` if it is another one."""
     if not path.exists():
         return []
     try:

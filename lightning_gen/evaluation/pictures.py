@@ -43,11 +43,7 @@ def pictures_in(batch: Any) -> Pictures:
 
 
 def as_read(images: Pictures, extractor: FeatureExtractor) -> Pictures:
-    """Float pictures in `[-1, 1]` as the extractor takes them: of 8 bits, or points as they are.
-
-    Raises:
-        ValueError: If one is not finite; the message says which.
-    """
+    """Float pictures in `[-1, 1]`, if they are finite, as the extractor takes them: of 8 bits, or points as they are."""
     if isinstance(images, list):
         return [as_read(image[None], extractor)[0] for image in images]
     broken = (~images.isfinite()).flatten(1).any(1)
@@ -178,13 +174,13 @@ def folder_loaders(
             raise ValueError("resize is for pictures of folders, as --images or as --reference; there are none.")
         return {}, Sizing(None)
     sizing = Sizing.of(files, extractor, kernel, wanted, whose)
-    settings: dict[str, Any] = {
-        "batch_size": 64,
-        "num_workers": min(8, max(0, (os.cpu_count() or 1) - 2)),
-        "collate_fn": default_collate if sizing.size else collate_sizes,
-    }
     loaders = {
-        folder: DataLoader(PictureFiles(inside, check_channels(channels), sizing), **settings)
+        folder: DataLoader(
+            PictureFiles(inside, check_channels(channels), sizing),
+            batch_size=64,
+            num_workers=min(8, max(0, (os.cpu_count() or 1) - 2)),
+            collate_fn=default_collate if sizing.size else collate_sizes,
+        )
         for folder, inside in found.items()
     }
     return loaders, sizing
