@@ -43,7 +43,7 @@ def pictures_in(batch: Any) -> Pictures:
 
 
 def as_read(images: Pictures, extractor: FeatureExtractor) -> Pictures:
-    """Float pictures in `[-1, 1]`, if they are finite, as the extractor takes them: of 8 bits, or points as they are."""
+    """Float pictures in `[-1, 1]`, finite ones alone, as the extractor takes them: of 8 bits, or points as they are."""
     if isinstance(images, list):
         return [as_read(image[None], extractor)[0] for image in images]
     broken = (~images.isfinite()).flatten(1).any(1)
