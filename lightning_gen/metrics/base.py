@@ -26,7 +26,7 @@ class FullPrecision(Metric):
 
 
 def checked_rows(x: Tensor, name: str = "features", least: int = 0, num_features: int | None = None) -> Tensor:
-    """X as `with_float64` gives it, if finite `[N, D]`, N at least `least`, D at least 1 or as given; else `ValueError`."""
+    """X without its graph, if finite `[N, D]`, N at least `least`, D at least 1 or as given; else a `ValueError`."""
     x = with_float64(x)
     expected = "D" if num_features is None else num_features
     if x.ndim != 2 or x.shape[1] != (num_features or max(x.shape[-1], 1)) or not x.is_floating_point():
