@@ -18,6 +18,14 @@ from lightning_gen.layers.orders import (
     symmetries,
     transformed,
 )
+from lightning_gen.layers.quantize import (
+    FiniteScalarQuantizer,
+    GumbelQuantizer,
+    Quantized,
+    Quantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+)
 from lightning_gen.layers.resampling import DownsamplingConv2d, UpsamplingConv2d
 from lightning_gen.layers.shifted import (
     DownRightShiftedConv2d,
@@ -50,13 +58,19 @@ __all__ = [
     "DownShiftedConv2d",
     "DownShiftedConvTranspose2d",
     "DownsamplingConv2d",
+    "FiniteScalarQuantizer",
+    "GumbelQuantizer",
     "InstanceNorm2d",
     "LocallyMaskedConv2d",
     "MaskedConv2d",
+    "Quantized",
+    "Quantizer",
     "ReflectConv2d",
+    "ResidualQuantizer",
     "RowLSTMLayer",
     "SpectralNorm",
     "UpsamplingConv2d",
+    "VectorQuantizer",
     "VerticalConv2d",
     "WeightNormConv2d",
     "WeightNormConvTranspose2d",
