@@ -478,8 +478,8 @@ def _checked_temperature(temperature: float | Tensor) -> float | Tensor:
 class ResidualQuantizer(nn.Module):
     """Quantizers one after the other, each for what those before it left (as in 2107.03312 and 2203.01941).
 
-    Their vectors add up. Losses of a name do so too. Where all have gradients of the identity, so has the sum, and each depth
-    pulls at the features by its own loss; else gradients pass all depths as they are computed.
+    Their vectors add up, and losses of a name do so too. Where gradients pass each of them unchanged, they pass the
+    sum so, and each depth pulls at the features by its own loss; else gradients go through all depths as computed.
 
     Args:
         stages: The quantizers, from coarse to fine, all of the same channels and number of codes.
