@@ -25,7 +25,7 @@ BLOCK = {"cpu": 2**20}
 """Distances that are in memory at a time, by type of device; on others 2^26."""
 
 MIN_COUNT = 0.1
-"""Of tokens of one step: a code whose running count is below what this adds to it keeps its vector. See 1711.00937."""
+"""Tokens of one step: a code whose running count is below what so many add to it keeps its vector (1e-3 at 0.99)."""
 
 
 class Quantized(NamedTuple):

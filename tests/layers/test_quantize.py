@@ -279,6 +279,25 @@ def test_the_well_known_starts_would_be_seen(count, start):
     assert moved(quantizer.codebook[1:], before) > 0.9
 
 
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize("code_size", [None, 3])
+def test_normalized_codes_have_length_1_and_are_compared_by_direction(codebook, code_size):
+    quantizer = VectorQuantizer(CHANNELS, 16, codebook=codebook, code_size=code_size, normalize=True)
+    with torch.no_grad():
+        if codebook == "gradient":  # an optimizer may leave any lengths
+            quantizer.codebook.mul_(torch.rand(16, 1) * 9 + 1)
+        quantizer.project_out = nn.Identity()
+        maps = features()
+        inner = F.normalize(quantizer.project_in(tokens_of(maps)), dim=1)
+        expected = (inner @ F.normalize(quantizer.codebook, dim=1).T).argmax(1)
+        quantized, codes, losses = quantizer.quantize(tokens_of(maps))
+    assert torch.equal(codes, expected)
+    torch.testing.assert_close(quantized.norm(dim=1), torch.ones(len(codes)))
+    torch.testing.assert_close(losses["commitment"], 0.25 * F.mse_loss(inner, quantized))
+    if codebook == "ema":
+        torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(16))
+
+
 # k-means and restarts
 
 
