@@ -15,15 +15,20 @@ from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
+from lightning_gen.networks.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 
 __all__ = [
+    "ConvDecoder",
+    "ConvEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DiagonalBiLSTMNetwork",
     "GatedPixelCNNNetwork",
     "LMConvNetwork",
     "LeNet",
+    "MLPDecoder",
     "MLPDiscriminator",
+    "MLPEncoder",
     "MLPGenerator",
     "PatchDiscriminator",
     "PixelCNNNetwork",
