@@ -1,4 +1,4 @@
-"""Generators, discriminators, density networks and a classifier: plain modules, one file per paper.
+"""Generators, discriminators, encoders, decoders, density networks and a classifier: plain modules, one file per paper.
 
 `small` of a class are the sizes of the smallest network of its kind, as tests and benchmarks make them.
 """
