@@ -11,6 +11,7 @@ from torch import nn
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.models.adversarial import AdversarialModule
+from tests.shared import differences
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun`", "ignore:.*is smaller than the logging interval")
 
@@ -147,21 +148,6 @@ def fit(folder, diary, model=Number, checkpoint=None, **settings):
     return torch.load(folder / "end.ckpt", weights_only=True)
 
 
-def assert_same(one, other, path=""):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_same(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, parts in enumerate(zip(one, other, strict=True)):
-            assert_same(*parts, f"{path}/{i}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other, path
-
-
 PLACES = [
     *[("on_train_batch_end", batch) for batch in range(1, 9)],
     *[("on_validation_end", batch) for batch in (2, 3, 4, 6, 8)],
@@ -181,7 +167,7 @@ def test_what_comes_after_a_checkpoint_comes_after_going_on(tmp_path, due, end):
             tried += 1
             found = fit(tmp_path, again, checkpoint=diary.path, **settings)
             assert again.notes == diary.rest, place
-            assert_same(expected, found)
+            assert not differences(expected, found)
     assert tried >= 7
 
 
@@ -192,14 +178,14 @@ def test_a_model_of_two_players_too(tmp_path, batch):
     expected = fit(tmp_path, diary, Game, **settings)
     found = fit(tmp_path, again, Game, diary.path, **settings)
     assert again.notes == diary.rest
-    assert_same(expected, found)
+    assert not differences(expected, found)
 
 
 def test_a_schedule_that_waits_for_the_validation_gets_it(tmp_path):
     diary = Diary(tmp_path / "middle.ckpt", "on_train_batch_end", 6)
     expected = fit(tmp_path, diary, lambda: Number(plateau=True), max_steps=9)
     assert expected["optimizer_states"][0]["param_groups"][0]["lr"] < 0.05
-    assert_same(expected, fit(tmp_path, Diary(), lambda: Number(plateau=True), diary.path, max_steps=9))
+    assert not differences(expected, fit(tmp_path, Diary(), lambda: Number(plateau=True), diary.path, max_steps=9))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
@@ -208,7 +194,7 @@ def test_a_schedule_that_counts_the_batches_leaves_the_place_in_the_epoch(tmp_pa
     expected = fit(tmp_path, diary, Planned, max_epochs=2)
     found = fit(tmp_path, again, Planned, diary.path, max_epochs=2)
     assert again.notes == diary.rest
-    assert_same(expected, found)
+    assert not differences(expected, found)
 
 
 def fit_on_two_ranks(folder, name, checkpoint=None):
@@ -230,7 +216,7 @@ def test_two_ranks_go_on_together(tmp_path):
     expected = fit_on_two_ranks(tmp_path, "expected.ckpt")
     assert expected["global_step"] == 4
     assert expected["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]["completed"] == 1
-    assert_same(expected, fit_on_two_ranks(tmp_path, "found.ckpt", tmp_path / "middle.ckpt"))
+    assert not differences(expected, fit_on_two_ranks(tmp_path, "found.ckpt", tmp_path / "middle.ckpt"))
 
 
 @pytest.mark.parametrize("end", [{"max_steps": steps} for steps in range(1, 8)] + [{"max_epochs": 1}], ids=str)
@@ -245,7 +231,7 @@ def test_a_run_that_had_ended_goes_on_where_it_was(tmp_path, due, end, longer):
     number = next(i for i, note in enumerate(ended.notes) if note not in through.notes)
     assert {note[0] for note in ended.notes[number:]} <= {"on_train_epoch_end", "on_train_end"}
     assert again.notes == through.notes[number:]
-    assert_same(expected, found)
+    assert not differences(expected, found)
 
 
 def test_a_run_that_is_over_does_nothing(tmp_path):

@@ -12,6 +12,7 @@ They compute in float32 also under autocast, and means are over tokens, so that 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -69,10 +70,12 @@ class Quantizer(nn.Module):
         """What `print` says."""
         return f"channels={self.channels}, num_codes={self.num_codes}"
 
+    @abstractmethod
     def quantize(self, tokens: Tensor, **settings: Any) -> Quantized:
         """The vectors `[T, C]`, codes `[T]` and losses of tokens `[T, C]`, float32 or better."""
         raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, codes: Tensor) -> Tensor:
         """The vectors `[T, C]` of codes `[T]`."""
         raise NotImplementedError

@@ -13,6 +13,7 @@ data; here they are plain parameters, `v`, `g` and `b`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,6 +62,7 @@ class WeightNormalized(nn.Module):
         """What `print` says."""
         return f"v={list(self.v.shape)}, init_scale={self.init_scale}"
 
+    @abstractmethod
     def transform(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer does, with weights of the shape of v."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -38,6 +39,7 @@ class LikelihoodModule(GenerativeModule):
         self.num_levels = num_levels
         self.metrics = nn.ModuleDict()
 
+    @abstractmethod
     def log_prob(self, images: Tensor) -> Tensor:
         """Nats of each picture `[N]`, exact or as `bound` says."""
         raise NotImplementedError

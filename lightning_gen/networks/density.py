@@ -74,6 +74,7 @@ class DensityNetwork(nn.Module):
         return run(self._pixel, cache, cache.places[position])
 
     def _pixel(self, cache: Any, place: Tensor) -> Tensor:
+        """The parameters of the pixel at a place; a network whose step is not one piece has its own `step` instead."""
         raise NotImplementedError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class WeightNormalizedNetwork(DensityNetwork):
         self.check_given(images, labels)
         return self._whole(images, labels, None)
 
+    @abstractmethod
     def _whole(self, images: Tensor, labels: Tensor | None, maps: Any) -> Tensor:
         """The parameters; what the steps need of all layers goes into `maps`."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.schedules import Growing
+from tests.shared import differences
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The `srun`", "ignore:.*is smaller than the logging interval", "ignore:You passed in a `val_dataloader`"
@@ -112,19 +113,6 @@ def fit(folder, model=None, data=None, diary=None, checkpoint=None, **settings):
     return torch.load(folder / "end.ckpt", weights_only=True)
 
 
-def assert_same(one, other, path=""):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_same(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, parts in enumerate(zip(one, other, strict=True)):
-            assert_same(*parts, f"{path}/{i}")
-    else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, path
-
-
 def test_model_and_data_agree_and_each_epoch_has_its_own_number_of_batches(tmp_path):
     model, diary = Grows(), Diary()
     end = fit(tmp_path, model, diary=diary)
@@ -147,7 +135,7 @@ def test_going_on_equals_never_having_stopped(tmp_path, workers):
         model = Grows()
         found = fit(tmp_path, model, Data(num_workers=workers), checkpoint=tmp_path / f"{stop}.ckpt")
         assert len(model.stages) == 21 - stop
-        assert_same(expected, found)
+        assert not differences(expected, found)
 
 
 class Planned(Grows):
@@ -164,7 +152,7 @@ def test_a_plan_leaves_the_place_and_takes_epochs_to_be_like_the_first(tmp_path)
     for stop in (4, 8, 10):
         found = fit(tmp_path, model := Planned(), checkpoint=tmp_path / f"{stop}.ckpt")
         assert len(model.stages) == 21 - stop
-        assert_same(expected, found)
+        assert not differences(expected, found)
 
 
 HALVED = Growing((2, 2, 4), (1, 2, 3), learning_rates=(0.1, 0.2, 0.3), stable_images=10, fade_images=8)
@@ -201,7 +189,7 @@ def test_two_processes_grow_together_and_go_on(tmp_path):
     assert len({tuple(place) for place in one[1] + other[1]}) == len(one[1] + other[1]) == expected["images_seen"]
     for stop in (3, 6, 10):
         found, (first, second) = fit_on_two_ranks(tmp_path, tmp_path / f"{stop}.ckpt")
-        assert_same(expected, found)
+        assert not differences(expected, found)
         assert (first[0], first[1], second[1]) == (one[0][stop:], one[1][-len(first[1]) :], other[1][-len(second[1]) :])
 
 
@@ -232,7 +220,7 @@ def test_settings_of_the_trainer(tmp_path, settings, given, validated):
 def test_going_on_keeps_settings_of_the_trainer(tmp_path, settings):
     expected = fit(tmp_path, diary=Diary(tmp_path, (3, 5, 8)), **settings)
     for stop in (3, 5, 8):
-        assert_same(expected, fit(tmp_path, checkpoint=tmp_path / f"{stop}.ckpt", **settings))
+        assert not differences(expected, fit(tmp_path, checkpoint=tmp_path / f"{stop}.ckpt", **settings))
 
 
 @pytest.mark.parametrize(
