@@ -168,7 +168,7 @@ class Autoencoder(GenerativeModule):
         encoded = self.encode(images)
         terms = {f"{part}/{name}": term for name, term in self.terms(images, encoded).items()}
         self.log_dict(terms, on_epoch=True, batch_size=len(images), sync_dist=True)
-        for usage, codes in zip(cast(nn.ModuleList, self.usage[part]), encoded.codes, strict=True):
+        for usage, codes in zip(self._usages(part), encoded.codes, strict=True):
             usage.update(codes)
 
     def on_validation_epoch_end(self) -> None:
@@ -181,8 +181,11 @@ class Autoencoder(GenerativeModule):
         super().on_test_epoch_end()
         self._log_usage("test")
 
+    def _usages(self, part: str) -> list[CodebookUsage]:
+        return cast(list[CodebookUsage], list(cast(nn.ModuleList, self.usage[part])))
+
     def _log_usage(self, part: str) -> None:
-        metrics = cast(list[CodebookUsage], list(cast(nn.ModuleList, self.usage[part])))
+        metrics = self._usages(part)
         for number, usage in enumerate(metrics):
             which = "" if len(metrics) == 1 else f"_{number}"
             for name, value in usage.compute().items():
