@@ -8,15 +8,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.quantize import Quantizer, ResidualQuantizer, check_codes
 from lightning_gen.metrics.codebook import CodebookUsage
 from lightning_gen.models.adversarial import shape_of
-from lightning_gen.models.training import OptimizerFactory, WatchedModule, prepare_networks
+from lightning_gen.models.training import OptimizerFactory, TrainedModule
 from lightning_gen.modes import evaluating
 from lightning_gen.sampling import samples_at_once
 from lightning_gen.schedules import Schedule
@@ -193,12 +190,12 @@ class Autoencoder(GenerativeModule):
             usage.reset()
 
 
-class TrainedAutoencoder(Autoencoder, WatchedModule):
+class TrainedAutoencoder(Autoencoder, TrainedModule):
     """An `Autoencoder` that is trained as one network, by the sum of its `terms`.
 
     Args:
         image_shape: (channels, height, width).
-        learning_rate: Of Adam; or a schedule of steps.
+        learning_rate: Of Adam; or a schedule of steps, which holds for an optimizer of your own too.
         optimizer: Replaces the model's own; called with the parameters.
         channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
         compile: Whether encoder and decoder go through `torch.compile` for training.
@@ -217,12 +214,7 @@ class TrainedAutoencoder(Autoencoder, WatchedModule):
         compile: bool = False,
     ) -> None:
         super().__init__(image_shape)
-        if not (isinstance(learning_rate, Schedule) or learning_rate > 0):
-            raise ValueError(f"learning_rate must be above 0, or a schedule; got {learning_rate}.")
-        if isinstance(learning_rate, Schedule) and learning_rate.by != "steps":
-            raise ValueError(f"learning_rate is a schedule of steps, got one of {learning_rate.by}.")
-        self.learning_rate, self.optimizer = learning_rate, optimizer
-        self.channels_last, self.compile_networks = channels_last, compile
+        self.declare_training(learning_rate, optimizer, channels_last=channels_last, compile=compile)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Minimise the sum of the terms."""
@@ -232,40 +224,6 @@ class TrainedAutoencoder(Autoencoder, WatchedModule):
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
         self.watch(terms)
         return torch.stack(list(terms.values())).sum()
-
-    def networks(self) -> list[nn.Module]:
-        """What is laid out and compiled."""
-        return [self.encoder, self.decoder]
-
-    def default_optimizer(self, parameters: Any) -> Optimizer:
-        """The optimizer where none was given: Adam, whose rate the schedule multiplies."""
-        return torch.optim.Adam(parameters, lr=self.base_rate, fused=True)
-
-    @property
-    def base_rate(self) -> float:
-        """The rate that the optimizer is made with: that of the first step."""
-        rate = self.learning_rate
-        return rate(0) if isinstance(rate, Schedule) else rate
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and its rate where that changes."""
-        optimizer = made_by(self.optimizer or self.default_optimizer, Optimizer, self.parameters())
-        rate = self.learning_rate
-        if not isinstance(rate, Schedule):
-            return optimizer
-        # A function, not an object: its numbers must not come back from a checkpoint.
-        schedule = LambdaLR(optimizer, lambda step: rate(step) / rate(0))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
-
-    def setup(self, stage: str) -> None:
-        """Lay out and compile the networks."""
-        super().setup(stage)
-        compiled = self.compile_networks and stage == "fit"
-        prepare_networks(self.networks(), channels_last=self.channels_last, compile=compiled, ambiguous=False)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
-        self.log("step", torch.full((), float(self.trainer.global_step + 1), device=self.device))
 
 
 def map_shape(encoder: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.schedules import Constant, Linear
+from lightning_gen.hyperparameters import made_by
+from lightning_gen.schedules import Constant, Linear, Schedule
 
 NetworkFactory: TypeAlias = Callable[[tuple[int, int, int]], nn.Module]
 OptimizerFactory: TypeAlias = Callable[[Any], Optimizer]
@@ -75,6 +76,74 @@ class WatchedModule(GenerativeModule):
                 f"{names} became NaN or infinite in the step after {step} {self.updates}. Training stopped and no "
                 "checkpoint was written since. Go on from the last one with a lower learning rate or in float32."
             )
+
+
+class TrainedModule(WatchedModule):
+    """A model that is trained as a whole: by one loss, and one optimizer over all its parameters.
+
+    A subclass calls `declare_training` in its `__init__`.
+    """
+
+    def declare_training(
+        self,
+        learning_rate: float | Schedule,
+        optimizer: OptimizerFactory | None = None,
+        *,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        """Say how it is trained.
+
+        Args:
+            learning_rate: Of the model's own optimizer; or a schedule of steps, which holds for any other too.
+            optimizer: Replaces the model's own; called with the parameters.
+            channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
+            compile: Whether the networks go through `torch.compile` for training.
+
+        Raises:
+            ValueError: If the rate is not above 0, or a schedule of something else.
+        """
+        if not (isinstance(learning_rate, Schedule) or learning_rate > 0):
+            raise ValueError(f"learning_rate must be above 0, or a schedule; got {learning_rate}.")
+        if isinstance(learning_rate, Schedule) and learning_rate.by != "steps":
+            raise ValueError(f"learning_rate is a schedule of steps, got one of {learning_rate.by}.")
+        self.learning_rate, self.optimizer = learning_rate, optimizer
+        self.channels_last, self.compile_networks = channels_last, compile
+
+    def networks(self) -> list[nn.Module]:
+        """What is laid out and compiled: `encoder` and `decoder`, unless a subclass has others."""
+        return [cast(nn.Module, self.encoder), cast(nn.Module, self.decoder)]
+
+    def default_optimizer(self, parameters: Any) -> Optimizer:
+        """The optimizer where none was given: Adam."""
+        return torch.optim.Adam(parameters, lr=self.base_rate, fused=True)
+
+    @property
+    def base_rate(self) -> float:
+        """The rate that the model's own optimizer is made with: 1 where a schedule multiplies it."""
+        return 1.0 if isinstance(self.learning_rate, Schedule) else self.learning_rate
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its rate where that changes."""
+        optimizer = made_by(self.optimizer or self.default_optimizer, Optimizer, self.parameters())
+        rate = self.learning_rate
+        if not isinstance(rate, Schedule):
+            return optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = 1.0  # also in one of the user's own
+        # A function, not an object: its numbers must not come back from a checkpoint.
+        schedule = LambdaLR(optimizer, lambda step: rate(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def setup(self, stage: str) -> None:
+        """Lay out and compile the networks."""
+        super().setup(stage)
+        compiled = self.compile_networks and stage == "fit"
+        prepare_networks(self.networks(), channels_last=self.channels_last, compile=compiled, ambiguous=False)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
+        self.log("step", torch.full((), float(self.trainer.global_step + 1), device=self.device))
 
 
 def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> LambdaLR:
