@@ -33,7 +33,8 @@ class Quantized(NamedTuple):
     """What a quantizer gives."""
 
     quantized: Tensor
-    """`[N, C, *space]`, of the type of the features; gradients pass through it to the features."""
+    """`[N, D, *space]`, of the type of the features; gradients pass through it to the features. D is C but where a
+    quantizer says otherwise, by its `vector_size`."""
     codes: Tensor
     """int64 `[N, *space]`, of a `ResidualQuantizer` `[N, depth, *space]`."""
     losses: dict[str, Tensor]
@@ -49,6 +50,7 @@ class Quantizer(nn.Module):
 
     Attributes:
         identity_gradient: Whether gradients pass from vectors to features unchanged.
+        vector_size: D, of the vectors that stand for codes; C, if a subclass says nothing.
 
     Raises:
         ValueError: If a number is out of range; in `forward` and `lookup`, if what is given is of another shape or
@@ -64,7 +66,7 @@ class Quantizer(nn.Module):
                 f"{type(self).__name__} needs 1 channel and 2 codes at least, for one code says nothing; got "
                 f"channels={channels} and num_codes={num_codes}."
             )
-        self.channels, self.num_codes = channels, num_codes
+        self.channels, self.num_codes, self.vector_size = channels, num_codes, channels
 
     def extra_repr(self) -> str:
         """What `print` says."""
@@ -72,12 +74,12 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def quantize(self, tokens: Tensor, **settings: Any) -> Quantized:
-        """The vectors `[T, C]`, codes `[T]` and losses of tokens `[T, C]`, float32 or better."""
+        """The vectors `[T, D]`, codes `[T]` and losses of tokens `[T, C]`, float32 or better."""
         raise NotImplementedError
 
     @abstractmethod
     def vectors(self, codes: Tensor) -> Tensor:
-        """The vectors `[T, C]` of codes `[T]`."""
+        """The vectors `[T, D]` of codes `[T]`."""
         raise NotImplementedError
 
     def forward(self, features: Tensor, **settings: Any) -> Quantized:
@@ -87,14 +89,14 @@ class Quantizer(nn.Module):
             last = features.movedim(1, -1)
             tokens = last.reshape(-1, self.channels).to(torch.promote_types(features.dtype, torch.float32))
             quantized, codes, losses = self.quantize(tokens, **settings)
-            quantized = quantized.view(last.shape).movedim(-1, 1).to(features.dtype)
+            quantized = quantized.unflatten(0, last.shape[:-1]).movedim(-1, 1).to(features.dtype)
         return Quantized(quantized, codes.view(last.shape[:-1]), losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The vectors `[N, C, *space]` that stand for codes, int64 `[N, *space]` of 0 to K - 1."""
+        """The vectors `[N, D, *space]` that stand for codes, int64 `[N, *space]` of 0 to K - 1."""
         check_codes(codes, self.num_codes)
         with torch.autocast(codes.device.type, enabled=False):
-            return self.vectors(codes.reshape(-1)).view(*codes.shape, self.channels).movedim(-1, 1)
+            return self.vectors(codes.reshape(-1)).unflatten(0, codes.shape).movedim(-1, 1)
 
 
 def check_codes(codes: Tensor, num_codes: int) -> None:
@@ -112,6 +114,13 @@ def check_codes(codes: Tensor, num_codes: int) -> None:
                 f"Codes must be from 0 to {num_codes - 1}, got {lowest if lowest < 0 else highest}. They belong to a "
                 "model with another codebook."
             )
+
+
+class _Linear(nn.Linear):
+    """In the precision of what it is given, whatever that of the weights is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
 
 
 def _check_features(quantizer: Any, features: Tensor) -> None:
@@ -219,8 +228,8 @@ class VectorQuantizer(Quantizer):
         self.beta, self.decay, self.eps, self.normalize = beta, decay, eps, normalize
         self.kmeans_iterations, self.restart_below, self.averages = kmeans_iterations, restart_below, codebook == "ema"
         self.identity_gradient = code_size is None and not normalize
-        self.project_in = nn.Identity() if code_size is None else nn.Linear(channels, size)
-        self.project_out = nn.Identity() if code_size is None else nn.Linear(size, channels)
+        self.project_in = nn.Identity() if code_size is None else _Linear(channels, size)
+        self.project_out = nn.Identity() if code_size is None else _Linear(size, channels)
 
         limit = math.sqrt(3 / size)  # of variance 1 / D, as in Sonnet
         codes = self._placed(torch.empty(num_codes, size).uniform_(-limit, limit))
@@ -359,8 +368,8 @@ class FiniteScalarQuantizer(Quantizer):
             raise ValueError(f"levels must be at least 2 each, got {list(levels)}.")
         self.levels = tuple(levels)
         project = channels != len(levels)
-        self.project_in = nn.Linear(channels, len(levels)) if project else nn.Identity()
-        self.project_out = nn.Linear(len(levels), channels) if project else nn.Identity()
+        self.project_in = _Linear(channels, len(levels)) if project else nn.Identity()
+        self.project_out = _Linear(len(levels), channels) if project else nn.Identity()
         number = torch.tensor(levels, dtype=torch.float32)
         two, half_width = number == 2, (number - 1) * (1 - 1e-3) / 2
         shift = torch.where((number % 2 == 0) & ~two, 0.5, 0.0).div(half_width).atanh()  # 0 becomes the level 0
@@ -410,7 +419,7 @@ class GumbelQuantizer(Quantizer):
         temperature: Above 0, where `forward` is given none.
         kl_weight: Of the loss, at least 0.
         straight_through: Whether one code is taken in training.
-        code_size: Of the vectors, in place of C.
+        code_size: D, of the vectors; None is C.
 
     Raises:
         ValueError: If a number is out of range; in `forward`, if the temperature is.
@@ -427,14 +436,14 @@ class GumbelQuantizer(Quantizer):
         code_size: int | None = None,
     ) -> None:
         super().__init__(channels, num_codes)
-        self.code_size = channels if code_size is None else code_size
-        if self.code_size < 1 or not 0 <= kl_weight < math.inf:
+        self.vector_size = channels if code_size is None else code_size
+        if self.vector_size < 1 or not 0 <= kl_weight < math.inf:
             raise ValueError(
-                f"code_size must be at least 1 and kl_weight 0 or more, got {self.code_size} and {kl_weight}."
+                f"code_size must be at least 1 and kl_weight 0 or more, got {self.vector_size} and {kl_weight}."
             )
         self.temperature, self.kl_weight, self.hard = _checked_temperature(temperature), kl_weight, straight_through
-        self.to_logits = nn.Linear(channels, num_codes)
-        self.codebook = nn.Linear(num_codes, self.code_size)
+        self.to_logits = _Linear(channels, num_codes)
+        self.codebook = _Linear(num_codes, self.vector_size)
         for layer in (self.to_logits, self.codebook):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
@@ -496,12 +505,18 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, stages: Sequence[Quantizer], growth: float = 1.0) -> None:
         super().__init__()
         widths = {(stage.channels, stage.num_codes) for stage in stages}
+        if any(stage.vector_size != stage.channels for stage in stages):
+            raise ValueError(
+                "ResidualQuantizer takes away from features what each depth gives, so vectors must be as long as "
+                f"features: {stages[0].channels}; got vectors of {[stage.vector_size for stage in stages]}."
+            )
         if len(widths) != 1 or len({id(stage) for stage in stages}) != len(stages) or not 0 < growth < math.inf:
             raise ValueError(
                 "ResidualQuantizer needs quantizers of the same channels and number of codes, each once, and a growth "
                 f"above 0; got {[(stage.channels, stage.num_codes) for stage in stages]} and {growth}."
             )
         ((self.channels, self.num_codes),) = widths
+        self.vector_size = self.channels
         self.stages, self.growth = nn.ModuleList(stages), growth
         self.identity_gradient = all(stage.identity_gradient for stage in stages)
 

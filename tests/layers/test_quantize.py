@@ -84,6 +84,17 @@ def test_float32_within_autocast(name):
     assert all(loss.dtype == torch.float32 for loss in halves.losses.values())
 
 
+@pytest.mark.parametrize("name", ["gumbel", "hard gumbel", "gumbels"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_weights_of_any_type_quantize_features_of_theirs(name, kind):
+    quantizer = MAKERS[name]().to(kind)
+    quantized, codes, losses = quantizer(features().to(kind))
+    assert quantized.dtype == kind
+    assert all(loss.dtype == torch.promote_types(kind, torch.float32) for loss in losses.values())
+    quantized, codes, _ = quantizer.eval()(features().to(kind))
+    torch.testing.assert_close(quantizer.lookup(codes).to(kind), quantized, rtol=0.01, atol=0.01)
+
+
 @every
 def test_losses_and_gradients_of_a_picture_do_not_depend_on_the_size_of_the_batch(name):
     once = MAKERS[name]().eval()
@@ -527,6 +538,19 @@ def test_evaluation_takes_the_largest_logit_unless_asked_to_relax():
     assert torch.equal(quantizer.train()(tokens, relaxed=False).codes, tokens.argmax(1))
 
 
+def test_vectors_may_be_of_another_length_than_features():
+    quantizer, maps = GumbelQuantizer(CHANNELS, 16, code_size=3), features()
+    assert quantizer.vector_size == 3
+    assert quantizer(maps).quantized.shape == (len(maps), 3, *maps.shape[2:])
+    quantized, codes, _ = quantizer.eval()(maps)
+    assert torch.equal(quantizer.lookup(codes), quantized)
+    # Written out: the column of the largest logit.
+    token = maps.movedim(1, -1).reshape(-1, CHANNELS)[5]
+    code = (quantizer.to_logits.weight @ token).argmax()
+    expected = quantizer.codebook.weight[:, code] + quantizer.codebook.bias
+    torch.testing.assert_close(quantized.movedim(1, -1).reshape(-1, 3)[5], expected)
+
+
 def test_the_divergence_is_per_token_whatever_the_temperature_and_the_batch():
     quantizer, found = identity_gumbel(kl_weight=2.0), []
     logits = torch.randn(1, 5, 6)
@@ -571,6 +595,10 @@ def test_schedules_of_the_paper_are_pure_functions_of_the_step():
         (lambda: FiniteScalarQuantizer(8, (5, 1)), r"at least 2 each, got \[5, 1\]"),
         (lambda: GumbelQuantizer(8, temperature=0), "temperature must be above 0, got 0"),
         (lambda: GumbelQuantizer(8, kl_weight=-1), "kl_weight 0 or more"),
+        (
+            lambda: ResidualQuantizer([GumbelQuantizer(8, 4, code_size=3)]),
+            r"as long as features: 8; got vectors of \[3\]",
+        ),
         (lambda: GumbelQuantizer(8, code_size=0), "code_size must be at least 1"),
         (lambda: ResidualQuantizer([]), "got .. and 1.0"),
         (lambda: ResidualQuantizer([VectorQuantizer(8, 4), VectorQuantizer(8, 5)]), r"\(8, 4\), \(8, 5\)"),
