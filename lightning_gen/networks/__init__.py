@@ -4,6 +4,7 @@
 """
 
 from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
+from lightning_gen.networks.dalle import DALLEDecoder, DALLEEncoder
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.gated_pixelcnn import GatedPixelCNNNetwork
 from lightning_gen.networks.lenet import LeNet
@@ -20,6 +21,8 @@ from lightning_gen.networks.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLP
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "DALLEDecoder",
+    "DALLEEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DiagonalBiLSTMNetwork",
