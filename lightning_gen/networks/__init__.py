@@ -17,6 +17,7 @@ from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 from lightning_gen.networks.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from lightning_gen.networks.vqvae import VQVAE2Decoder, VQVAE2Encoder, VQVAEDecoder, VQVAEEncoder
 
 __all__ = [
     "ConvDecoder",
@@ -43,4 +44,8 @@ __all__ = [
     "ResidualGenerator",
     "RowLSTMNetwork",
     "UNetGenerator",
+    "VQVAE2Decoder",
+    "VQVAE2Encoder",
+    "VQVAEDecoder",
+    "VQVAEEncoder",
 ]
