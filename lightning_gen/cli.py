@@ -32,6 +32,7 @@ Use a checkpoint (which is all they need):
   arithmetic   add and subtract what pictures show:  --a 3,17,22 --b 4,8,15 --c 16,23,42
   complete     draw the missing part of pictures:  lightning-gen complete --mask bottom --input PICTURES ...
   translate    map a file or a folder to the other domain, names and formats kept
+  reconstruct  encode and decode a file or a folder, likewise:  --side_by_side true
   evaluate     FID, IS, KID and company, with all that they depend on:  lightning-gen evaluate --checkpoint RUN
   report       write RUN/index.html again from what the run has recorded
   import       turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
@@ -49,6 +50,7 @@ _FUNCTIONS = {
     "arithmetic": "latents.arithmetic",
     "complete": "complete.complete",
     "translate": "translate.translate",
+    "reconstruct": "reconstruct.reconstruct",
     "evaluate": "evaluate.evaluate",
     "report": "report.report",
     "import": "import_weights.import_weights",

@@ -20,6 +20,7 @@ COMMANDS = [
     "interpolate",
     "arithmetic",
     "translate",
+    "reconstruct",
     "complete",
     "report",
     "import",

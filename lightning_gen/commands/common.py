@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_gen.data.images import find_images
+from lightning_gen.data.images import ImageError, Kernel, find_images, fit_image
 
 Labels = int | list[int | str] | str
 """A class or several, by number or by name."""
@@ -27,6 +27,35 @@ def input_files(input: Path, output: Path) -> tuple[list[Path], Path]:
     if output.resolve() == root.resolve():
         raise ValueError(f"The output {output} is the input's own; its files would be overwritten. Name another.")
     return files, root
+
+
+def check_written(checkpoint: Path, does: str, model: Any) -> None:
+    """Refuse a model whose pictures no file can hold, a word for what it does with them at hand."""
+    channels = model.image_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(f"{checkpoint} {does} pictures of {channels} channels, which files do not have.")
+
+
+def fitted(pixels: Tensor, size: tuple[int, int], file: Path, kernel: Kernel | None, option: str) -> Tensor:
+    """A picture of (height, width), which another one is made into only if that is wanted.
+
+    Args:
+        pixels: `[C, H, W]`, uint8 or float32 in `[0, 1]`.
+        size: That of the model's pictures.
+        file: Where they are from.
+        kernel: Of the resize; None refuses pictures of other sizes.
+        option: What would have them resized.
+
+    Raises:
+        ImageError: If they are of another size and not to be resized.
+    """
+    height, width = pixels.shape[-2:]
+    if kernel is None and (height, width) != size:
+        raise ImageError(
+            f"{file} is {height} x {width} (height x width), but the model's pictures are {size[0]} x {size[1]}. "
+            f"{option} makes it of their size."
+        )
+    return pixels if kernel is None else fit_image(pixels, size, kernel)
 
 
 def classes_in_turn(model: Any, labels: Labels | None) -> list[int] | None:

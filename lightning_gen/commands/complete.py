@@ -9,17 +9,24 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.capabilities import Completes
-from lightning_gen.commands.common import Labels, classes_in_turn, device_of, input_files, labels_of
+from lightning_gen.commands.common import (
+    Labels,
+    check_written,
+    classes_in_turn,
+    device_of,
+    fitted,
+    input_files,
+    labels_of,
+)
 from lightning_gen.commands.results import Results, Skipped
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import (
     ImageError,
+    Kernel,
     background_color,
     read_image,
-    resize_image,
     to_float,
     to_uint8,
 )
@@ -85,9 +92,9 @@ def complete(
     background_color(background)
     model = load_model(checkpoint, Completes, "does not complete pictures")
     settings = checked_settings(model, {"temperature": temperature, **(sampling or {})}, method="complete")
+    check_written(checkpoint, "completes", model)
     channels, size = model.image_shape[0], model.image_shape[1:]
-    if channels not in (1, 3):
-        raise ValueError(f"{checkpoint} completes pictures of {channels} channels, which files do not have.")
+    kernel: Kernel | None = "bicubic" if resize else None
     turns = labels_of(range(samples), classes_in_turn(model, labels))
     known = known_pixels(mask, size)
     files, names = _files_and_names(input, output)
@@ -99,7 +106,7 @@ def complete(
     for number, (file, name) in enumerate(list(zip(files, names, strict=True))[:limit]):
         generator = generator_for(seed, number)
         try:
-            pixels = _fitted(read_image(file, channels, background), size, file, resize)
+            pixels = fitted(read_image(file, channels, background), size, file, kernel, "--resize true")
         except ImageError as error:
             skipped.add(file, str(error))
             continue
@@ -173,21 +180,6 @@ def _files_and_names(input: Path, output: Path) -> tuple[list[Path], list[str]]:
     if number > 1:
         raise ValueError(f"{number} pictures of {input} are called {name}, as would be their results. Rename them.")
     return files, names
-
-
-def _fitted(pixels: Tensor, size: tuple[int, int], file: Path, resize: bool) -> Tensor:
-    """A picture of (height, width), which another one is made into only if that is wanted."""
-    height, width = pixels.shape[-2:]
-    if (height, width) == size:
-        return pixels
-    if not resize:
-        raise ImageError(
-            f"{file} is {height} x {width} (height x width), but the model's pictures are {size[0]} x {size[1]}. "
-            "--resize true makes it of their size."
-        )
-    scale = min(height / size[0], width / size[1])
-    part: Tensor = geometry.center_crop(pixels, [max(1, round(scale * side)) for side in size])
-    return resize_image(part, size)
 
 
 def _grid(rows: list[list[Tensor]]) -> Image.Image:

@@ -162,7 +162,7 @@ def arithmetic(
 
 
 def _load(checkpoint: Path) -> Any:
-    model = load_model(checkpoint, HasLatents, "has no latent vectors")
+    model = load_model(checkpoint, HasLatents, "has no latents to draw from")
     if model.image_shape[1:] == (1, 1):
         what = f"a {type(model).__name__} that draws points, not pictures"
         raise ValueError(f"{checkpoint} holds {what}; `sample` writes them.")

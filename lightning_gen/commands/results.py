@@ -24,16 +24,16 @@ class Results:
     Args:
         folder: Made when the first picture is written.
         own: Pattern of the names below the folder that the command gives. Under `overwrite` files of such names are
-            removed before the first picture is written. None for a command that takes the names over from its input,
-            and makes no overview.
+            removed before the first picture is written. None for a command that takes the names over from its input.
         overwrite: Whether earlier pictures are no hindrance.
+        grid: Whether there will be an overview.
 
     Raises:
         NotADirectoryError: If the folder is a file.
         FileExistsError: If it holds pictures, or files of such names, or the overview is there; not under `overwrite`.
     """
 
-    def __init__(self, folder: Path, own: str | None, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, own: str | None, overwrite: bool = False, grid: bool = True) -> None:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"The output {folder} is a file. Name a folder.")
         self.folder = folder
@@ -48,7 +48,7 @@ class Results:
         if number := len(pictures.union(self.earlier)):
             what = f"{number} {'picture' if pictures else 'file'}{'s' if number > 1 else ''}"
             raise FileExistsError(f"The output {folder} holds {what} already, with which new ones would mix. {hint}")
-        if own and self.grid.exists():
+        if grid and self.grid.exists():
             raise FileExistsError(f"The overview of an earlier output is there already, {self.grid}. {hint}")
 
     def clear(self, only_forget: bool = False) -> None:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Dataset
-
-from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.capabilities import Direction, Translates
 from lightning_gen.commands.common import input_files
-from lightning_gen.commands.results import Results, Skipped
-from lightning_gen.commands.trainer import quiet_lightning
-from lightning_gen.data.images import (
-    ImageError,
-    Picture,
-    background_color,
-    open_image,
-    to_float,
-    write_image,
-)
+from lightning_gen.commands.files_through import FilesThrough, PictureFiles, run_through
+from lightning_gen.commands.results import Results
+from lightning_gen.data.images import background_color
 from lightning_gen.generative import load_model
-from lightning_gen.processes import everywhere
 
 
 def translate(
@@ -59,69 +47,13 @@ def translate(
         raise ValueError(f"{checkpoint} translates {' and '.join(model.directions)}, not {direction}.")
     background_color(background)
     files, root = input_files(input, output)
-    Results(output, None, overwrite)  # which looks at the folder; what is written has its names from the input
-    quiet_lightning()
-    trainer = pl.Trainer(
-        callbacks=[ProgressBar()],
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    translator = _FileTranslator(model, direction, root, output)
-    loader = DataLoader(_Files(files, model.image_shape[0], background), batch_size=None, num_workers=num_workers)
-    trainer.predict(translator, loader, return_predictions=False)
-    if trainer.is_global_zero:
-        skipped = Skipped()
-        for file, reason in translator.failures:
-            skipped.add(file, reason)
-        skipped.count()
-        print(f"{len(files) - len(translator.failures)} of {len(files)} pictures translated into {output}")
-    return 1 if translator.failures else 0
-
-
-class _Files(Dataset[dict[str, Any]]):
-    """Picture files as `{file, picture, image}`, or `{file, error}` for one that cannot be read."""
-
-    def __init__(self, files: list[Path], channels: int, background: str) -> None:
-        self.files, self.channels, self.background = files, channels, background
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        file = self.files[index]
-        try:
-            picture = open_image(file)
-            image = to_float(picture.flatten(self.channels, self.background))
-        except ImageError as error:
-            return {"file": str(file), "error": str(error)}
-        return {"file": str(file), "image": image, "pixels": picture.pixels, "alpha": picture.alpha}
-
-
-class _FileTranslator(pl.LightningModule):
-    """Translates what `_Files` gives and writes it; `failures` holds (file, reason) of all ranks in the end."""
-
-    def __init__(self, model: Any, direction: Direction, root: Path, output: Path) -> None:
-        super().__init__()
-        self.model, self.direction, self.root, self.output = model, direction, root, output
-        self.failures: list[tuple[str, str]] = []
-
-    def predict_step(self, item: dict[str, Any], batch_idx: int) -> None:
-        """One file. What goes wrong with it must not stop the others."""
-        file = Path(item["file"])
-        if "error" in item:
-            self.failures.append((item["file"], item["error"]))
-            return
-        try:
-            translated = self.model.translate(item["image"][None], self.direction)[0]
-            like = Picture(item["pixels"].cpu(), item["alpha"].cpu() if item["alpha"] is not None else None)
-            write_image(self.output / file.relative_to(self.root), translated, like=like)
-        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: out of memory, among others
-            self.failures.append((item["file"], str(error).splitlines()[0] if str(error) else type(error).__name__))
-
-    def on_predict_end(self) -> None:
-        """Bring the failures of all ranks together."""
-        self.failures = sorted({failure for rank in everywhere(self.failures) for failure in rank})
+    Results(
+        output, None, overwrite, grid=False
+    )  # which looks at the folder; what is written has its names from the input
+    through = FilesThrough(model, partial(model.translate, direction=direction), root, output)
+    given = PictureFiles(files, model.image_shape[0], background)
+    run_through(
+        through, given, "translated",
+        accelerator=accelerator, devices=devices, precision=precision, num_workers=num_workers,
+    )  # fmt: skip
+    return 1 if through.failures else 0

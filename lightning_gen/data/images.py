@@ -98,6 +98,14 @@ def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic"
     return resized if resized.dtype == torch.uint8 else resized.clamp(0, 1)
 
 
+def fit_image(pixels: Tensor, size: tuple[int, int], kernel: Kernel = "bicubic") -> Tensor:
+    """`resize_image` of the largest part, in the center, that has the aspect ratio wanted."""
+    height, width = pixels.shape[-2:]
+    scale = min(height / size[0], width / size[1])
+    part: Tensor = geometry.center_crop(pixels, [max(1, round(scale * side)) for side in size])
+    return resize_image(part, size, kernel)
+
+
 def height_and_width(name: str, value: int | Sequence[int], at_least: int = 1) -> tuple[int, int]:
     """(height, width) from one number, for a square, or from a pair; else, or if one is too small, a `ValueError`."""
     size = (value, value) if isinstance(value, int) else tuple(value)

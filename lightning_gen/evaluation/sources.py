@@ -29,8 +29,8 @@ from lightning_gen.runs.folder import run_folder_of_checkpoint
 SPLITS = ("train", "val", "test")
 EVALUATIONS = "evaluations.json"
 DRAWS_NONE = (
-    "draws no pictures from noise. Let `lightning-gen translate` write what it makes of the pictures of a folder, and "
-    "give the folder with the results as --images"
+    "draws no pictures from noise. Let `lightning-gen translate` or `lightning-gen reconstruct` write what it makes of "
+    "the pictures of a folder, and give the folder with the results as --images"
 )
 
 

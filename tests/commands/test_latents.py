@@ -218,8 +218,8 @@ NUMBERS = {"a": "1", "b": "2", "c": "3"}
 @pytest.mark.parametrize(
     ("make", "name", "arguments", "message"),
     [
-        (partial(Mute, (3, 8, 8)), "interpolate", {}, "holds a Mute, which has no latent vectors."),
-        (partial(Mute, (3, 8, 8)), "arithmetic", NUMBERS, "holds a Mute, which has no latent vectors."),
+        (partial(Mute, (3, 8, 8)), "interpolate", {}, "holds a Mute, which has no latents to draw from."),
+        (partial(Mute, (3, 8, 8)), "arithmetic", NUMBERS, "holds a Mute, which has no latents to draw from."),
         (partial(small, (2, 1, 1)), "interpolate", {}, "holds a GAN that draws points, not pictures"),
         (small, "interpolate", {"pairs": 0}, "pairs must be at least 1, got 0."),
         (small, "interpolate", {"steps": 1}, "steps must be at least 2, the two ends; got 1."),

@@ -344,7 +344,8 @@ def generates(model):
         return untouched(model, lambda: model.draw_latents(number, torch.Generator().manual_seed(0)))
 
     latents = draw(7)
-    assert latents.shape == (7, *model.latent_shape)
+    *maps, last = model.latent_shape
+    assert latents.shape == (7, *maps, last)
     labels = None if model.num_classes is None else torch.arange(7) % model.num_classes
     images = untouched(model, lambda: model.generate(latents, labels))
     assert torch.equal(images, model.sample(7, labels=labels, generator=torch.Generator().manual_seed(0)))
@@ -353,7 +354,7 @@ def generates(model):
         alone = model.generate(latents[part], None if labels is None else labels[part])
         torch.testing.assert_close(alone, images[part], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"[Ll]atents"):
-        model.generate(torch.zeros(2, model.latent_size + 1), None if labels is None else labels[:2])
+        model.generate(torch.zeros(2, *maps, last + 1), None if labels is None else labels[:2])
 
 
 def of_levels(model, number):
