@@ -7,6 +7,7 @@ from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
 from lightning_gen.networks.dalle import DALLEDecoder, DALLEEncoder
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.gated_pixelcnn import GatedPixelCNNNetwork
+from lightning_gen.networks.gpt import GPTNetwork
 from lightning_gen.networks.lenet import LeNet
 from lightning_gen.networks.lmconv import LMConvNetwork
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -27,6 +28,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DiagonalBiLSTMNetwork",
+    "GPTNetwork",
     "GatedPixelCNNNetwork",
     "LMConvNetwork",
     "LeNet",

@@ -26,6 +26,7 @@ class DensityNetwork(nn.Module):
             network then has `embed`, and looks at what that makes of levels; its outputs are of a softmax over these.
             None for pictures in `[-1, 1]`.
         num_classes: None for a network without labels.
+        condition_channels: Channels of the map of conditions; None for a network without one.
         dropout: Share of the features within a block, single ones, that are dropped in training.
         **sizes: Of the network.
 
@@ -42,12 +43,15 @@ class DensityNetwork(nn.Module):
         *,
         embedding: int | None = None,
         num_classes: int | None = None,
+        condition_channels: int | None = None,
         dropout: float = 0.0,
         **sizes: int,
     ) -> None:
         super().__init__()
         check_image_shape(image_shape)
         sizes = {"outputs": outputs, **sizes}
+        if condition_channels is not None:
+            sizes["condition_channels"] = condition_channels
         if min(sizes.values()) < 1:
             raise ValueError(f"{listed(sizes)} must be at least 1, got {listed(sizes.values())}.")
         if not 0 <= dropout < 1:
@@ -56,7 +60,7 @@ class DensityNetwork(nn.Module):
             raise ValueError(f"num_classes must be at least 1, or None for no labels; got {num_classes}.")
         channels, height, width = image_shape
         self.image_shape = (channels, height, width)
-        self.num_classes = num_classes
+        self.num_classes, self.condition_channels = num_classes, condition_channels
         self.in_channels = channels * (embedding or 1)  # of what `forward` looks at
         if embedding is not None:
             self.embed = LevelEmbedding(max(2, outputs // channels), embedding)
@@ -67,6 +71,19 @@ class DensityNetwork(nn.Module):
         if images.ndim != 4 or images.shape[1:] != shape:
             raise ValueError(f"images must be [N, {', '.join(map(str, shape))}], got {list(images.shape)}.")
         check_labels(labels, self.num_classes)
+
+    def check_condition(self, condition: Tensor | None, batch: int) -> None:
+        """Raise a `ValueError` if the map of conditions is missing, given without need, or has another shape."""
+        channels = self.condition_channels
+        if channels is None and condition is not None:
+            raise ValueError(
+                "This network takes no map of conditions, but got one. Give it condition_channels when it is built."
+            )
+        if channels is not None and condition is None:
+            raise ValueError(f"This network needs a map of conditions, [N, {channels}, H, W], but got none.")
+        expected = [batch, channels, *self.image_shape[1:]]
+        if condition is not None and list(condition.shape) != expected:
+            raise ValueError(f"The map of conditions must be {expected}, got {list(condition.shape)}.")
 
     @torch.no_grad()
     def step(self, cache: Any, position: int, run: Run = call) -> Tensor:

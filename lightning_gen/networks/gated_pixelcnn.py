@@ -46,8 +46,7 @@ class GatedPixelCNNNetwork(DensityNetwork):
         layers: Gated layers after the first.
         kernel_size: k of these, odd; 5 in the paper's largest network.
         head_filters: Features of the head.
-        condition_channels: Channels of the map of conditions; None for a network without one.
-        num_classes, embedding: As of `DensityNetwork`.
+        num_classes, condition_channels, embedding: As of `DensityNetwork`.
 
     Raises:
         ValueError: If a size is out of range, the kernel even, or there are fewer features than channels of the
@@ -69,11 +68,11 @@ class GatedPixelCNNNetwork(DensityNetwork):
         condition_channels: int | None = None,
         embedding: int | None = None,
     ) -> None:
-        sizes = {} if condition_channels is None else {"condition_channels": condition_channels}
-        super().__init__(image_shape, outputs, embedding=embedding, num_classes=num_classes, **sizes)
+        super().__init__(
+            image_shape, outputs, embedding=embedding, num_classes=num_classes, condition_channels=condition_channels
+        )
         check_features(self, outputs, filters, layers, head_filters)
         channels = image_shape[0]
-        self.condition_channels = condition_channels
         given = (num_classes, condition_channels)
         first = GatedLayer(self.in_channels, filters, 7, "A", channels, *given)
         others = (GatedLayer(filters, filters, kernel_size, "B", channels, *given) for _ in range(layers))
@@ -93,7 +92,7 @@ class GatedPixelCNNNetwork(DensityNetwork):
                 condition has another shape.
         """
         self.check_given(images, labels)
-        self._check_condition(condition, len(images))
+        self.check_condition(condition, len(images))
         vertical, _, horizontal, skip = self.layers[0](images, images, labels, condition)
         for layer in self.layers[1:]:
             vertical, _, update, more = layer(vertical, horizontal, labels, condition)
@@ -105,7 +104,7 @@ class GatedPixelCNNNetwork(DensityNetwork):
     ) -> GatedPixelCNNCache:
         """The cache for `batch` pictures of which no pixel is known, all zeros; the weights must stay until the end."""
         check_labels(labels, self.num_classes)
-        self._check_condition(condition, batch)
+        self.check_condition(condition, batch)
         height, width = self.image_shape[1:]
         first, second = self.layers[:2]
         filters = second.vertical.in_channels
@@ -184,18 +183,6 @@ class GatedPixelCNNNetwork(DensityNetwork):
             gates.append(gated(at_pixel(known, near, cache.matrices[number].horizontal) + above[number]))
         # The sum of what all layers give to the head, as one product.
         return self.head.step(F.linear(torch.cat(gates, dim=1), *cache.skip), cache.head)
-
-    def _check_condition(self, condition: Tensor | None, batch: int) -> None:
-        channels = self.condition_channels
-        if channels is None and condition is not None:
-            raise ValueError(
-                "This network takes no map of conditions, but got one. Give it condition_channels when it is built."
-            )
-        if channels is not None and condition is None:
-            raise ValueError(f"This network needs a map of conditions, [N, {channels}, H, W], but got none.")
-        expected = [batch, channels, *self.image_shape[1:]]
-        if condition is not None and list(condition.shape) != expected:
-            raise ValueError(f"The map of conditions must be {expected}, got {list(condition.shape)}.")
 
 
 class GatedMatrices(NamedTuple):
