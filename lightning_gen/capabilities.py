@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,12 +146,30 @@ class HasCodes(Reconstructs, Protocol):
         ...
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What a model reads captions with; a frozen dataclass of plain data, so that a checkpoint holds it."""
 
-    num_tokens: int
-    """Tokens lie in 0 .. num_tokens - 1."""
+    @property
+    def num_tokens(self) -> int:
+        """Tokens lie in 0 .. num_tokens - 1."""
+        ...
 
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """int64 `[N, length]` on the host, of N captions."""
+    @property
+    def length(self) -> int:
+        """Tokens of every caption."""
+        ...
+
+    @property
+    def padding(self) -> int:
+        """The token that stands in the places that a caption leaves of its length."""
+        ...
+
+    def __call__(self, captions: Sequence[str], rng: np.random.Generator | None = None) -> Tensor:
+        """int64 `[N, length]` on the host, of N captions.
+
+        Args:
+            captions: N texts.
+            rng: In training, the source of what is random about tokens; without it nothing is.
+        """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
@@ -38,6 +40,7 @@ from lightning_gen.randomness import seed_from
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
 from lightning_gen.schedules import Schedule
+from lightning_gen.text import BPETokenizer, trained_with
 
 LOOKED_AT = 4  # batches of each kind whose values are looked at
 
@@ -348,8 +351,11 @@ class GenerativeModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Compare the number of classes with that of the data, take their names, and begin to look at pictures anew.
 
+        For training, a tokenizer that has yet to learn its vocabulary learns it from the captions of the data.
+
         Raises:
-            ValueError: If they differ, or the data has no labels; or for training in a precision that is too coarse.
+            ValueError: If they differ, or the data has no labels; for training in a precision that is too coarse; or if
+                there are no captions to learn from.
         """
         if stage == "fit" and self.trainer.precision == "16-true":
             raise ValueError(
@@ -361,6 +367,8 @@ class GenerativeModule(pl.LightningModule):
         warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`")
         self._lowest, self._has_spoken = {}, False
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.text is not None:
+            self._take_tokenizer(trained_with(self.text, data))
         own, known = self.num_classes, getattr(data, "num_classes", -1)
         if own is None or known in (own, -1):
             names = getattr(data, "class_names", None)
@@ -387,7 +395,7 @@ class GenerativeModule(pl.LightningModule):
         if isinstance(labels, Tensor) and labels.ndim == 1:
             self._look_at_labels(labels)
         if self.text is not None and isinstance(batch, Mapping) and isinstance(batch.get("caption"), list):
-            batch = {**batch, "caption": self.text(batch["caption"])}
+            batch = {**batch, "caption": self.text(batch["caption"], self._rng_of_text())}
         stage = None if self._trainer is None else self.trainer.state.stage
         seen = self._lowest.setdefault((stage, dataloader_idx), [])
         if stage is None or len(seen) == LOOKED_AT or self.image_shape[1:] == (1, 1) or self._changed_on_device():
@@ -406,6 +414,16 @@ class GenerativeModule(pl.LightningModule):
                 "Models take pictures in [-1, 1], where -1 is black: if these are in [0, 1], give 2 x - 1, or uint8."
             )
         return batch
+
+    def _rng_of_text(self) -> np.random.Generator | None:
+        """In training, what is random about the tokens of the batch that comes: of (seed, rank, batch), as all noise.
+
+        The random state itself is set later, when the batch has arrived.
+        """
+        if self._trainer is None or not self.trainer.training or self.noise_seed is None:
+            return None
+        place = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        return np.random.default_rng(seed_from(self.noise_seed, self.global_rank, place, 2))
 
     def _changed_on_device(self) -> bool:
         things = (self, getattr(self.trainer, "datamodule", None))
@@ -501,6 +519,7 @@ class GenerativeModule(pl.LightningModule):
         self.images_seen = int(checkpoint["state_dict"].pop("images_seen", checkpoint.get("images_seen", 0)))
         self._check_weights(checkpoint["state_dict"])
         self._take_class_names(checkpoint.get("class_names"))
+        self._take_vocabulary(checkpoint.get("hyper_parameters", {}))
         self.noise_seed = checkpoint.get("noise_seed")
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
@@ -518,6 +537,28 @@ class GenerativeModule(pl.LightningModule):
         if (count := state_dict.pop(f"{prefix}images_seen", None)) is not None:
             self.images_seen = int(count)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Read with another tokenizer from here on, which the hyper-parameters name, too."""
+        plain = hyperparameters_of({"text": tokenizer})
+        for name in self._arguments_of_text():
+            self.hparams[name] = plain["text"]
+        self.text = tokenizer
+
+    def _arguments_of_text(self) -> list[str]:
+        """The names under which the constructor was given the tokenizer."""
+        plain = hyperparameters_of({"text": self.text}).get("text")
+        return [name for name, value in self.hparams.items() if plain is not None and value == plain]
+
+    def _take_vocabulary(self, saved: Mapping[str, Any]) -> None:
+        """Read as the run did whose hyper-parameters these are, whatever captions the data has today."""
+        own = self.text
+        if not isinstance(own, BPETokenizer):
+            return
+        for name in self._arguments_of_text():
+            vocabulary = (saved.get(name) or {}).get("init_args", {}).get("vocabulary")
+            if vocabulary and vocabulary != list(own.vocabulary):
+                self._take_tokenizer(dataclasses.replace(own, vocabulary=tuple(vocabulary)))
 
     def _take_class_names(self, saved: Any) -> None:
         if saved is None:  # the data has no names, or the checkpoint is older than they are

@@ -4,8 +4,8 @@ A checkpoint, and a configuration that nobody named on the command line, may be 
 names runs code already, so a name is looked at before anything is imported, and what it leads to is looked at again,
 for where it is defined counts and not where it can also be found.
 
-* A checkpoint may name classes defined in torch.nn, torch.optim and the models, networks, layers, losses and schedules
-  here, and functions defined in the latter.
+* A checkpoint may name classes defined in torch.nn, torch.optim and the models, networks, layers, losses, schedules and
+  tokenizers here, and functions defined in the latter.
 * A configuration may name what is defined in torch.nn, torch.optim, this package (but its commands), and the callbacks,
   loggers, strategies and the like of Lightning; a function only where what it returns is annotated.
 * Both may name what is defined in packages that the user trusts.
@@ -29,7 +29,7 @@ import jsonargparse
 
 ENVIRONMENT = "LIGHTNING_GEN_TRUST"
 
-_OWN_PARTS = tuple(f"lightning_gen.{part}" for part in ("models", "networks", "layers", "losses", "schedules"))
+_OWN_PARTS = tuple(f"lightning_gen.{part}" for part in ("models", "networks", "layers", "losses", "schedules", "text"))
 _TORCH = ("torch.nn", "torch.optim")
 _PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
 _LIGHTNING = ("lightning.fabric.plugins", *(f"lightning.pytorch.{part}" for part in _PARTS))

@@ -105,8 +105,9 @@ class Letters:
 
     length: int = 3
     num_tokens: int = 27
+    padding: int = 0
 
-    def __call__(self, captions):
+    def __call__(self, captions, rng=None):
         rows = [[ord(letter) - 96 for letter in text[: self.length]] for text in captions]
         return torch.tensor([row + [0] * (self.length - len(row)) for row in rows])
 

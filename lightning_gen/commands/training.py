@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_gen import data, losses, models, resuming  # noqa: F401  classes that are known have short names
+from lightning_gen import data, losses, models, resuming, text  # noqa: F401  classes that are known have short names
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import Pictures
