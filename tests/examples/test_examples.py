@@ -384,6 +384,29 @@ def test_a_raster_and_its_reverse_share_what_there_is_to_see():
     assert beside == 4 * 5 + 3 * (2 * (4 - 2) + 2 * (6 - 2))  # of a hole of 4 x 6: corners see 5 known ones, edges 3
 
 
+def test_the_linear_gaussian_model_follows_the_rule_of_bayes():
+    """log p(x, z) - log p(z | x) is log p(x), whatever z."""
+    elbo = script("elbo_gap")
+    images, latents = torch.randn(3, elbo.PIXELS).double(), torch.randn(4, 3, elbo.LATENTS).double()
+    found = elbo.joint(images, latents) - elbo.posterior(images).log_prob(latents)
+    torch.testing.assert_close(found, elbo.evidence().log_prob(images).expand(4, 3), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("off", "width"), [(0.0, 1.0), (0.7, 1.3), (-0.4, 0.8)])
+def test_the_distance_by_which_a_bound_is_short_equals_its_quadrature(off, width):
+    """One latent, p = N(0, 1): E_q (p / q)^2 - 1 by the trapezoidal rule."""
+    elbo = script("elbo_gap")
+    p, q = (
+        torch.distributions.MultivariateNormal(
+            torch.tensor([[mean]]).double(), scale_tril=torch.tensor([[[std]]]).double()
+        )
+        for mean, std in ((0.0, 1.0), (off, width))
+    )
+    z = torch.linspace(-30, 30, 60001).double()[:, None, None]
+    by_hand = torch.trapezoid((2 * p.log_prob(z) - q.log_prob(z)).exp().flatten(), z.flatten()).item() - 1
+    assert elbo.chi_squared(p, q) == pytest.approx(by_hand, abs=1e-9)
+
+
 def test_a_chart_draws_where_the_numbers_are(tmp_path):
     plot = script("plot")
     chart = plot.Chart("title", "x", "y", (0, 10), (1e-4, 1e4), log_y=True)
