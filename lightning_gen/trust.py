@@ -5,7 +5,7 @@ names runs code already, so a name is looked at before anything is imported, and
 for where it is defined counts and not where it can also be found.
 
 * A checkpoint may name classes defined in torch.nn, torch.optim and the models, networks, layers, losses, schedules and
-  tokenizers here, and functions defined in the latter.
+  tokenizers here, and functions defined in the latter; and the extractors here that a perceptual loss can be of.
 * A configuration may name what is defined in torch.nn, torch.optim, this package (but its commands), and the callbacks,
   loggers, strategies and the like of Lightning; a function only where what it returns is annotated.
 * Both may name what is defined in packages that the user trusts.
@@ -30,6 +30,8 @@ import jsonargparse
 ENVIRONMENT = "LIGHTNING_GEN_TRUST"
 
 _OWN_PARTS = tuple(f"lightning_gen.{part}" for part in ("models", "networks", "layers", "losses", "schedules", "text"))
+# Of perceptual losses. ModuleFeatures is not among them, for it takes a file that is a program.
+_READERS = ("FeatureDistance", "SceneFeatures", "ClassifierFeatures", "InceptionFeatures")
 _TORCH = ("torch.nn", "torch.optim")
 _PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
 _LIGHTNING = ("lightning.fabric.plugins", *(f"lightning.pytorch.{part}" for part in _PARTS))
@@ -94,7 +96,7 @@ def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None) -> 
     path = public_name(path)
     module, _, name = path.rpartition(".")
     here = (loaded,) if loaded and _is_under(path, (loaded,)) and module in sys.modules else ()
-    allowed = (*_OWN_PARTS, *_TORCH, *packages, *here)
+    allowed = (*_OWN_PARTS, *(f"lightning_gen.extractors.{name}" for name in _READERS), *_TORCH, *packages, *here)
     _refuse_unless(_is_under(path, allowed) and not _is_excluded(path, packages), path)
     try:
         thing = getattr(sys.modules[module] if here else importlib.import_module(module), name)
@@ -102,6 +104,7 @@ def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None) -> 
         raise UntrustedNameError(f"{path!r} names nothing that can be imported here.") from error
     defined = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
     if inspect.isclass(thing):
+        defined = defined if here else public_name(defined)
         _refuse_unless(_is_under(defined, allowed) and not _is_excluded(defined, packages), path, defined)
     else:
         allowed = tuple(name for name in allowed if name not in _TORCH or name in packages)

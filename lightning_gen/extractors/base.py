@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -152,6 +152,23 @@ class FeatureExtractor(nn.Module, ABC):
     def extract(self, images: Tensor) -> Features:
         """The features of pictures `[N, C, H, W]` that have been checked, in any float type."""
 
+    def layers_of(self, images: Tensor) -> list[Tensor]:
+        """What several layers make of pictures, from the first to the last, with a graph: for losses by features.
+
+        Args:
+            images: Float `[N, C, H, W]` in `[-1, 1]`, or a little outside, whatever the extractor itself takes.
+
+        Returns:
+            `[N, channels, h, w]` or `[N, D]` each.
+
+        Raises:
+            ValueError: If the extractor shows none.
+        """
+        raise ValueError(
+            f"{self.name} ({type(self).__name__}) does not show its layers. Take SceneFeatures, ClassifierFeatures or "
+            "InceptionFeatures, or a subclass of your own with layers_of."
+        )
+
 
 @contextmanager
 def full_float32() -> Iterator[None]:
@@ -171,6 +188,15 @@ def full_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
+
+
+def activations(layers: Iterable[nn.Module], images: Tensor) -> list[Tensor]:
+    """What every ReLU in a row of layers gives."""
+    found = []
+    for layer in layers:
+        images = layer(images)
+        found += [images] if isinstance(layer, nn.ReLU) else []
+    return found
 
 
 def _count_not_finite(values: Tensor) -> int:

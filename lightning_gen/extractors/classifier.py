@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gen.checkpoints import CheckpointError, read_checkpoint
 from lightning_gen.data.images import from_uint8
-from lightning_gen.extractors.base import FeatureExtractor, Features, _load_network
+from lightning_gen.extractors.base import FeatureExtractor, Features, _load_network, activations
 from lightning_gen.files import cache_folder
 from lightning_gen.networks.lenet import LeNet
 
@@ -81,6 +81,12 @@ class ClassifierFeatures(FeatureExtractor):
     def extract(self, images: Tensor) -> Features:
         """Features and logits."""
         return Features(*self.network(from_uint8(images)))
+
+    def layers_of(self, images: Tensor) -> list[Tensor]:
+        """Two maps and the features."""
+        network = self.network
+        assert isinstance(network, LeNet)
+        return activations(network.features, images)
 
 
 def classifier_file(data: str, image_shape: Sequence[int]) -> Path:

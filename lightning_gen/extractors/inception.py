@@ -145,6 +145,17 @@ class InceptionFeatures(FeatureExtractor):
         features = torch.cat(layers)
         return Features(features, None if self.classes is None else F.linear(features, self.classes))
 
+    def layers_of(self, images: Tensor) -> list[Tensor]:
+        """The ends of those of the four blocks that the network has."""
+        if self.resize == "pil":
+            raise ValueError(f"{self.name} resizes by Pillow, through which no gradient goes; take another resize.")
+        layers, found = self._prepare((images + 1) * 127.5), []
+        for part in self.network.children():
+            for name, block in part.named_children():
+                layers = block(layers)
+                found += [layers.float()] if name in ("MaxPool_1", "MaxPool_2", "Mixed_6e", "Mixed_7c") else []
+        return found
+
     def _prepare(self, images: Tensor) -> Tensor:
         pixels = _RESIZES[self.resize][0](images).sub(128).div(128).expand(-1, 3, -1, -1)
         return pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, read_
 from lightning_gen.data.images import from_uint8
 from lightning_gen.data.scene_attributes import ROOFS, WALLS, SceneAttributes
 from lightning_gen.data.scene_painting import render
-from lightning_gen.extractors.base import SCHEMA, FeatureExtractor, Features, _load_network
+from lightning_gen.extractors.base import SCHEMA, FeatureExtractor, Features, _load_network, activations
 from lightning_gen.files import cache_folder
 
 SIZE = 32  # larger pictures are read at this size
@@ -253,6 +253,12 @@ class SceneFeatures(FeatureExtractor):
         reader = self.network
         assert isinstance(reader, SceneAttributeReader)
         return Features(reader.features(from_uint8(images)))
+
+    def layers_of(self, images: Tensor) -> list[Tensor]:
+        """Three maps of the picture at its full size, whatever size it is read at, and the last hidden layer."""
+        reader = self.network
+        assert isinstance(reader, SceneAttributeReader)
+        return [*activations(reader.network[:6], images), reader.features(images)]
 
 
 def _read_reader(path: Path, size: tuple[int, int]) -> tuple[SceneAttributeReader, str]:

@@ -40,6 +40,7 @@ from lightning_gen.losses.logistic_mixture import (
     logistic_mixture_sample,
 )
 from lightning_gen.losses.penalties import DRAGAN, R1, R2, Drift, GradientPenalty, InputGradientPenalty, Penalty
+from lightning_gen.losses.perceptual import LPIPSDistance, PerceptualLoss, VGGDistance
 from lightning_gen.losses.pixels import Bernoulli, Categorical, LogisticMixture, PixelLikelihood
 from lightning_gen.losses.tricks import InstanceNoise, LabelFlipping, LabelSmoothing
 
@@ -59,6 +60,7 @@ __all__ = [
     "ImageLikelihood",
     "InputGradientPenalty",
     "InstanceNoise",
+    "LPIPSDistance",
     "LabelFlipping",
     "LabelSmoothing",
     "LeastSquares",
@@ -67,9 +69,11 @@ __all__ = [
     "Minimax",
     "NonSaturating",
     "Penalty",
+    "PerceptualLoss",
     "PixelLikelihood",
     "Pixelwise",
     "SeparableLoss",
+    "VGGDistance",
     "Wasserstein",
     "WeightClipping",
     "bernoulli_log_prob",

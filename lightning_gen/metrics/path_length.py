@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.extractors.base import full_float32
 from lightning_gen.latents import slerp
+from lightning_gen.losses.perceptual import LPIPSDistance
 from lightning_gen.modes import evaluating
 from lightning_gen.randomness import generator_for
 
@@ -48,18 +49,13 @@ class LPIPS(nn.Module):
 
     def __init__(self, crop_faces: bool = False) -> None:
         super().__init__()
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-        from torchvision.models import VGG16_Weights
-
         self.crop_faces = crop_faces
         try:
-            with torch.random.fork_rng(devices=[]):  # the weights are drawn before they are loaded
-                self.network = LearnedPerceptualImagePatchSimilarity("vgg").net
-        except (OSError, RuntimeError) as error:
+            self.network = LPIPSDistance("vgg").load()
+        except FileNotFoundError as error:
             raise RuntimeError(
-                f"LPIPS needs the weights of VGG-16, which could not be had: {error}. Download "
-                f"{VGG16_Weights.DEFAULT.url} and put it into {torch.hub.get_dir()}/checkpoints, or give "
-                "perceptual_path_length another distance: any callable from two batches of pictures to [N]."
+                f"LPIPS could not be had: {error} perceptual_path_length takes another distance too: any callable "
+                "from two batches of pictures to [N]."
             ) from error
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

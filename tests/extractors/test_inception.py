@@ -79,6 +79,17 @@ def test_every_layer_is_torch_fidelitys(weights, pictures, fidelity, feature):
         assert extractor.num_classes is None
 
 
+def test_the_layers_that_a_loss_sees_are_those_of_the_figures(weights, pictures, fidelity):
+    images = (pictures / 127.5 - 1).requires_grad_()
+    layers = InceptionFeatures(weights=weights).layers_of(images)
+    for layer, name in zip(layers, ("64", "192", "768", "2048"), strict=True):
+        assert relative_difference(layer.mean((2, 3)), fidelity[name]) < 1e-5
+    layers[-1].sum().backward()
+    assert images.grad.ne(0).float().mean() > 0.9
+    with pytest.raises(ValueError, match="resizes by Pillow"):
+        InceptionFeatures(64, weights=weights, resize="pil").layers_of(images)
+
+
 def test_random_weights_tell_pictures_apart(fidelity):
     features = fidelity["2048"]
     assert features.isfinite().all()
