@@ -15,6 +15,7 @@ from lightning_gen.losses.categorical import (
     categorical_log_prob,
     categorical_sample,
     images_to_levels,
+    keep_likeliest,
     levels_to_images,
 )
 from lightning_gen.losses.constraints import Constraint, WeightClipping
@@ -88,6 +89,7 @@ __all__ = [
     "gaussian_log_prob",
     "images_to_levels",
     "importance_weighted_bound",
+    "keep_likeliest",
     "levels_to_images",
     "logistic_mixture_channels",
     "logistic_mixture_log_prob",

@@ -147,6 +147,32 @@ def categorical_sample(logits: Tensor, noise: Tensor | torch.Generator, temperat
     return (full(logits) + temperature * gumbel(uniform(noise, logits.shape, logits))).argmax(1)
 
 
+def keep_likeliest(logits: Tensor, top_k: int | None = None, top_p: float = 1.0, temperature: float = 1.0) -> Tensor:
+    """Logits of the likeliest levels as they are, and -inf for those that are then never drawn.
+
+    Args:
+        logits: Float `[N, L, C, *space]`; -inf where a level cannot be drawn anyway, which does not count.
+        top_k: How many are kept, exactly, if as many can be drawn; None keeps all.
+        top_p: The fewest are kept whose probabilities add up to so much, of what `top_k` has kept; 1 keeps all.
+        temperature: At which these probabilities are taken.
+
+    Returns:
+        The same shape; with `top_k` L or None and `top_p` 1, the logits themselves.
+
+    Raises:
+        ValueError: By `check_likeliest`.
+    """
+    check_likeliest(top_k, top_p, logits.shape[1])
+    if top_k is not None and top_k < logits.shape[1]:
+        kept = logits.topk(top_k, dim=1)
+        logits = torch.full_like(logits, -torch.inf).scatter(1, kept.indices, kept.values)
+    if top_p < 1 and temperature > 0:
+        p, places = (full(logits) / temperature).softmax(1).sort(dim=1, descending=True, stable=True)
+        surplus = p.cumsum(1) - p >= top_p  # where the likelier ones suffice
+        logits = logits.masked_fill(surplus.scatter(1, places, surplus), -torch.inf)
+    return logits
+
+
 def bernoulli_pixel_log_prob(logits: Tensor, levels: Tensor) -> Tensor:
     """Log-probability of binary pictures, sub-pixel by sub-pixel; level 1 has the probability sigmoid(logit).
 
@@ -207,6 +233,20 @@ def check_temperature(temperature: float) -> None:
     """Raise a `ValueError` where a temperature is below 0 or not finite."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 (the likeliest) or more and finite, got {temperature}.")
+
+
+def check_likeliest(top_k: int | None, top_p: float, num_levels: int) -> None:
+    """Raise a `ValueError` unless `top_k` is None or of 1 to L, and `top_p` above 0 and at most 1."""
+    if top_k is not None and not 1 <= top_k <= num_levels:
+        raise ValueError(
+            f"top_k, how many of the {num_levels} levels or codes may be drawn, must be 1 to {num_levels}, or None for "
+            f"all; got {top_k}."
+        )
+    if not 0 < top_p <= 1:
+        raise ValueError(
+            f"top_p, the probability of the likeliest levels that may be drawn, must be above 0 and at most 1 (all); "
+            f"got {top_p}."
+        )
 
 
 def _misfit(images: Tensor, fits: Tensor, num_levels: int) -> str:

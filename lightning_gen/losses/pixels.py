@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_gen.losses.categorical import (
@@ -18,6 +19,7 @@ from lightning_gen.losses.categorical import (
     categorical_pixel_log_prob,
     categorical_sample,
     check_num_levels,
+    keep_likeliest,
 )
 from lightning_gen.losses.logistic_mixture import (
     logistic_mixture_channels,
@@ -69,6 +71,26 @@ class PixelLikelihood(ABC):
             ValueError: If the shapes do not belong together, or the temperature is out of range.
         """
 
+    def of_likeliest(
+        self, parameters: Tensor, channels: int, top_k: int | None, top_p: float, temperature: float = 1.0
+    ) -> Tensor:
+        """Parameters of one pixel under which none but the likeliest levels are drawn, for likelihoods that can.
+
+        Args:
+            parameters: `[N, P, C]` or `[N, P C]`.
+            channels: C.
+            top_k: As of `lightning_gen.losses.categorical.keep_likeliest`.
+            top_p: As there.
+            temperature: That of `sample`.
+
+        Returns:
+            `[N, P, C]`.
+
+        Raises:
+            ValueError: If a number is out of range, or this likelihood is no softmax.
+        """
+        raise ValueError(f"top_k and top_p choose among the levels of a softmax, which {self} is not. Leave them out.")
+
 
 def pixel_likelihood(num_levels: int) -> Bernoulli | Categorical:
     """One logit a channel for 2 levels, a softmax for more; a `ValueError` by `check_num_levels`."""
@@ -109,6 +131,12 @@ class Categorical(PixelLikelihood):
         logits = _by_channel(parameters, channels, noise.ndim)
         return categorical_sample(logits, noise.unflatten(1, (self.num_levels, channels)), temperature)
 
+    def of_likeliest(
+        self, parameters: Tensor, channels: int, top_k: int | None, top_p: float, temperature: float = 1.0
+    ) -> Tensor:
+        """Logits `[N, L, C]`, -inf for levels that are not drawn."""
+        return keep_likeliest(_by_channel(parameters, channels, 2), top_k, top_p, temperature)
+
 
 @dataclass(frozen=True)
 class Bernoulli(PixelLikelihood):
@@ -132,6 +160,14 @@ class Bernoulli(PixelLikelihood):
     def sample(self, parameters: Tensor, noise: Tensor, channels: int, temperature: float = 1.0) -> Tensor:
         """Levels `[N, C, *space]`, 0 or 1."""
         return bernoulli_sample(_by_channel(parameters, channels, noise.ndim).squeeze(1), noise, temperature)
+
+    def of_likeliest(
+        self, parameters: Tensor, channels: int, top_k: int | None, top_p: float, temperature: float = 1.0
+    ) -> Tensor:
+        """Logits `[N, 1, C]`, infinite where one level is left."""
+        logits = _by_channel(parameters, channels, 2)
+        both = keep_likeliest(torch.cat([torch.zeros_like(logits), logits], dim=1), top_k, top_p, temperature)
+        return both[:, 1:] - both[:, :1]
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,9 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         condition: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
         method: Method = "cached",
         compile: bool = False,
     ) -> Tensor:
@@ -225,6 +228,13 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             generator: On the CPU, whatever the model's device. Makes the result a function of its state; None draws
                 from fresh entropy.
             temperature: 1 draws from the model, less is closer to the likeliest; 0 always takes the likeliest level.
+            top_k: Draw among so many of the likeliest levels of each channel; None is all. For a likelihood that is a
+                softmax.
+            top_p: Draw among the fewest of the likeliest levels that have this probability together, at the
+                temperature; 1 is all. Likewise.
+            guidance: s of null + s (cond - null) in logits, where cond are those of the label and null those of none
+                (2207.12598): above 1 pictures are more of their class, and vary less. For networks that were trained
+                with labels dropped; 1 is none.
             method: "cached" computes each pixel once; "naive" makes a whole pass for each, as a reference.
             compile: Whether the cached steps go through `torch.compile` first, which takes minutes and pays where many
                 are drawn. (On CUDA steps are replayed as graphs without it.)
@@ -238,7 +248,8 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         context = self.sampling_context(num_samples, labels, condition)
         levels = torch.zeros(num_samples, *self.level_shape, dtype=torch.int64)
         hole = torch.ones(num_samples, *self.level_shape[1:], dtype=torch.bool)
-        settings = {"temperature": temperature, "method": method, "compile": compile}
+        choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        settings = {**choice, "method": method, "compile": compile}
         return self.to_images(self._fill(levels, hole, self.sampling_order(), context, generator, **settings))
 
     @torch.no_grad()
@@ -251,6 +262,9 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         condition: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
         method: Method = "cached",
         compile: bool = False,
     ) -> Tensor:
@@ -266,6 +280,9 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             condition: `[N, condition_channels, H, W]`, where the model has one.
             generator: As in `sample`.
             temperature: As in `sample`.
+            top_k: As in `sample`.
+            top_p: As in `sample`.
+            guidance: As in `sample`.
             method: As in `sample`.
             compile: As in `sample`.
 
@@ -285,7 +302,8 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         generator = generator or fresh_generator()
         # Pictures with one mask have one order, and go together.
         masks, which = hole.unique(dim=0, return_inverse=True)
-        settings = {"temperature": temperature, "method": method, "compile": compile}
+        choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        settings = {**choice, "method": method, "compile": compile}
         for number, mask in enumerate(masks):
             rows = (which == number).nonzero().flatten()
             part = {name: value[rows.to(value.device)] for name, value in context.items()}

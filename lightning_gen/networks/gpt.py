@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_gen.layers.conditional import check_labels
 from lightning_gen.layers.dropout import Dropout
 from lightning_gen.networks.density import DensityNetwork
-from lightning_gen.networks.stepping import places_of
+from lightning_gen.networks.stepping import Run, call, places_of
 from lightning_gen.outlines import with_values
 
 
@@ -148,13 +148,18 @@ class GPTNetwork(DensityNetwork):
     def prefill(self, cache: GPTCache, position: int) -> None:
         """One pass in place of the steps at all positions before this one."""
         if position:
-            self._remembered(cache, cache.places[:position, 0])
+            self._remembered(cache, cache.places[:position, 0], position)
 
-    def _pixel(self, cache: GPTCache, place: Tensor) -> Tensor:
-        return self._logits(self._remembered(cache, place)).squeeze(3)
+    @torch.no_grad()
+    def step(self, cache: GPTCache, position: int, run: Run = call) -> Tensor:
+        """Logits of one position, `[N, P, C]`; one piece, which looks at those quarters of all that have begun."""
+        return run(self._pixel, cache, cache.places[position], 4 * position // len(cache.places) + 1)
 
-    def _remembered(self, cache: GPTCache, places: Tensor) -> Tensor:
-        """Features of the tokens at positions that follow each other, given those before, from now on remembered."""
+    def _pixel(self, cache: GPTCache, place: Tensor, quarters: int = 4) -> Tensor:
+        return self._logits(self._remembered(cache, place, -(-quarters * len(cache.places) // 4))).squeeze(3)
+
+    def _remembered(self, cache: GPTCache, places: Tensor, among: int) -> Tensor:
+        """Features of the tokens at positions that follow each other, `among` the first so many; they are kept."""
         channels = self.image_shape[0]
         known = cache.inputs.index_select(1, torch.cat([places[:1], places + 1]))
         tokens = self._in_turn(known.mT)[:, channels - 1 : -1]
@@ -162,7 +167,7 @@ class GPTNetwork(DensityNetwork):
         beside = cache.beside
         if beside is not None:
             beside = beside.index_select(1, indices)
-        mask = cache.mask.index_select(0, indices)
+        mask = cache.mask[:, : among * channels].index_select(0, indices)
         memories = [Memory(*each, indices, mask) for each in zip(cache.keys, cache.values, strict=True)]
         return self._features(tokens, beside, self.rotation.index_select(1, indices), memories)
 
@@ -208,7 +213,7 @@ class Memory(NamedTuple):
     indices: Tensor
     """Int64 `[tokens]`."""
     mask: Tensor
-    """Bool `[tokens, H W C]`, True where one may look."""
+    """Bool `[tokens, L]`, True where one may look, at the first L of all."""
 
 
 class Block(nn.Module):
@@ -247,10 +252,9 @@ class Block(nn.Module):
         if memory is None:
             mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         else:
-            keys, values = (
-                kept.index_copy_(2, memory.indices, new)
-                for kept, new in ((memory.keys, keys), (memory.values, values))
-            )  # fmt: skip
+            seen = memory.mask.shape[1]
+            keys = memory.keys.index_copy_(2, memory.indices, keys)[:, :, :seen]
+            values = memory.values.index_copy_(2, memory.indices, values)[:, :, :seen]
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=memory.mask)
         return self.mix(mixed.transpose(1, 2).flatten(2))
 

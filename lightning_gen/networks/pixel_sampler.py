@@ -6,6 +6,7 @@ Both methods use the same noise in the same order, so what they draw differs onl
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_gen.losses.categorical import check_temperature, levels_to_images
+from lightning_gen.losses.categorical import check_likeliest, check_temperature, levels_to_images
 from lightning_gen.losses.pixels import PixelLikelihood
+from lightning_gen.losses.precision import full
 from lightning_gen.networks.stepping import Run, call, places_of
 
 Method = Literal["cached", "naive"]
@@ -37,6 +39,9 @@ def draw_pixels(
     *,
     settings: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
     method: Method = "cached",
     compile: bool = False,
 ) -> Tensor:
@@ -57,6 +62,10 @@ def draw_pixels(
         generator: On the CPU; of the noise.
         settings: What the network is given besides, in `forward` and `init_cache`: labels `[N]` and the like.
         temperature: 1 draws from the model, 0 takes the likeliest level.
+        top_k: Draw among so many of the likeliest levels, for likelihoods that are a softmax; None is all.
+        top_p: Draw among the fewest of the likeliest levels that have this probability together, likewise; 1 is all.
+        guidance: s: parameters become null + s (parameters of the label - null), where null are those of no label, for
+            a network with a `null_label` (2207.12598); 1 leaves them as they are, at half the cost.
         method: "cached" or "naive".
         compile: Whether pieces of cached steps go through `torch.compile`.
 
@@ -64,7 +73,7 @@ def draw_pixels(
         Int64 `[N, C, H, W]` on the network's device; known pixels as they were.
 
     Raises:
-        ValueError: If the method is neither, or the temperature out of range.
+        ValueError: If the method is neither, or a number out of range; or there is guidance but no null label.
         TypeError: If the network cannot step.
     """
     if method not in ("cached", "naive"):
@@ -72,14 +81,21 @@ def draw_pixels(
     if method == "cached" and not hasattr(network, "step"):
         raise TypeError(f'{type(network).__name__} has no cached steps (init_cache, step). method="naive" needs none.')
     check_temperature(temperature)
+    check_likeliest(top_k, top_p, likelihood.num_levels)
+    settings, copies = dict(settings or {}), 1
+    if guidance != 1:
+        settings, copies = _without_labels_too(network, settings, len(levels), guidance), 2
     wanted = hole.flatten(1).any(0).cpu()[order.cpu()].nonzero().flatten().tolist()  # places in the order
     weight = next(network.parameters())
     levels = levels.to(weight.device)
     if not wanted or not len(levels):
         return levels
-    first, settings = wanted[0], dict(settings or {})
+    first = wanted[0]
     look = look_of(network, likelihood.num_levels)
-    drawing = _Drawing(look, likelihood, levels, hole.to(weight.device), temperature)
+    hole = hole.to(weight.device)
+    drawing = _Drawing(
+        look, likelihood, levels, hole, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance
+    )
     places = places_of(levels.shape[2], levels.shape[3], weight.device)
     noise = drawing.noise_ahead(len(wanted), generator)
     is_wanted = set(wanted)
@@ -89,12 +105,12 @@ def draw_pixels(
         if compile:
             contexts.enter_context(torch._dynamo.config.patch(recompile_limit=_KINDS_OF_STEPS))
         if method == "naive":
-            known, run = look(levels).to(weight), call
+            known, run = look(levels).to(weight).repeat(copies, 1, 1, 1), call
             step: Callable[[int], Tensor] = _whole_passes(network, known, settings)
         else:
-            cache = network.init_cache(len(levels), weight.device, **settings)  # type: ignore[operator]
+            cache = network.init_cache(copies * len(levels), weight.device, **settings)  # type: ignore[operator]
             known, run = cache.images, _runner(weight.device, compile)
-            known.copy_(look(levels))
+            known.copy_(look(levels).repeat(copies, 1, 1, 1))
             step_of: Any = network.step
             takes_run = "run" in inspect.signature(step_of).parameters
             step = partial(step_of, cache, run=run) if takes_run else partial(step_of, cache)
@@ -128,9 +144,14 @@ class _Drawing:
         likelihood: PixelLikelihood,
         levels: Tensor,
         hole: Tensor,
+        *,
         temperature: float,
+        top_k: int | None,
+        top_p: float,
+        guidance: float,
     ) -> None:
         self.look, self.likelihood, self.temperature = look, likelihood, temperature
+        self.top_k, self.top_p, self.guidance = top_k, top_p, guidance
         self.levels = levels.clone().flatten(2)
         self.hole = hole.flatten(1).unsqueeze(1)
         self.channels = levels.shape[1]
@@ -156,10 +177,18 @@ class _Drawing:
     def write(self, known: Tensor, place: Tensor) -> None:
         """Draw the pixel at a place, where it is in the hole, into the levels and into what the network knows."""
         assert self.parameters is not None
-        drawn = self.likelihood.sample(self.parameters, self.uniform, self.channels, self.temperature).unsqueeze(2)
+        parameters = self.parameters
+        if self.guidance != 1:
+            of_label, null = full(parameters).chunk(2)
+            parameters = null + self.guidance * (of_label - null)
+        if self.top_k is not None or self.top_p < 1:
+            chosen = (self.channels, self.top_k, self.top_p, self.temperature)
+            parameters = self.likelihood.of_likeliest(parameters, *chosen)
+        drawn = self.likelihood.sample(parameters, self.uniform, self.channels, self.temperature).unsqueeze(2)
         levels = torch.where(self.hole.index_select(2, place), drawn, self.levels.index_select(2, place))
         self.levels.index_copy_(2, place, levels)
-        known.flatten(2).index_copy_(2, place, self.look(levels).to(known.dtype))
+        seen = self.look(levels).to(known.dtype)
+        known.flatten(2).index_copy_(2, place, seen if len(seen) == len(known) else seen.repeat(2, 1, 1))
 
 
 def look_of(network: nn.Module, num_levels: int) -> Callable[[Tensor], Tensor]:
@@ -169,6 +198,25 @@ def look_of(network: nn.Module, num_levels: int) -> Callable[[Tensor], Tensor]:
     """
     embed: Any = getattr(network, "embed", None)
     return partial(levels_to_images, num_levels=num_levels) if embed is None else embed
+
+
+def _without_labels_too(
+    network: nn.Module, settings: Mapping[str, Any], number: int, guidance: float
+) -> dict[str, Any]:
+    """Settings of twice as many pictures, of which the second half have no labels."""
+    null: int | None = getattr(network, "null_label", None)
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance must be 1 (none), or another number of 0 or more and finite; got {guidance}.")
+    if null is None or not isinstance(settings.get("labels"), Tensor):
+        raise ValueError(
+            f"guidance={guidance:g} needs a network that has learnt what pictures without a label are, but this "
+            f"{type(network).__name__} was trained without dropping labels. Train a GPTNetwork with num_classes and a "
+            "label_dropout above 0, or leave guidance at 1."
+        )
+    of_pictures = {name: value for name, value in settings.items() if isinstance(value, Tensor) and value.ndim}
+    doubled = {name: torch.cat([value, value]) for name, value in of_pictures.items() if len(value) == number}
+    labels = settings["labels"]
+    return {**settings, **doubled, "labels": torch.cat([labels, torch.full_like(labels, null)])}
 
 
 def _whole_passes(network: nn.Module, known: Tensor, settings: Mapping[str, Any]) -> Callable[[int], Tensor]:

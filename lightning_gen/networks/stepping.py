@@ -15,7 +15,7 @@ from torch import Tensor
 
 Run = Callable[..., Any]
 """Calls a piece: `run(piece, cache, place, *flags)`, where `piece` is a method of the network, `cache` its cache,
-`place` a position as int64 `[1]` on the device, and flags are what there are few of: bools and strings. Running a piece
+`place` a position as int64 `[1]` on the device, and flags are what there are few of, such as bools. Running a piece
 again at a place changes nothing. What it gives holds until it is run again."""
 
 

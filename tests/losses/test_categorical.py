@@ -15,6 +15,7 @@ from lightning_gen.losses.categorical import (
     categorical_sample,
     check_num_levels,
     images_to_levels,
+    keep_likeliest,
     levels_to_images,
     rounding,
 )
@@ -288,6 +289,63 @@ def test_samplers_refuse(sample):
             sample(logits, seeded(), temperature)
     with pytest.raises(ValueError, match=r"shape \[2, 5, 3, 4, 6\], got \[2, 3, 4, 6\]"):
         sample(logits, torch.rand(2, 3, 4, 6, generator=seeded()))
+
+
+# The likeliest levels
+
+
+def test_the_likeliest_are_kept_and_the_others_never_drawn():
+    p = torch.tensor([0.4, 0.05, 0.3, 0.2, 0.05], dtype=torch.float64)
+    logits = (p.log() + 3).view(1, 5, 1).expand(2, -1, 3)
+
+    def kept(**settings):
+        return keep_likeliest(logits, **settings)[0, :, 0].isfinite().tolist()
+
+    assert kept(top_k=1) == [True, False, False, False, False]
+    assert kept(top_k=3) == [True, False, True, True, False]
+    # The fewest that have as much: .4 falls short of .41, so the second is needed too.
+    assert kept(top_p=0.39) == kept(top_k=1)
+    assert kept(top_p=0.41) == kept(top_p=0.69) == kept(top_k=2)
+    assert kept(top_p=0.71) == kept(top_k=3)
+    assert kept(top_p=1e-9) == kept(top_k=1)  # one is always left
+    # Of what top_k leaves, .4 and .3, the first has .57; and at a temperature probabilities are others.
+    assert kept(top_k=2, top_p=0.56) == kept(top_k=1)
+    assert kept(top_k=2, top_p=0.58) == kept(top_k=2)
+    cold = p**2 / (p**2).sum()  # .55, .31, .14, ...
+    assert kept(top_p=float(cold[0]) + 0.01, temperature=0.5) == kept(top_k=2)
+    assert kept(top_p=float(cold[0]) - 0.01, temperature=0.5) == kept(top_k=1)
+    # What is kept is as it was, and drawn as often as it should be.
+    result = keep_likeliest(logits, top_k=2)
+    assert torch.equal(result[result.isfinite()], logits[result.isfinite()])
+    drawn = categorical_sample(result[:1, :, :1].expand(DRAWS, -1, -1), seeded()).flatten()
+    shares = torch.bincount(drawn, minlength=5) / DRAWS
+    torch.testing.assert_close(shares, torch.tensor([4 / 7, 0, 3 / 7, 0, 0]), rtol=0, atol=0.005)
+
+
+def test_levels_that_cannot_be_drawn_do_not_count():
+    """Filters that count masked tokens too leave all pictures' tokens where text has as many."""
+    logits = randn(1, 100, 1)
+    logits[:, :60] = -torch.inf
+    for top_k in (1, 10, 40):
+        result = keep_likeliest(logits, top_k)
+        assert result.isfinite().sum() == top_k
+        assert not result[:, :60].isfinite().any()
+    assert keep_likeliest(logits, 70).isfinite().sum() == 40
+    ties = torch.zeros(1, 9, 2)
+    assert (keep_likeliest(ties, 4).isfinite().sum(1) == 4).all()  # exactly
+
+
+def test_all_levels_are_the_logits_themselves():
+    logits = randn(2, 7, 3)
+    for settings in ({}, {"top_k": 7}, {"top_k": None, "top_p": 1.0}, {"top_k": 7, "top_p": 1.0, "temperature": 0.5}):
+        assert keep_likeliest(logits, **settings) is logits
+    assert keep_likeliest(logits, top_p=0.5, temperature=0.0) is logits  # which draws the likeliest anyway
+    for settings, words in (
+        ({"top_k": 0}, "1 to 7, or None"), ({"top_k": 8}, "1 to 7, or None"), ({"top_p": 0.0}, "above 0 and at most 1"),
+        ({"top_p": 1.1}, "above 0 and at most 1"), ({"top_p": math.nan}, "above 0 and at most 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            keep_likeliest(logits, **settings)
 
 
 def test_it_all_compiles_in_one_graph():

@@ -198,6 +198,107 @@ def test_labels_reach_the_network():
         assert (drawn[1] == 0).all()
 
 
+class Guided(Linear):
+    """The same, of three classes and none, whose numbers move every other parameter."""
+
+    null_label = 3
+
+    def forward(self, images, labels=None):
+        of_label = torch.tensor([-1.0, 0.5, 2.0, 0.1])[labels].view(-1, 1, 1, 1, 1)
+        return super().forward(images) + of_label * torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1, 1)
+
+
+def guided(channels=1, width=2):
+    return network_for(Categorical(3), channels, True, 1, width, kind=Guided)
+
+
+@pytest.mark.parametrize("method", ["cached", "naive"])
+def test_guidance_leads_away_from_pictures_without_a_label(method):
+    """Codes of two pixels are drawn with the probabilities of null + s (cond - null), pixel by pixel."""
+    network, likelihood, number, s = guided(), Categorical(3), 20_000, 2.5
+    every = torch.tensor(list(itertools.product(range(3), repeat=2))).view(-1, 1, 1, 2)
+    pictures = levels_to_images(every, 3)
+    with torch.no_grad():
+        cond, null = (network(pictures, torch.full((9,), label)) for label in (2, 3))
+        p = likelihood.log_prob(null + s * (cond - null), every).flatten(1).sum(1).exp().double()
+        plain = likelihood.log_prob(cond, every).flatten(1).sum(1).exp().double()
+    assert (p - plain).abs().max() > 0.05
+    settings = {"labels": torch.full((number,), 2)}
+    blanks, order = blank(number, 1, 1, 2), raster_order(1, 2)
+    drawn = draw_pixels(network, likelihood, *blanks, order, seeded(), settings=settings, guidance=s, method=method)
+    places = drawn.flatten(1) @ torch.tensor([3, 1])
+    shares = torch.bincount(places, minlength=9).double() / number
+    assert ((shares - p).abs() < 5 * (p * (1 - p) / number).sqrt()).all()
+
+
+def test_settings_that_change_nothing_change_no_bit():
+    network, likelihood = guided(2, 3), Categorical(3)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+
+    def draw(**settings):
+        given, order = {"labels": labels}, raster_order(1, 3)
+        return draw_pixels(network, likelihood, *blank(5, 2, 1, 3), order, seeded(), settings=given, **settings)
+
+    plain = draw()
+    for settings in ({"guidance": 1.0}, {"top_k": 3}, {"top_p": 1.0}, {"top_k": 3, "top_p": 1.0, "guidance": 1.0}):
+        assert torch.equal(draw(**settings), plain)
+    # And those that do, change it by either method alike.
+    chosen = {"top_k": 2, "top_p": 0.9, "guidance": 3.0, "temperature": 1.5}
+    assert torch.equal(draw(**chosen), draw(**chosen, method="naive"))
+    assert not torch.equal(draw(**chosen), plain)
+    assert torch.equal(draw(top_k=1), draw(temperature=0.0))
+    assert torch.equal(draw(guidance=0.0, temperature=0.0)[0], draw(guidance=0.0, temperature=0.0)[1])  # of no label
+
+
+def test_known_pixels_are_known_with_and_without_the_label():
+    network, likelihood = guided(1, 3), Categorical(3)
+    levels, hole = blank(4, 1, 1, 3)
+    levels[..., 1], hole[..., 1] = 2, False
+    settings = {"labels": torch.tensor([0, 1, 2, 2])}
+    drawn = [
+        draw_pixels(network, likelihood, levels, hole, raster_order(1, 3), seeded(), settings=settings, guidance=2.0,
+                    method=method)
+        for method in ("cached", "naive")
+    ]  # fmt: skip
+    assert torch.equal(*drawn)
+    assert (drawn[0][..., 1] == 2).all()
+
+
+def test_the_likeliest_of_black_and_white():
+    likelihood = Bernoulli()
+    network = network_for(likelihood, 1, True)
+    drawn = [draw_pixels(network, likelihood, *blank(50, 1), raster_order(3, 2), seeded(), **settings) for settings in (
+        {}, {"top_k": 2}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.5}
+    )]  # fmt: skip
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])
+    assert torch.equal(drawn[2], drawn[4])  # the likelier one of two has half of the probability or more
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"top_k": 4}, "1 to 3, or None"),
+        ({"top_k": 0}, "1 to 3, or None"),
+        ({"top_p": 0.0}, "above 0 and at most 1"),
+        ({"guidance": 2.0}, "trained without dropping labels"),
+        ({"guidance": -1.0}, "guidance must be"),
+    ],
+)
+def test_choices_that_cannot_be(settings, words):
+    network = network_for(Categorical(3), 1, True)
+    with pytest.raises(ValueError, match=words):
+        draw_pixels(network, Categorical(3), *blank(2, 1), raster_order(3, 2), seeded(), **settings)
+
+
+def test_a_mixture_has_no_likeliest_levels():
+    likelihood = LogisticMixture(5, 2)
+    network = network_for(likelihood, 3, False)
+    with pytest.raises(ValueError, match="top_k and top_p choose among the levels of a softmax"):
+        draw_pixels(network, likelihood, *blank(2, 3), raster_order(3, 2), seeded(), top_k=2)
+
+
 def test_weights_in_half_precision_do_not_cost_levels():
     likelihood = LogisticMixture(256, 2)
     network = network_for(likelihood, 1, False).bfloat16()
