@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_gen.capabilities import HasLogProb
 from lightning_gen.data.base import in_order
 from lightning_gen.evaluation.sources import count_of, evenly_spaced, loader_of
-from lightning_gen.metrics.likelihood import likelihood_metrics
+from lightning_gen.metrics.likelihood import likelihood_metrics, update_likelihoods
 from lightning_gen.modes import evaluating
 
 
@@ -38,14 +38,12 @@ def likelihood(
     """
     metrics = likelihood_metrics(model, data)
     loader = loader_of(data, "test")
-    number = min(num_pictures, count_of(loader))
+    number, noise = min(num_pictures, count_of(loader)), torch.Generator().manual_seed(seed)
     with torch.no_grad(), evaluating(model), isolate_rng():
         torch.manual_seed(seed)
         for _, batch in in_order(evenly_spaced(loader, number, number), batch_size):
             images, context = model.images_and_context(batch)
-            log_prob = model.log_prob(images, **context)
-            for metric in metrics:
-                metric.update(log_prob)
+            update_likelihoods(metrics, model, images, context, noise)
     figures: dict[str, dict[str, Any]] = {}
     for metric in metrics:
         name, dash, kind = metric.name.partition("-")

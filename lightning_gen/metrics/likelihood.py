@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_gen.data.binarization import Binarization
+from lightning_gen.hyperparameters import accepts
 from lightning_gen.metrics.base import FullPrecision
 from lightning_gen.networks.building import check_image_shape
 
@@ -17,6 +20,7 @@ class _MeanOverImages(FullPrecision):
     """Sums of nats over images, and as the figure their mean times `scale` plus `offset`."""
 
     higher_is_better = False
+    bound: str | None = None  # which of a model's bounds it is of, where they are not likelihoods
     total: Tensor
     squares: Tensor
     count: Tensor
@@ -177,8 +181,8 @@ def likelihood_metrics(model: Any, data: Any) -> list[NegativeLogLikelihood | Bi
     """Nats and, where pictures have levels, bits per dim, under the names that they have for this model and data.
 
     Args:
-        model: Has `image_shape`. Its `num_levels` are those of pictures, its `bound` is the name of what its `log_prob`
-            gives where that is a lower bound; both may be None or missing.
+        model: Has `image_shape`. Its `num_levels` are those of pictures, and may be None or missing; for its bounds see
+            `bounds_of`.
         data: Has the pictures; its `binarization` is part of the names.
 
     Raises:
@@ -186,14 +190,52 @@ def likelihood_metrics(model: Any, data: Any) -> list[NegativeLogLikelihood | Bi
     """
     levels, known = (getattr(each, "num_levels", None) for each in (model, data))
     if None not in (levels, known) and known != levels:
+        own = accepts(type(model), "num_levels")
+        hint = f"Set model.num_levels to {known}" if own else f"Give the model a likelihood of {known} levels"
         raise ValueError(
             f"{type(data).__name__} gives pictures of {known} levels, but this {type(model).__name__} has "
-            f"num_levels={levels}. Set model.num_levels to {known}, or change the data."
+            f"num_levels={levels}. {hint}, or change the data."
         )
-    bound, binarization = getattr(model, "bound", None), getattr(data, "binarization", None)
-    nats = LowerBound(bound, binarization) if bound else NegativeLogLikelihood(binarization)
-    if levels is None:
-        return [nats]
-    bits = BitsPerDim(model.image_shape, levels)
-    bits.name += f"-{bound}" if bound else ""
-    return [nats, bits]
+    binarization = getattr(data, "binarization", None)
+    metrics: list[NegativeLogLikelihood | BitsPerDim] = []
+    for bound in bounds_of(model):
+        metrics.append(LowerBound(bound, binarization) if bound else NegativeLogLikelihood(binarization))
+        if levels is not None:
+            metrics.append(BitsPerDim(model.image_shape, levels))
+            metrics[-1].name += f"-{bound}" if bound else ""
+        for metric in metrics[-2:]:
+            metric.bound = bound
+    return metrics
+
+
+def bounds_of(model: Any) -> Mapping[str | None, Mapping[str, Any]]:
+    """What a model's `log_prob` gives: the name of each bound, with the settings that make it so; None where exact.
+
+    A model that says nothing is exact. One whose `log_prob` is a bound names it, as `bound = "elbo"`, and one that has
+    several says by `bounds` how to ask for each, as {"elbo": {}, "iwae-64": {"num_samples": 64}}.
+    """
+    return getattr(model, "bounds", None) or {getattr(model, "bound", None): {}}
+
+
+def update_likelihoods(
+    metrics: Iterable[NegativeLogLikelihood | BitsPerDim],
+    model: Any,
+    images: Tensor,
+    context: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Add pictures to what `likelihood_metrics` gave, asking the model once for each of its bounds.
+
+    Args:
+        metrics: Of the model.
+        model: Has `log_prob`.
+        images: `[N, C, H, W]`.
+        context: What the model is given besides, by name.
+        generator: Of the noise of a bound, where `log_prob` takes one.
+    """
+    noise = {"generator": generator} if "generator" in inspect.signature(model.log_prob).parameters else {}
+    for bound, settings in bounds_of(model).items():
+        log_prob = model.log_prob(images, **context, **noise, **settings)
+        for metric in metrics:
+            if metric.bound == bound:
+                metric.update(log_prob)

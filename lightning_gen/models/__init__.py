@@ -15,6 +15,7 @@ from lightning_gen.models.pixelcnn import PixelCNN
 from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.sngan import SNGAN
+from lightning_gen.models.vae import VAE
 from lightning_gen.models.wgan import WGAN, WGANGP
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "KDE",
     "LSGAN",
     "SNGAN",
+    "VAE",
     "WGAN",
     "WGANGP",
     "Classifier",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.metrics.likelihood import likelihood_metrics
+from lightning_gen.metrics.likelihood import likelihood_metrics, update_likelihoods
 
 
 class LikelihoodModule(GenerativeModule):
@@ -33,6 +35,9 @@ class LikelihoodModule(GenerativeModule):
     prediction_name = "log_prob"
     bound: ClassVar[str | None] = None
     """What `log_prob` is where it is a lower bound, such as "elbo"; None where it is exact."""
+    bounds: Mapping[str | None, Mapping[str, Any]] | None = None
+    """Where it gives several, their names and the settings of `log_prob` for each; see `metrics.likelihood.bounds_of`.
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], num_levels: int | None) -> None:
         super().__init__(image_shape)
@@ -57,10 +62,10 @@ class LikelihoodModule(GenerativeModule):
             )
         return images
 
-    def batch_log_prob(self, batch: Any) -> Tensor:
+    def batch_log_prob(self, batch: Any, **settings: Any) -> Tensor:
         """Nats of each picture of a batch, `[N]`, given what else in it the model takes."""
         images, context = self.images_and_context(batch)
-        return self.log_prob(images, **context)
+        return self.log_prob(images, **context, **settings)
 
     def setup(self, stage: str) -> None:
         """Compare levels with the data's, and name the figures."""
@@ -75,20 +80,25 @@ class LikelihoodModule(GenerativeModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log nats and bits per dim."""
-        self._evaluate(batch, "val")
+        self._evaluate(batch, batch_idx, "val")
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """As `validation_step`, under `test/`."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, batch_idx, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Nats of each picture."""
         return self.batch_log_prob(batch)
 
-    def _evaluate(self, batch: Any, part: str) -> None:
-        log_prob = self.batch_log_prob(batch)
-        for metric in self.metrics[part]:  # type: ignore[attr-defined]
-            metric.update(log_prob)
+    def noise_of(self, batch_idx: int) -> torch.Generator:
+        """The noise of a batch that is judged: the same each time, so that the curve shows the model alone."""
+        return torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+
+    def _evaluate(self, batch: Any, batch_idx: int, part: str) -> None:
+        images, context = self.images_and_context(batch)
+        metrics: Any = self.metrics[part]
+        update_likelihoods(metrics, self, images, context, self.noise_of(batch_idx))
+        for metric in metrics:
             self.log(f"{part}/{metric.name}", metric, on_epoch=True, prog_bar=True)

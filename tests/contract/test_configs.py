@@ -366,13 +366,22 @@ def of_levels(model, number):
 
 def judges(model):
     images = of_levels(model, 5)
+    noisy = "generator" in inspect.signature(model.log_prob).parameters  # a bound, a function of its generator
+
+    def judge(pictures, seed=0):
+        noise = {"generator": torch.Generator().manual_seed(seed)} if noisy else {}
+        return model.log_prob(pictures, **noise).float()
+
     with torch.no_grad():
-        log_prob = untouched(model, lambda: model.log_prob(images).float())
+        log_prob = untouched(model, lambda: judge(images))
         assert log_prob.shape == (5,)
         assert (log_prob < 0).all()
-        assert torch.equal(model.log_prob(images).float(), log_prob)
-        # A picture does not depend on the others of its batch.
-        torch.testing.assert_close(model.log_prob(images[2:3]).float(), log_prob[2:3], rtol=1e-4, atol=1e-4)
+        assert torch.equal(judge(images), log_prob)
+        assert torch.equal(judge(images, seed=1), log_prob) != noisy
+        # A picture does not depend on the others of its batch, nor its noise, but for its place.
+        torch.testing.assert_close(judge(images.flip(0))[2], log_prob[2], rtol=1e-4, atol=1e-4)
+        if not noisy:
+            torch.testing.assert_close(judge(images[2:3]), log_prob[2:3], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="Pictures must be"):
         model.log_prob(images[..., :-1])
 
