@@ -286,7 +286,8 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
         Raises:
             ValueError: If pictures have another shape, or labels do not fit.
         """
-        classes = self.context(len(self.checked_images(images)), labels) if labels is not None else {}
+        images = self.checked_images(images)
+        classes = {} if labels is None else self.context(len(images), labels)
         size, parts = samples_at_once(self.image_shape), [torch.empty(0, *self.image_shape, device=self.device)]
         with evaluating(self):
             for start in range(0, len(images), size):
