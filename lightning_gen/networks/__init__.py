@@ -18,6 +18,7 @@ from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 from lightning_gen.networks.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from lightning_gen.networks.vqgan import GaussianLatent, VQGANDecoder, VQGANEncoder
 from lightning_gen.networks.vqvae import VQVAE2Decoder, VQVAE2Encoder, VQVAEDecoder, VQVAEEncoder
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DiagonalBiLSTMNetwork",
     "GPTNetwork",
     "GatedPixelCNNNetwork",
+    "GaussianLatent",
     "LMConvNetwork",
     "LeNet",
     "MLPDecoder",
@@ -46,6 +48,8 @@ __all__ = [
     "ResidualGenerator",
     "RowLSTMNetwork",
     "UNetGenerator",
+    "VQGANDecoder",
+    "VQGANEncoder",
     "VQVAE2Decoder",
     "VQVAE2Encoder",
     "VQVAEDecoder",

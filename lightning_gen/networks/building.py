@@ -48,6 +48,18 @@ def check_sizes(network: nn.Module, image_shape: tuple[int, int, int], **sizes: 
         raise ValueError(f"{type(network).__name__} needs {needed} >= 1, got {got}.")
 
 
+def check_divisible(image_shape: tuple[int, int, int], multiple: int, what: str) -> None:
+    """Raise a `ValueError` that names the nearest size that works unless height and width are multiples."""
+    check_image_shape(image_shape)
+    _, height, width = image_shape
+    if height % multiple or width % multiple:
+        fits = tuple(max(multiple, round(size / multiple) * multiple) for size in (height, width))
+        raise ValueError(
+            f"{what} needs height and width that are multiples of {multiple}, got {height} x {width}. "
+            f"The nearest size that works is {fits[0]} x {fits[1]}."
+        )
+
+
 def listed(things: Iterable[Any]) -> str:
     """As words: a, b and c."""
     *others, last = map(str, things)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.convolution import same_conv
 from lightning_gen.layers.normalization import Norm, conv_bias, norm_layer
-from lightning_gen.networks.building import check_image_shape, initialize_normal
+from lightning_gen.networks.building import check_divisible, initialize_normal
 
 Padding = Literal["reflect", "zeros"]
 Upsampling = Literal["transposed", "resize"]
@@ -209,18 +209,6 @@ class UNetGenerator(nn.Module):
         for up in list(self.up)[1:]:
             features = up(torch.cat([skips.pop(), features], dim=1))
         return features
-
-
-def check_divisible(image_shape: tuple[int, int, int], multiple: int, what: str) -> None:
-    """Raise a `ValueError` that names the nearest size that works unless height and width are multiples."""
-    check_image_shape(image_shape)
-    _, height, width = image_shape
-    if height % multiple or width % multiple:
-        fits = tuple(max(multiple, round(size / multiple) * multiple) for size in (height, width))
-        raise ValueError(
-            f"{what} needs height and width that are multiples of {multiple}, got {height} x {width}. "
-            f"The nearest size that works is {fits[0]} x {fits[1]}."
-        )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
