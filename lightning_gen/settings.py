@@ -30,8 +30,7 @@ def checked_settings(
     if not given:
         return {}
     parser, defaults = ArgumentParser(exit_on_error=False), {}
-    if model is not None:
-        function = getattr(model, method)
+    if (function := getattr(model, method, None)) is not None:
         hints, arguments = get_type_hints(function), inspect.signature(function).parameters.values()
         defaults = {
             argument.name: argument.default

@@ -1,10 +1,11 @@
-"""FID, IS and company of whatever model samples, in validation and test."""
+"""FID, IS and company of whatever model samples or reconstructs, in validation and test."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,35 +13,48 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lightning_gen.callbacks.panels import require
 from lightning_gen.callbacks.pictures import looking
-from lightning_gen.capabilities import Samples
-from lightning_gen.evaluation.engine import Evaluation, draw
-from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, suffix_of, versions
+from lightning_gen.capabilities import Reconstructs, Samples
+from lightning_gen.evaluation.engine import Batch, Evaluation, draw
+from lightning_gen.evaluation.protocol import (
+    EvaluationProtocol,
+    Figure,
+    default_extractor,
+    figures_for,
+    hindrances,
+    name_of,
+    versions,
+)
+from lightning_gen.evaluation.reconstructions import Originals
 from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
 from lightning_gen.extractors.base import FeatureExtractor
-from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.files import write_atomically
 from lightning_gen.processes import failing_together, rank, world_size
 from lightning_gen.runs.folder import EVALUATION, keeps_files, run_folder
 from lightning_gen.settings import checked_settings
 
+LOGGED_ANYWAY = "validation and test log it, where the model has a log_prob"
+
 
 class GenerativeMetrics(pl.Callback):
-    """Logs how far a model's samples are from real pictures, at every validation of a fit and at a test.
+    """Logs how far a model's samples and reconstructions are from real pictures, at validations of a fit and at a test.
 
-    One pass of pictures and one pass through the extractor serve all figures: `val/fid`, `val/is` and `val/is_std`,
-    `val/kid` and `val/kid_stderr`, `val/precision`, `val/recall`, `val/density`, `val/coverage`, `val/authpct`; under
-    `test/` in a test. These plain names are kept for the published Inception and its last layer; with every other
-    extractor the name of the extractor follows: `val/fid-lenet64`. They can be monitored by `ModelCheckpoint`.
+    One pass of pictures and one pass through the extractor serve all figures of samples: `val/fid`, `val/is` and
+    `val/is_std`, `val/kid` and `val/kid_stderr`, `val/precision`, `val/recall`, `val/density`, `val/coverage`,
+    `val/authpct`; and another all of reconstructions, where a model can `reconstruct`: `val/rfid`, `val/psnr` (dB) and
+    `val/ssim`; under `test/` in a test. These plain names are kept for the published Inception and its last layer; with
+    every other extractor the name of the extractor follows, as `val/fid-lenet64`, but for PSNR and SSIM, which have
+    none. They can be monitored by `ModelCheckpoint`.
 
     * Samples are drawn with averaged weights, if the run keeps them (by `EMA` or by Lightning's callback, in whichever
       order the callbacks stand), in evaluation mode and in the trainer's precision; they are rounded to 8 bits. The
       extractor works outside of autocast.
     * Batch b of the samples has its own noise, from (seed, b), and comes from rank b mod W: any number of processes
       gives the same pictures and the same figures, and training does not notice. Classes take turns.
+    * Reconstructions are of the validation pictures, in a test of the test pictures, evenly spaced where there are more
+      than are wanted, and are compared with these pictures alone, as in publications.
     * Statistics of the real pictures are computed once and kept in the cache folder (`$LIGHTNING_GEN_CACHE`,
       `~/.cache/lightning-gen`) under all that may move them. Training pictures are read as epoch 0 shows them.
     * Extractor and figures are no part of the model or of its checkpoints. What was measured, and how, stands in the
@@ -51,13 +65,13 @@ class GenerativeMetrics(pl.Callback):
 
     Args:
         extractor: Reads the pictures; None means the published Inception, `InceptionFeatures()`.
-        figures: Some of fid, is, kid, prdc, authpct, fid_infinity; None means those of the first five that extractor
-            and reference allow ("is" needs classes, "authpct" training pictures).
-        num_samples: Pictures drawn at each validation.
-        test_num_samples: Pictures drawn in a test.
+        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, rfid, psnr, ssim; None means all but fid_infinity
+            that model, extractor and reference allow ("is" needs classes, "authpct" training pictures).
+        num_samples: Pictures drawn at each validation, and reconstructed at most.
+        test_num_samples: Pictures drawn in a test, and reconstructed at most.
         reference: "train", "val" or "test": the data's pictures to compare with (published figures take the training
             pictures); or the path of saved statistics, ours or an .npz with `mu` and `sigma`.
-        batch_size: Pictures drawn at once.
+        batch_size: Pictures drawn or reconstructed at once.
         splits: Of the score.
         k: Neighbours of precision, recall, density and coverage.
         block_size: Pictures in one block of the kernel distance.
@@ -69,7 +83,7 @@ class GenerativeMetrics(pl.Callback):
         ArgumentError: When the trainer starts, if the model's `sample` does not take a setting.
         ValueError: If a number is out of range, or (when the trainer starts) the extractor does not fit the pictures or
             a figure cannot be computed.
-        TypeError: If the model draws no samples (when the trainer starts).
+        TypeError: If the model neither draws samples nor reconstructs pictures (when the trainer starts).
     """
 
     def __init__(
@@ -100,9 +114,10 @@ class GenerativeMetrics(pl.Callback):
         for number in self.num_samples.values():
             self._protocol(tuple(figures or ("fid",)), number)
         self.reference = reference
-        self.compared_with: Reference | None = None
-        self.evaluation: Evaluation | None = None
-        self.told = False
+        self.compared_with: Reference | None = None  # samples are
+        self.originals: dict[str, Originals | None] = {}  # of reconstructions, in validation and in a test
+        self.evaluations: list[tuple[Evaluation, Reference]] = []  # of samples and of reconstructions
+        self.told: set[str] = set()
         self.started = 0.0  # the clock when training began
         self.seconds = 0.0  # since then, spent here
 
@@ -112,37 +127,40 @@ class GenerativeMetrics(pl.Callback):
     # -- when -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that there are samples, and that extractor and figures suit them."""
+        """Check that there are samples or reconstructions, and that extractor and figures suit them."""
         if stage == "predict":
             return
-        require(Samples, "GenerativeMetrics", pl_module)
+        if not isinstance(pl_module, Reconstructs):
+            require(Samples, "GenerativeMetrics", pl_module)
         self.settings["sampling"] = checked_settings(pl_module, self.sampling, "GenerativeMetrics")
         if self.extractor is None:
-            self.extractor = InceptionFeatures()
+            self.extractor = default_extractor(self.chosen)
         shape = getattr(pl_module, "image_shape", None)
         if shape is not None:
             self.extractor.check_shape(shape)
-        self.figures = figures_for(self.extractor, self.reference, self.chosen, min(self.num_samples.values()))
+        hindered: dict[Figure, str] = {"likelihood": LOGGED_ANYWAY, **hindrances(pl_module)}
+        number = min(self.num_samples.values())
+        self.figures = figures_for(self.extractor, self.reference, self.chosen, number, hindered)
         for number in self.num_samples.values():
             self._protocol(self.figures, number)
-        self.compared_with = self.evaluation = None
+        self.compared_with, self.originals, self.evaluations = None, {}, []
         run_folder(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the real pictures now, for what is wrong with them should not come out in the middle of the run."""
         self.started = time.perf_counter()
         if trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._prepare(trainer, pl_module)
+            self._prepare(trainer, pl_module, "val/")
         self.seconds = time.perf_counter() - self.started
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what it took."""
-        if self.compared_with is not None:
+        if self.compared_with or self.originals:
             total = time.perf_counter() - self.started
             rank_zero_info(f"GenerativeMetrics took {self.seconds:.1f} of {total:.1f} s, {self.seconds / total:.1%}.")
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Draw and read the samples, before any callback takes averaged weights out again."""
+        """Draw and reconstruct, before any callback takes averaged weights out again."""
         self._once(trainer, pl_module, "val/")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,7 +168,7 @@ class GenerativeMetrics(pl.Callback):
         self._measure(trainer, pl_module, "val/")
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Draw and read the samples."""
+        """Draw and reconstruct."""
         self._once(trainer, pl_module, "test/")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -158,92 +176,125 @@ class GenerativeMetrics(pl.Callback):
         self._measure(trainer, pl_module, "test/")
 
     def headlines(self) -> dict[str, str]:
-        """The Fréchet distances of a test, and how many pictures they are of."""
-        if self.extractor is None or self.compared_with is None:
-            return {}
-        numbers = f"({self.num_samples['test/']} samples, {self.compared_with.count} real pictures)"
-        names = [f"{figure}{suffix_of(self.extractor)}" for figure in ("fid", "fid_infinity")]
-        return {f"test/{name}": f"Test {name}: {{:.4g}} {numbers}" for name in names}
+        """The Fréchet distances of a test, and how many pictures they are of, and how alike reconstructions are."""
+        lines: dict[str, str] = {}
+        if self.extractor is None:
+            return lines
+        if self.compared_with:
+            numbers = f"({self.num_samples['test/']} samples, {self.compared_with.count} real pictures)"
+            for name in (name_of(figure, self.extractor) for figure in ("fid", "fid_infinity")):
+                lines[f"test/{name}"] = f"Test {name}: {{:.4g}} {numbers}"
+        if originals := self.originals.get("test/"):
+            numbers, name = f"({originals.protocol.num_samples} reconstructions)", name_of("rfid", self.extractor)
+            lines[f"test/{name}"] = f"Test {name}: {{:.4g}} {numbers}"
+            lines["test/psnr"] = f"Test PSNR: {{:.2f}} dB {numbers}"
+            lines["test/ssim"] = f"Test SSIM: {{:.3f}} {numbers}"
+        return lines
 
     # -- what -------------------------------------------------------------------------------------------------------
 
     def _once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
-        """Draw and read the samples of this validation or test, unless that is done."""
-        if self.evaluation is not None or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Draw and reconstruct the pictures of this validation or test, and read them, unless that is done."""
+        if self.evaluations or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         began = time.perf_counter()
-        reference, extractor = self._prepare(trainer, pl_module)
-        protocol = self._protocol(self.figures, self.num_samples[prefix])
-        self.evaluation = Evaluation(extractor, protocol)
-        plan = list(protocol.batches(rank(), world_size()))
+        extractor = self._prepare(trainer, pl_module, prefix)
+        if self.compared_with and (protocol := self._protocol(self.figures, self.num_samples[prefix]).of("samples")):
+            against = f" against {self.compared_with.count} pictures" if self.compared_with.count else ""
+            what = f"{protocol.num_samples} samples{against}: drawing"
+            batches = self._drawn(trainer, pl_module, protocol)
+            self._read(Evaluation(extractor, protocol), self.compared_with, batches, what, prefix)
+        if originals := self.originals[prefix]:
+            what = f"{originals.protocol.num_samples} reconstructions: making"
+            batches = originals.batches(pl_module, partial(looking, trainer, pl_module))
+            self._read(Evaluation(extractor, originals.protocol), originals.reference, batches, what, prefix)
+        self.seconds += time.perf_counter() - began
 
-        def drawn() -> Iterator[tuple[int, Tensor]]:
-            for number, size in plan:
-                with looking(trainer, pl_module):
-                    images = draw(cast(Samples, pl_module), number, size, protocol)
-                yield number, images
+    def _drawn(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, protocol: EvaluationProtocol
+    ) -> Iterator[Batch]:
+        for number, size in protocol.batches(rank(), world_size()):
+            with looking(trainer, pl_module):
+                images = draw(cast(Samples, pl_module), number, size, protocol)
+            yield Batch(number, images)
+
+    def _read(
+        self, evaluation: Evaluation, reference: Reference, batches: Iterator[Batch], what: str, prefix: str
+    ) -> None:
+        self.evaluations.append((evaluation, reference))
 
         def tell(seconds: float) -> None:
-            if not self.told:
-                self.told = True
-                against = f" against {reference.count} pictures" if reference.count else ""
+            if what not in self.told:
+                self.told.add(what)
+                own = len(range(rank(), evaluation.protocol.num_batches, world_size()))
                 rank_zero_info(
-                    f"{protocol.num_samples} samples{against}: drawing and reading them takes about "
-                    f"{seconds * len(plan):.1f} s at each {'validation' if prefix == 'val/' else 'test'}."
+                    f"{what} and reading them takes about {seconds * own:.1f} s at each "
+                    f"{'validation' if prefix == 'val/' else 'test'}."
                 )
 
         with failing_together():
-            self.evaluation.read(drawn(), tell)
-        self.seconds += time.perf_counter() - began
+            evaluation.read(batches, tell)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
         """Log the figures; the same on every rank."""
         self._once(trainer, pl_module, prefix)
-        evaluation, self.evaluation = self.evaluation, None
-        if evaluation is None or self.compared_with is None:
-            return
-        began = time.perf_counter()
-        figures = evaluation.figures(self.compared_with.statistics)
+        evaluations, self.evaluations = self.evaluations, []
+        began, device = time.perf_counter(), pl_module.device  # whose backend sends them
+        for evaluation, reference in evaluations:
+            logged = {
+                f"{prefix}{name_of(name, evaluation.extractor)}": torch.tensor(
+                    value, dtype=torch.float32, device=device
+                )
+                for name, value in evaluation.figures(reference.statistics).items()
+            }
+            pl_module.log_dict(logged, sync_dist=True)
         self.seconds += time.perf_counter() - began
-        suffix = suffix_of(evaluation.extractor)
-        device = pl_module.device  # whose backend sends them
-        logged = {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in figures.items()}
-        pl_module.log_dict({f"{prefix}{name}{suffix}": value for name, value in logged.items()}, sync_dist=True)
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Reference, FeatureExtractor]:
-        """The real pictures' statistics, and the extractor where it shall work."""
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> FeatureExtractor:
+        """Have the statistics of the real pictures, and give the extractor where it shall work."""
         assert self.extractor is not None
         extractor = self.extractor.to(pl_module.device)
-        if self.compared_with is None:
-            protocol = self._protocol(self.figures, self.num_samples["val/"])
-            if not protocol.needs_reference:
+        protocol = self._protocol(self.figures, self.num_samples[prefix])
+        name = type(getattr(trainer, "datamodule", None) or pl_module).__name__
+        known = self.compared_with, prefix in self.originals
+        if self.compared_with is None and (drawing := protocol.of("samples")):
+            if not drawing.needs_reference:
                 self.compared_with = Reference.none(extractor)
             elif self.reference in ("train", "val", "test"):
                 self.compared_with = reference_of_loader(
                     extractor,
                     _loader(trainer, self.reference),
-                    name=type(getattr(trainer, "datamodule", None) or pl_module).__name__,
+                    name=name,
                     split=self.reference,
                     max_features=self.settings["max_features"],
-                    moments=protocol.needs_moments,
+                    moments=drawing.needs_moments,
                 )
             else:
                 self.compared_with = reference_of_file(self.reference, extractor)
-            self.compared_with.check(protocol)
+            self.compared_with.check(drawing)
+        if prefix not in self.originals:
+            split = prefix.strip("/")
+            self.originals[prefix] = None
+            if protocol.of("reconstructions"):
+                loader = _loader(trainer, split)
+                self.originals[prefix] = Originals.of(loader, extractor, protocol, name=name, split=split)
+        if known != (self.compared_with, True):
             self._record(trainer)
-        return self.compared_with, extractor
+        return extractor
 
     def _record(self, trainer: pl.Trainer) -> None:
         """Write down what is measured on what, and how."""
         assert self.extractor is not None
-        assert self.compared_with is not None
-        record = {
+        record: dict[str, Any] = {
             "samples": {prefix.strip("/"): number for prefix, number in self.num_samples.items()},
             "protocol": {**self._protocol(self.figures, self.num_samples["val/"]).record, "num_samples": None},
-            "reference": self.compared_with.record,
+            "reference": self.compared_with.record if self.compared_with else {},
             "extractor": self.extractor.record,
             "versions": versions(),
         }
+        if any(self.originals.values()):
+            originals = self.originals.items()
+            record["reconstructed"] = {prefix.strip("/"): each.reference.record for prefix, each in originals if each}
         folder = run_folder(trainer)
         # Without a logger a run has no folder of its own, and a file in the folder at hand would be litter.
         if keeps_files(trainer) and folder != Path(trainer.default_root_dir):

@@ -49,10 +49,11 @@ def evaluate(
     accelerator: str = "auto",
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
 ) -> int:
-    """Measure how far the samples of checkpoints, or the pictures of a folder, are from real pictures.
+    """Measure how far the samples of checkpoints, their reconstructions, or pictures of a folder are from real ones.
 
-    FID, Inception Score, KID, precision and recall, density and coverage, AuthPct: the same figures as those of the
-    callback GenerativeMetrics, for the same seed, number, batch size and precision. They are printed, and written as
+    FID, Inception Score, KID, precision and recall, density and coverage, AuthPct, and of models that reconstruct FID
+    of reconstructions, PSNR and SSIM: the same figures as those of the callback GenerativeMetrics (in a test, where it
+    is of reconstructions), for the same seed, number, batch size and precision. They are printed, and written as
     JSON with all that they depend on: the number of pictures on both sides, extractor, reference, protocol, seeds,
     versions, and the file that they are of. A checkpoint is enough: data and extractor are those of the run it lies in,
     unless others are named, and `--data.root DIR` says where that data lies here.
@@ -73,10 +74,12 @@ def evaluate(
             the first picture of the reference; sides are stretched where the aspect ratio is another. The names of the
             figures say so, as fid-scenes128-bicubic32x32. By default all pictures must have one size, unless the
             extractor resizes by itself, as Inception does.
-        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, likelihood, as [fid,kid]. By default those of the
-            first five that extractor and reference allow; and where model and data have it the likelihood of the data's
-            test pictures, num_samples of them or as many as there are: nll in nats a picture, or a bound by its own
-            name, such as elbo, and bpd, bits per dim, where pictures have levels, each with its standard error.
+        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, rfid, psnr, ssim, likelihood, as [fid,kid]. By
+            default all but fid_infinity that model, data, extractor and reference allow. The last four are of the
+            data's test pictures, num_samples of them or as many as there are. Of their reconstructions: rfid, the
+            Fréchet distance to these very pictures, psnr in dB (mean over pictures; none where one has no error at
+            all), ssim. Of the likelihood: nll in nats a picture, or a bound by its own name, such as elbo, and bpd,
+            bits per dim, where pictures have levels, each with its standard error.
         num_samples: Pictures to measure. By default 50000 of a checkpoint, and all of a folder.
         seeds: Of the noise. Several, as [0,1,2], give the mean of each figure and its standard deviation.
         floor: Also measure the data's test pictures in the same way, num_samples of them or as many as there are: the
@@ -89,7 +92,7 @@ def evaluate(
         save_statistics: File to write the reference to: .pt for this command, .npz (mu and sigma) for others.
         output: JSON file to add the results to. By default evaluations.json in the folder of the run, or beside a
             checkpoint that is of none. For images there is no default.
-        batch_size: Pictures drawn at once; the noise depends on it.
+        batch_size: Pictures drawn or reconstructed at once; the noise depends on it.
         sampling: Settings of the model's own `sample`. Each is an option, such as --temperature 0.5; one that the model
             does not take is answered with those that it does.
         splits: Of the Inception Score.

@@ -10,21 +10,29 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_gen.capabilities import HasLogProb
+from lightning_gen.capabilities import HasLogProb, Samples
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import Kernel, to_uint8
-from lightning_gen.evaluation.engine import Evaluation
+from lightning_gen.evaluation.engine import Batch, Evaluation
 from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
-from lightning_gen.evaluation.pictures import Pictures, Sizing, folder_loaders
-from lightning_gen.evaluation.protocol import EvaluationProtocol, Figure, figures_for, suffix_of, versions
+from lightning_gen.evaluation.pictures import Sizing, folder_loaders
+from lightning_gen.evaluation.protocol import (
+    OF_RECONSTRUCTIONS,
+    EvaluationProtocol,
+    Figure,
+    default_extractor,
+    figures_for,
+    hindrances,
+    name_of,
+    versions,
+)
+from lightning_gen.evaluation.reconstructions import Originals
 from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read, batches_of, count_of, loader_of, pictures_at, shape_of
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
-from lightning_gen.extractors.inception import InceptionFeatures
-from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.metrics.manifold import memorisation_ratio, nearest_neighbours
 
 NUM_SAMPLES = 50_000  # of a model, as in publications
@@ -37,7 +45,8 @@ class Bench:
     """Where pictures are measured, all in the same way.
 
     `kind` is "train", "val", "test", or another word for the reference, `shape` that of its pictures, which others must
-    have, or None where any will do; `seeds` are None where nothing is drawn.
+    have, or None where any will do; `originals` are the data's test pictures where they are to be reconstructed;
+    `seeds` are None where nothing is drawn.
     """
 
     extractor: FeatureExtractor
@@ -46,6 +55,7 @@ class Bench:
     shape: tuple[int, int, int] | None
     protocol: EvaluationProtocol
     data: pl.LightningDataModule | None
+    originals: Originals | None
     sizing: Sizing
     seeds: Sequence[int] | None
     precision: str
@@ -70,16 +80,17 @@ class Bench:
         """One for what is drawn or for a folder of pictures, which is given too.
 
         What does not fit is a `ValueError` before pictures are read in earnest, which takes long; what cannot be read
-        is an `OSError`. `drawn` are the samples of a checkpoint, the first of several; `with_moments` asks for mean and
-        covariance in any case; the settings are of the protocol, and all else is as in `commands.evaluate`.
+        is an `OSError`. `drawn` is of a checkpoint, the first of several; `with_moments` asks for mean and covariance
+        in any case; the settings are of the protocol, and all else is as in `commands.evaluate`.
         """
+        model = drawn.model if drawn else None
+        draws = drawn is None or isinstance(model, Samples)
         # Compared with nothing?
-        alone = bool(figures) and set(figures or ()) <= {"is", "likelihood"} and not with_moments
-        if data is None and reference in SPLITS and not alone:
+        few = figures and set(figures) <= {"is", "likelihood", *OF_RECONSTRUCTIONS}
+        alone = (bool(few) or not draws) and not with_moments
+        if data is None and (not draws or (reference in SPLITS and not alone)):
             raise ValueError(NO_DATA)
-        if extractor is None:  # a likelihood needs none
-            extractor = ModuleFeatures(nn.Flatten()) if figures == ["likelihood"] else InceptionFeatures()
-        extractor = extractor.to(device)
+        extractor = (extractor or default_extractor(figures)).to(device)
         real = loader_of(data, reference) if data and reference in SPLITS else None
         shape = None if real is None else shape_of(real)
         channels = (drawn.image_shape if drawn else shape or extractor.image_shape)[0] or 3
@@ -101,19 +112,29 @@ class Bench:
         _check_shape(one, shape, reference, extractor)
         compared = reference_of_file(reference, extractor) if real is None and not alone else None
         kind = str(compared.record.get("split", reference)) if compared else reference
-        perhaps = not figures or "likelihood" in figures
-        lacking = no_likelihood(drawn.model if drawn else None, data) if perhaps else "it was not asked for"
+        hindered = hindrances(model)
+        if data is None:
+            nothing = "there is no data whose test pictures could be reconstructed; name it with --data"
+            hindered = dict.fromkeys(OF_RECONSTRUCTIONS, nothing) | hindered
+        if (not figures or "likelihood" in figures) and (why := no_likelihood(model, data)):
+            hindered["likelihood"] = why
         protocol = EvaluationProtocol(
-            figures_for(extractor, kind, figures, num_samples, lacking), num_samples, seed=seeds[0], **settings
+            figures_for(extractor, kind, figures, num_samples, hindered), num_samples, seed=seeds[0], **settings
         )
+        drawing, originals = protocol.of("samples"), None
+        if data and protocol.of("reconstructions"):
+            originals = Originals.of(
+                loader_of(data, "test"), extractor, protocol, name=type(data).__name__, split="test"
+            )
         if alone:
             compared = Reference.none(extractor)
         elif compared is None:
             compared = reference_of_loader(
                 extractor, real, name=type(data).__name__ if reference in SPLITS else "folder", split=reference,
-                max_features=protocol.max_features, moments=protocol.needs_moments or with_moments,
+                max_features=protocol.max_features, moments=with_moments or bool(drawing and drawing.needs_moments),
             )  # fmt: skip
-        return cls(extractor, compared, kind, shape, protocol, data, sizing, seeds if drawn else None, precision), read
+        seeds_of = seeds if drawn else None
+        return cls(extractor, compared, kind, shape, protocol, data, originals, sizing, seeds_of, precision), read
 
     @property
     def statistics(self) -> ReferenceStatistics:
@@ -125,14 +146,19 @@ class Bench:
     def conditions(self) -> dict[str, Any]:
         """All that figures depend on but the pictures, as plain data."""
         protocol = {key: value for key, value in self.protocol.record.items() if key != "seed"}
-        reference = self.reference.record.items()
+        records = {"reference": self.reference.record}
+        if self.originals:
+            records["reconstructed"] = self.originals.reference.record
         return {
             "protocol": protocol
             | {"precision": self.precision}
             | ({"resize": self.sizing.words} if self.sizing.words else {}),
             "seeds": self.seeds,
-            "extractor": self.extractor.record if self.protocol.needs_samples else None,
-            "reference": {key: value for key, value in reference if key not in ("extractor", "moments")},
+            "extractor": self.extractor.record if self.protocol.needs_extractor else None,
+            **{
+                name: {key: value for key, value in record.items() if key not in ("extractor", "moments")}
+                for name, record in records.items()
+            },
         }
 
     def entry(
@@ -140,6 +166,12 @@ class Bench:
     ) -> dict[str, Any]:
         """An evaluation as it is written, beyond what is known already."""
         _check_shape(samples, self.shape, str(self.kind), self.extractor)
+        hindered = hindrances(getattr(samples, "model", None))
+        for figure in self.protocol.figures:
+            if figure in hindered:
+                raise ValueError(f"{figure} can't be computed of {samples.path}: {hindered[figure]}.")
+        if neighbours and "fid" in hindered:
+            raise ValueError(f"neighbours draws samples, but {hindered['fid']}. Leave it out.")
         entry: dict[str, Any] = {**known, "samples": samples.record}
         if floor:
             entry["floor"] = self.floor
@@ -154,29 +186,35 @@ class Bench:
         measured: list[dict[str, float]] = []
         features: list[Tensor] = []
         model, protocol = getattr(samples, "model", None), self.protocol
+        if self.originals and isinstance(samples, Drawn):
+            originals = self.originals
+            evaluation = self._read(originals.batches(model, samples.fabric.autocast), originals.protocol)
+            figures = self._described([evaluation.figures(originals.reference.statistics)], originals.protocol)
+            del evaluation
         if "likelihood" in protocol.figures and isinstance(model, HasLogProb):
-            figures = likelihood(model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
+            figures |= likelihood(model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
         for seed in self.seeds or [0]:
-            protocol = replace(self.protocol, seed=seed)
-            if protocol.needs_samples or keep:
-                evaluation = self._read(samples.batches(protocol), protocol, keep)
+            drawn = replace(protocol.of("samples") or protocol, seed=seed)
+            if protocol.of("samples") or keep:
+                evaluation = self._read(samples.batches(drawn), drawn, keep)
                 if keep and not measured:
                     features = evaluation.features
                 measured.append(evaluation.figures(self.statistics))
                 del evaluation  # the features of one seed take memory enough
-        return self._described(measured, self.protocol) | figures, features
+        return self._described(measured, protocol) | figures, features
 
     @cached_property
     def floor(self) -> dict[str, Any]:
         """The figures of the data's test pictures."""
-        if not self.protocol.needs_samples:
-            raise ValueError("The floor is of the figures of samples, and likelihood alone is none. Leave one out.")
+        if (wanted := self.protocol.of("samples")) is None:
+            raise ValueError(
+                f"The floor is of the figures of samples, and there are none among {', '.join(self.protocol.figures)}. "
+                "Leave it out."
+            )
         loader = loader_of(self._data(), "test")
-        number = min(self.protocol.num_samples, count_of(loader))
-        wanted = [figure for figure in self.protocol.figures if figure != "likelihood"]
-        protocol = replace(
-            self.protocol, figures=figures_for(self.extractor, self.kind, wanted, number), num_samples=number
-        )
+        number = min(wanted.num_samples, count_of(loader))
+        figures = figures_for(self.extractor, self.kind, wanted.figures, number, {})
+        protocol = replace(wanted, figures=figures, num_samples=number)
         evaluation = self._read(batches_of(loader, protocol), protocol)
         return self._described([evaluation.figures(self.statistics)], protocol)
 
@@ -213,12 +251,10 @@ class Bench:
             "validation": len(val.features),
         }
 
-    def _read(
-        self, batches: Iterator[tuple[int, Pictures]], protocol: EvaluationProtocol, keep: bool = False
-    ) -> Evaluation:
+    def _read(self, batches: Iterator[Batch], protocol: EvaluationProtocol, keep: bool = False) -> Evaluation:
         def tell(seconds: float) -> None:
             if (minutes := seconds * protocol.num_batches / 60) > 1 / 3:
-                print(f"Drawing and reading {protocol.num_samples} pictures takes about {minutes:.1f} min ...")
+                print(f"Making and reading {protocol.num_samples} pictures takes about {minutes:.1f} min ...")
 
         evaluation = Evaluation(self.extractor, protocol)
         evaluation.one_by_one |= keep
@@ -227,19 +263,25 @@ class Bench:
 
     def _described(self, measured: Sequence[Mapping[str, float]], protocol: EvaluationProtocol) -> dict[str, Any]:
         """Figures by name as they are written: with the numbers of pictures, and the mean over several seeds."""
-        suffix = suffix_of(self.extractor) + (f"-{self.sizing.words}" if self.sizing.words else "")
         described: dict[str, Any] = {}
         for name in measured[0] if measured else ():
             values = torch.tensor([figures[name] for figures in measured], dtype=torch.float64)
             number, real = self._numbers(name, protocol)
             entry: dict[str, Any] = {"value": _json(values.mean()), "samples": number, "reference": real}
+            title = name_of(name, self.extractor)
+            if name in OF_RECONSTRUCTIONS:
+                entry["split"] = "test"
+            elif self.sizing.words:
+                title += f"-{self.sizing.words}"
             if len(values) > 1:
                 entry |= {"std": _json(values.std()), "by_seed": [_json(value) for value in values]}
-            described[name + suffix] = entry
+            described[title] = entry
         return described
 
     def _numbers(self, name: str, protocol: EvaluationProtocol) -> tuple[int, int | None]:
         """Of how many samples and real pictures a figure is; None where it is of none or of who knows how many."""
+        if name in OF_RECONSTRUCTIONS:
+            return protocol.num_samples, protocol.num_samples
         if name.startswith("is"):
             return protocol.num_samples, None
         if name.startswith("fid"):

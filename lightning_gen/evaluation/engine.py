@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_gen.capabilities import Samples
 from lightning_gen.evaluation.pictures import Pictures, as_read, features_of
-from lightning_gen.evaluation.protocol import EvaluationProtocol
+from lightning_gen.evaluation.protocol import WITHOUT_EXTRACTOR, EvaluationProtocol
 from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.metrics.base import in_canonical_order
 from lightning_gen.metrics.feature_metrics import InceptionScore, KernelInceptionDistance, PrecisionRecall
 from lightning_gen.metrics.frechet import Moments, frechet_distance, frechet_infinity
 from lightning_gen.metrics.manifold import authenticity
+from lightning_gen.metrics.similarity import psnr, ssim
 from lightning_gen.processes import failing_together, from_rank_zero, gathered, rank, total
 from lightning_gen.randomness import generator_for
 
@@ -36,36 +38,59 @@ def draw(model: Samples, number: int, size: int, protocol: EvaluationProtocol) -
     return model.sample(size, labels=labels, generator=generator_for(protocol.seed, number), **protocol.sampling)
 
 
+class Batch(NamedTuple):
+    """Pictures of a model or of a folder."""
+
+    number: int
+    """Over all ranks."""
+    images: Pictures
+    """Floats in `[-1, 1]`."""
+    originals: Tensor | None = None
+    """What they are reconstructions of, on the same device."""
+
+
 class Evaluation:
-    """Collects what an extractor, where it lies, sees in samples batch by batch, and gives the protocol's figures."""
+    """Collects what an extractor, where it lies, sees in pictures batch by batch, and gives the protocol's figures.
+
+    They are figures of one source, of samples or of reconstructions.
+    """
 
     def __init__(self, extractor: FeatureExtractor, protocol: EvaluationProtocol) -> None:
         self.extractor = extractor
         self.protocol = protocol
-        self.moments = Moments(extractor.num_features) if "fid" in protocol.figures else None
-        self.one_by_one = bool(set(protocol.figures) - {"fid", "likelihood"})
+        self.moments = Moments(extractor.num_features) if {"fid", "rfid"} & set(protocol.figures) else None
+        self.one_by_one = bool(set(protocol.figures) - {"fid", "rfid", *WITHOUT_EXTRACTOR})
+        self.pairwise = [function for function in (psnr, ssim) if function.__name__ in protocol.figures]
+        self.similarities: list[Tensor] = []
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.places: list[Tensor] = []
 
-    def read(self, batches: Iterable[tuple[int, Pictures]], tell: Callable[[float], None]) -> None:
-        """Read batches of float pictures in `[-1, 1]`; after the second, tell how many seconds it took."""
+    def read(self, batches: Iterable[Batch], tell: Callable[[float], None]) -> None:
+        """Read batches; after the second, tell how many seconds it took."""
         start = time.perf_counter()
-        for done, (number, images) in enumerate(batches):
-            self.add(number, as_read(images, self.extractor))
+        for done, batch in enumerate(batches):
+            self.add(batch)
             if done == 0:
                 start = time.perf_counter()  # what comes first takes longer
             elif done == 1:
                 tell(time.perf_counter() - start)
 
-    def add(self, number: int, images: Pictures) -> None:
-        """Read a batch, by its number over all ranks, of pictures as the extractor takes them, on any device."""
+    def add(self, batch: Batch) -> None:
+        """Read a batch, whose pictures may lie on any device."""
+        images, first = as_read(batch.images, self.extractor), batch.number * self.protocol.batch_size
+        self.places.append(torch.arange(first, first + len(images)))
+        if self.pairwise:
+            assert isinstance(batch.images, Tensor)
+            assert batch.originals is not None
+            columns = [function(batch.images, batch.originals) for function in self.pairwise]
+            self.similarities.append(torch.stack(columns, dim=1).cpu())
+        if self.moments is None and not self.one_by_one:
+            return
         features, logits = features_of(images, self.extractor)
         if self.moments is not None:
             self.moments.update(features)
         if self.one_by_one:
-            first = number * self.protocol.batch_size
-            self.places.append(torch.arange(first, first + len(images)))
             self.features.append(features.cpu())
             if logits is not None:
                 self.logits.append(logits.cpu())
@@ -74,7 +99,9 @@ class Evaluation:
         """The figures by name, on all ranks; all ranks must call it, and rank 0 with the reference."""
         protocol = self.protocol
         moments = None if self.moments is None else Moments.unpack(total(self.moments.pack()))
-        features = logits = None
+        features = logits = similarities = None
+        if self.pairwise:
+            similarities = gathered(self.similarities, self.places, len(self.pairwise))
         if self.one_by_one:
             features = gathered(self.features, self.places, self.extractor.num_features)
             if "is" in protocol.figures:
@@ -84,6 +111,9 @@ class Evaluation:
             if rank() == 0:
                 assert reference is not None
                 figures = self._figures(moments, features, logits, reference)
+                if similarities is not None:
+                    means = similarities.double().mean(0).tolist()
+                    figures |= dict(zip((function.__name__ for function in self.pairwise), means, strict=True))
         return from_rank_zero(figures)
 
     def _figures(
@@ -92,7 +122,7 @@ class Evaluation:
         figures: dict[str, float] = {}
         protocol, wanted = self.protocol, self.protocol.figures
         if moments is not None:
-            figures["fid"] = frechet_distance(real.moments(), moments.gaussian())
+            figures["rfid" if "rfid" in wanted else "fid"] = frechet_distance(real.moments(), moments.gaussian())
         if features is None:
             return figures
         if "fid_infinity" in wanted:

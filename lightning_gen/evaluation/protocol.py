@@ -5,13 +5,30 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning_gen.extractors.base import FeatureExtractor
+from torch import nn
 
-Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct", "likelihood"]
+from lightning_gen.capabilities import Reconstructs, Samples
+from lightning_gen.extractors.base import FeatureExtractor
+from lightning_gen.extractors.inception import InceptionFeatures
+from lightning_gen.extractors.module import ModuleFeatures
+from lightning_gen.metrics.similarity import SSIM_SIDE
+
+Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct", "rfid", "psnr", "ssim", "likelihood"]
+Source = Literal["samples", "reconstructions", "pictures"]
+OF_SAMPLES: tuple[Figure, ...] = ("fid", "is", "kid", "prdc", "authpct")  # and fid_infinity, where it is asked for
+OF_RECONSTRUCTIONS: tuple[Figure, ...] = ("rfid", "psnr", "ssim")
+WITHOUT_EXTRACTOR = ("psnr", "ssim", "likelihood")
+
+
+def source_of(figure: Figure) -> Source:
+    """What a figure is of: pictures that a model draws, what it leaves of pictures of the data, or these alone."""
+    if figure in OF_RECONSTRUCTIONS:
+        return "reconstructions"
+    return "pictures" if figure == "likelihood" else "samples"
 
 
 @dataclass(frozen=True)
@@ -23,23 +40,26 @@ class EvaluationProtocol:
             its deviation over the splits. "kid": kernel distance (1801.01401) with its standard error. "prdc": improved
             precision and recall (1904.06991), density and coverage (2002.09797). "authpct": percentage of samples that
             are no copies of a training picture (2102.08921, 2306.04675). "fid_infinity": Fréchet distance extrapolated
-            to infinitely many samples (1911.07023). "likelihood": nats of test pictures, and bits per dim where they
+            to infinitely many samples (1911.07023).
+            Of models that reconstruct, "rfid": Fréchet distance between reconstructions and the very pictures of the
+            data that they are of, which are not those of training; "psnr" and "ssim" (`lightning_gen.metrics`): mean
+            over these pairs, as stored with 8 bits. "likelihood": nats of test pictures, and bits per dim where they
             have levels; for models with `log_prob`, in evaluations outside of a run, whose validation has them anyway.
-        num_samples: Pictures of the model.
+        num_samples: Pictures of the model; of reconstructions as many, evenly spaced over the data's, or all there are.
         splits: Of "is".
         k: Neighbours of "prdc".
         block_size: Pictures in one block of "kid".
         max_features: Pictures on either side of "kid", "prdc" and "authpct" at most, evenly spaced over the reference
             and the first ones of the samples; they cost memory and, the latter two, the square of this in time.
         batch_size: Pictures drawn at once; the noise is that of each batch.
-        seed: Of the noise.
+        seed: Of the noise, that of a `reconstruct` that takes some too.
         sampling: Settings of the model's own `sample`, beside labels and generator.
 
     Raises:
         ValueError: If a number is out of range, or so few samples are asked for that a figure cannot be computed.
     """
 
-    figures: tuple[Figure, ...] = ("fid", "is", "kid", "prdc", "authpct")
+    figures: tuple[Figure, ...] = OF_SAMPLES
     num_samples: int = 50_000
     splits: int = 10
     k: int = 5
@@ -67,24 +87,30 @@ class EvaluationProtocol:
         """How many pictures each of the figures needs on either side."""
         needed: dict[Figure, int] = {
             "fid": 2, "fid_infinity": 20, "is": self.splits, "kid": 2, "prdc": self.k + 1, "authpct": 2,
-            "likelihood": 1,
+            "rfid": 2, "psnr": 1, "ssim": 1, "likelihood": 1,
         }  # fmt: skip
         return {figure: needed[figure] for figure in self.figures}
 
+    def of(self, source: Source, most: int | None = None) -> EvaluationProtocol | None:
+        """The protocol of the figures of one source alone, of so many pictures at most; None where there are none."""
+        figures = tuple(figure for figure in self.figures if source_of(figure) == source)
+        number = self.num_samples if most is None else min(self.num_samples, most)
+        return replace(self, figures=figures, num_samples=number) if figures else None
+
     @property
-    def needs_samples(self) -> bool:
-        """Whether a figure is of the model's samples."""
-        return set(self.figures) != {"likelihood"}
+    def needs_extractor(self) -> bool:
+        """Whether a figure is one of features."""
+        return not set(self.figures) <= set(WITHOUT_EXTRACTOR)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a figure compares with real pictures."""
-        return not set(self.figures) <= {"is", "likelihood"}
+        """Whether a figure of samples compares with real pictures."""
+        return not set(self.figures) <= {"is", "likelihood", *OF_RECONSTRUCTIONS}
 
     @property
     def needs_moments(self) -> bool:
         """Whether a figure needs mean and covariance of the real pictures' features."""
-        return bool({"fid", "fid_infinity"} & set(self.figures))
+        return bool({"fid", "fid_infinity", "rfid"} & set(self.figures))
 
     @property
     def num_batches(self) -> int:
@@ -108,7 +134,7 @@ def figures_for(
     reference: str | Path,
     chosen: Sequence[Figure] | None,
     num_samples: int,
-    no_likelihood: str = "validation and test log it, where the model has a log_prob",
+    hindered: Mapping[Figure, str],
 ) -> tuple[Figure, ...]:
     """The figures that can be had.
 
@@ -118,12 +144,12 @@ def figures_for(
             training pictures.
         chosen: Those wanted; None means all that can be had but "fid_infinity".
         num_samples: The fewest that there will be.
-        no_likelihood: Why there is no likelihood; empty where there is one.
+        hindered: Why some can't be had for other reasons.
 
     Raises:
         ValueError: If a wanted one can't be had.
     """
-    hindered: dict[str, str] = {"likelihood": no_likelihood} if no_likelihood else {}
+    hindered = dict(hindered)
     if extractor.num_classes is None:
         hindered["is"] = f"the extractor {extractor.name} has no classes"
     if reference != "train":
@@ -136,13 +162,33 @@ def figures_for(
     for figure in chosen or ():
         if figure in hindered:
             raise ValueError(f"{figure} can't be computed: {hindered[figure]}. Leave it out of figures.")
-    possible: tuple[Figure, ...] = (*EvaluationProtocol.figures, "likelihood")
+    possible: tuple[Figure, ...] = (*OF_SAMPLES, *OF_RECONSTRUCTIONS, "likelihood")
     return tuple(f for f in chosen or possible if f not in hindered)
 
 
-def suffix_of(extractor: FeatureExtractor) -> str:
-    """What follows the names of its figures: nothing for the published Inception, else "-" and its name."""
-    return "" if extractor.standard else f"-{extractor.name}"
+def hindrances(model: Any) -> dict[Figure, str]:
+    """Why figures can't be had of a model that can't do what they are of; None is for pictures of a folder."""
+    found: dict[Figure, str] = {}
+    name = "a folder of pictures" if model is None else f"this {type(model).__name__}"
+    if model is not None and not isinstance(model, Samples):
+        found |= dict.fromkeys((*OF_SAMPLES, "fid_infinity"), f"{name} draws no pictures; it has no sample")
+    if not isinstance(model, Reconstructs):
+        found |= dict.fromkeys(OF_RECONSTRUCTIONS, f"{name} has no reconstruct")
+    elif min(shape := getattr(model, "image_shape", (SSIM_SIDE,))[1:], default=SSIM_SIDE) < SSIM_SIDE:
+        sides = " x ".join(map(str, shape))
+        found["ssim"] = f"its window takes pictures of at least {SSIM_SIDE} x {SSIM_SIDE}, and these are {sides}"
+    return found
+
+
+def default_extractor(figures: Sequence[Figure] | None) -> FeatureExtractor:
+    """The published Inception, or a stand-in where none of the figures is one of features."""
+    read = figures is None or not set(figures) <= set(WITHOUT_EXTRACTOR)
+    return InceptionFeatures() if read else ModuleFeatures(nn.Flatten())
+
+
+def name_of(figure: str, extractor: FeatureExtractor) -> str:
+    """The figure's name and "-" and the extractor's, unless that is the published Inception or has no part in it."""
+    return figure if extractor.standard or figure in WITHOUT_EXTRACTOR else f"{figure}-{extractor.name}"
 
 
 def versions() -> dict[str, str]:

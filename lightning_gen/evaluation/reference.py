@@ -55,7 +55,7 @@ class Reference:
     def check(self, protocol: EvaluationProtocol) -> None:
         """Raise a `ValueError` if there are fewer real pictures than a figure needs."""
         for figure, needed in protocol.least_samples().items():
-            if figure not in ("is", "likelihood") and 0 < self.count < needed:
+            if figure not in ("is", "psnr", "ssim", "likelihood") and 0 < self.count < needed:
                 split = self.record.get("split", "the reference")
                 raise ValueError(f"{figure} needs at least {needed} real pictures, but {split} has {self.count}.")
 
@@ -67,7 +67,7 @@ def reference_of_loader(
 
     The data set of the loader counts, not its order; `name` and `split`, "train" or another word, are part of the
     record. The features of `max_features` pictures, evenly spaced, are kept; mean and covariance of all where `moments`
-    are needed.
+    are needed. Where neither is, it is the record alone.
     """
 
     def pictures_of(batch: Any) -> Pictures:
@@ -87,6 +87,10 @@ def reference_of_loader(
             "quantizer": QUANTIZER if extractor.quantized else "none",
             "extractor": extractor.record,
         }
+
+    if not (moments or max_features):
+        nothing = torch.empty(0, extractor.num_features), torch.empty(0, dtype=torch.int64)
+        return Reference.of(ReferenceStatistics(record, None, *nothing) if rank() == 0 else None)
 
     def compute() -> ReferenceStatistics | None:
         if num_images == 0:

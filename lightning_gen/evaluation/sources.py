@@ -14,11 +14,11 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_gen.capabilities import Samples
+from lightning_gen.capabilities import Reconstructs, Samples
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.data.base import examples_of, in_order, makes_batches
 from lightning_gen.data.fingerprint import fingerprint
-from lightning_gen.evaluation.engine import draw
+from lightning_gen.evaluation.engine import Batch, draw
 from lightning_gen.evaluation.pictures import Pictures, pictures_in
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.files import digest
@@ -59,10 +59,10 @@ def count_of(loader: Any) -> int:
     return len(examples_of(loader))  # type: ignore[arg-type]
 
 
-def batches_of(loader: Any, protocol: EvaluationProtocol) -> Iterator[tuple[int, Pictures]]:
-    """(number, pictures in `[-1, 1]`) of as many as are wanted."""
+def batches_of(loader: Any, protocol: EvaluationProtocol) -> Iterator[Batch]:
+    """Those of as many pictures as are wanted."""
     chosen = evenly_spaced(loader, protocol.num_samples, protocol.max_features)
-    return ((number, pictures_in(batch)) for number, batch in in_order(chosen, protocol.batch_size))
+    return (Batch(number, pictures_in(batch)) for number, batch in in_order(chosen, protocol.batch_size))
 
 
 def evenly_spaced(loader: Any, number: int, first: int) -> DataLoader[Any]:
@@ -77,7 +77,7 @@ def evenly_spaced(loader: Any, number: int, first: int) -> DataLoader[Any]:
 
 @dataclass(eq=False)
 class Drawn:
-    """The samples of a checkpoint."""
+    """What the model of a checkpoint draws, or reconstructs."""
 
     path: Path
     fabric: Fabric
@@ -85,7 +85,7 @@ class Drawn:
     @cached_property
     def model(self) -> Any:
         """The model; loaded when something of it is asked for."""
-        return load_model(self.path, Samples, DRAWS_NONE).to(self.fabric.device)
+        return load_model(self.path, (Samples, Reconstructs), DRAWS_NONE).to(self.fabric.device)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -119,9 +119,9 @@ class Drawn:
         """Where its figures go."""
         return (run_folder_of_checkpoint(self.path) or self.path.parent) / EVALUATIONS
 
-    def batches(self, protocol: EvaluationProtocol) -> Iterator[tuple[int, Tensor]]:
-        """(number, pictures `[N, C, H, W]` in `[-1, 1]`)."""
-        return ((number, self._draw(protocol, number, size)) for number, size in protocol.batches())
+    def batches(self, protocol: EvaluationProtocol) -> Iterator[Batch]:
+        """Its samples."""
+        return (Batch(number, self._draw(protocol, number, size)) for number, size in protocol.batches())
 
     def pictures(self, protocol: EvaluationProtocol, places: Sequence[int]) -> Tensor:
         """Some of them, drawn again: `[N, C, H, W]`."""
@@ -166,8 +166,8 @@ class Read:
         """What they are, in a line."""
         return f"{self.path}: {len(self)} pictures"
 
-    def batches(self, protocol: EvaluationProtocol) -> Iterator[tuple[int, Pictures]]:
-        """(number, pictures in `[-1, 1]`)."""
+    def batches(self, protocol: EvaluationProtocol) -> Iterator[Batch]:
+        """As many of them as are wanted."""
         return batches_of(self.loader, protocol)
 
     def pictures(self, protocol: EvaluationProtocol, places: Sequence[int]) -> Pictures:

@@ -18,6 +18,7 @@ from lightning_gen.metrics.manifold import authenticity, memorisation_ratio, pre
 from lightning_gen.metrics.parzen import ParzenWindow
 from lightning_gen.metrics.path_length import LPIPS, perceptual_path_length
 from lightning_gen.metrics.scores import inception_score, kernel_distance
+from lightning_gen.metrics.similarity import psnr, ssim
 from lightning_gen.metrics.toy import ModeCoverage, ToyMetrics, mode_coverage, wasserstein_1
 
 __all__ = [
@@ -48,5 +49,7 @@ __all__ = [
     "mode_coverage",
     "perceptual_path_length",
     "precision_recall",
+    "psnr",
+    "ssim",
     "wasserstein_1",
 ]

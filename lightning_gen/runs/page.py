@@ -126,13 +126,15 @@ def _charts(history: Sequence[Line]) -> list[dict[str, Any]]:
 def _groups(names: Iterable[str]) -> dict[str, list[str]]:
     """Metrics that belong in one chart, by its title.
 
-    These are training losses, what differs only in direction or domain, a figure and its error, and shares of samples.
+    These are training losses, what differs only in direction, domain or level, a figure and its error, shares of
+    samples, and numbers of codes.
     """
 
     def kind(name: str) -> str:
         name = re.sub(r"/(precision|recall|density|coverage)(?=-|$)", "/precision, recall, density, coverage", name)
+        name = re.sub(r"/(perplexity|dead_codes)(?=_\d|$)", "/perplexity, dead codes", name)
         name = re.sub(r"_(std|stderr)(?=-|$)", "", name)  # of the figure so called
-        return "lr" if name.startswith("lr-") else re.sub(r"(_(AtoB|BtoA|A|B|step|epoch))+$", "", name)
+        return "lr" if name.startswith("lr-") else re.sub(r"(_(AtoB|BtoA|A|B|step|epoch|\d+))+$", "", name)
 
     by_kind: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:

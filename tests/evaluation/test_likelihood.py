@@ -149,5 +149,5 @@ def test_it_is_left_out_or_refused_where_there_is_none():
         figures_of(Guess(SHAPE, num_classes=7), ["likelihood"])
     with pytest.raises(ValueError, match=r"likelihood can't be computed: there is no data whose test pictures"):
         figures_of(Guess(SHAPE), ["likelihood"], data=None)
-    with pytest.raises(ValueError, match="The floor is of the figures of samples, and likelihood alone is none"):
+    with pytest.raises(ValueError, match="The floor is of the figures of samples, and there are none among likelihood"):
         figures_of(Guess(SHAPE), ["likelihood"], floor=True)

@@ -93,7 +93,7 @@ def test_mixed_precision_around_it_changes_nothing(monkeypatch):
     # The guard is needed: without it the variances are differences of bfloat16 numbers.
     autocast = torch.autocast
     monkeypatch.setattr(
-        "lightning_gen.metrics.translation.torch.autocast",
+        "lightning_gen.metrics.similarity.torch.autocast",
         lambda device, *args, enabled=True, **kwargs: autocast(device, *args, **kwargs) if enabled else nullcontext(),
     )
     computed, _, _ = measured_under_autocast()

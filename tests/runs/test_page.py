@@ -189,6 +189,18 @@ def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
     assert list(page._groups(names).values()) == [names[:1], names[1:3], names[3:5], shares]
 
 
+def test_use_of_codes_is_a_chart_of_numbers_and_one_of_the_share():
+    names = ["val/psnr", "val/rfid", "val/perplexity", "val/used", "val/dead_codes"]
+    groups = page._groups(names)
+    assert groups["val/perplexity, dead codes"] == ["val/perplexity", "val/dead_codes"]
+    assert groups["val/used"] == ["val/used"]
+    assert len(groups) == 4
+    levels = [f"val/{name}_{level}" for level in (0, 1) for name in ("perplexity", "used", "dead_codes")]
+    groups = page._groups(levels)
+    assert len(groups["val/perplexity, dead codes"]) == 4
+    assert groups["val/used"] == ["val/used_0", "val/used_1"]
+
+
 def test_long_curves_keep_mean_and_range():
     values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
     values[3] = math.nan
