@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.outlines import with_values
 from lightning_gen.processes import rank, total, world_size
 
 BLOCK = {"cpu": 2**20}
@@ -68,6 +70,15 @@ class Quantizer(nn.Module):
             )
         self.channels, self.num_codes, self.vector_size = channels, num_codes, channels
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # In halves running means would stand still: what a step adds to them is less than halves tell apart.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, now in self._buffers.items():
+            if now is not None and now.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = cast(Tensor, before[name]).to(now.device)
+        return self
+
     def extra_repr(self) -> str:
         """What `print` says."""
         return f"channels={self.channels}, num_codes={self.num_codes}"
@@ -85,7 +96,7 @@ class Quantizer(nn.Module):
     def forward(self, features: Tensor, **settings: Any) -> Quantized:
         """Quantize features `[N, C, *space]`; in training mode, learn from them what is not learned by gradient."""
         _check_features(self, features)
-        with torch.autocast(features.device.type, enabled=False):
+        with _without_autocast(features):
             last = features.movedim(1, -1)
             tokens = last.reshape(-1, self.channels).to(torch.promote_types(features.dtype, torch.float32))
             quantized, codes, losses = self.quantize(tokens, **settings)
@@ -95,7 +106,7 @@ class Quantizer(nn.Module):
     def lookup(self, codes: Tensor) -> Tensor:
         """The vectors `[N, D, *space]` that stand for codes, int64 `[N, *space]` of 0 to K - 1."""
         check_codes(codes, self.num_codes)
-        with torch.autocast(codes.device.type, enabled=False):
+        with _without_autocast(codes):
             return self.vectors(codes.reshape(-1)).unflatten(0, codes.shape).movedim(-1, 1)
 
 
@@ -121,6 +132,11 @@ class _Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
+
+
+def _without_autocast(tensor: Tensor) -> Any:
+    """What is computed within it has the precision of what it is given; of shapes alone, nothing is computed."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _check_features(quantizer: Any, features: Tensor) -> None:
@@ -256,9 +272,10 @@ class VectorQuantizer(Quantizer):
         found = inner.detach()
         if self.training and self._unplaced:
             self._place(found)
+        codebook = self.codebook.to(tokens.dtype)
         with torch.no_grad():
-            codes = nearest(found, self._placed(self.codebook))
-        chosen = self._placed(F.embedding(codes, self.codebook))
+            codes = nearest(found, self._placed(codebook))
+        chosen = self._placed(F.embedding(codes, codebook))
         losses = {"commitment": self.beta * F.mse_loss(inner, chosen.detach())}
         if not self.averages:
             losses["codebook"] = F.mse_loss(chosen, found)
@@ -268,7 +285,8 @@ class VectorQuantizer(Quantizer):
 
     def vectors(self, codes: Tensor) -> Tensor:
         """As `Quantizer.vectors`."""
-        return self.project_out(self._placed(F.embedding(codes, self.codebook)))
+        chosen = F.embedding(codes, self.codebook)
+        return self.project_out(self._placed(chosen.to(torch.promote_types(chosen.dtype, torch.float32))))
 
     def _statistics(self, tokens: Tensor, codes: Tensor) -> Tensor:
         """Of this process: how many tokens have each code, and their sum, side by side: `[K, 1 + D]`."""
@@ -370,19 +388,20 @@ class FiniteScalarQuantizer(Quantizer):
         project = channels != len(levels)
         self.project_in = _Linear(channels, len(levels)) if project else nn.Identity()
         self.project_out = _Linear(len(levels), channels) if project else nn.Identity()
-        number = torch.tensor(levels, dtype=torch.float32)
-        two, half_width = number == 2, (number - 1) * (1 - 1e-3) / 2
-        shift = torch.where((number % 2 == 0) & ~two, 0.5, 0.0).div(half_width).atanh()  # 0 becomes the level 0
-        basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
-        for name, value in {
-            "half_width": half_width,
-            "shift": shift,
-            "middle": (number - 1) / 2,
-            "zero": torch.where(two, 0.5, number // 2),
-            "step": torch.where(two, 0.5, number // 2).reciprocal(),
-            "basis": basis,
-        }.items():
-            self.register_buffer(name, value, persistent=False)
+        with with_values():
+            number = torch.tensor(levels, dtype=torch.float32)
+            two, half_width = number == 2, (number - 1) * (1 - 1e-3) / 2
+            shift = torch.where((number % 2 == 0) & ~two, 0.5, 0.0).div(half_width).atanh()  # 0 becomes the level 0
+            basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+            for name, value in {
+                "half_width": half_width,
+                "shift": shift,
+                "middle": (number - 1) / 2,
+                "zero": torch.where(two, 0.5, number // 2),
+                "step": torch.where(two, 0.5, number // 2).reciprocal(),
+                "basis": basis,
+            }.items():
+                self.register_buffer(name, value, persistent=False)
 
     def extra_repr(self) -> str:
         """What `print` says."""
@@ -523,7 +542,7 @@ class ResidualQuantizer(nn.Module):
     def forward(self, features: Tensor, **settings: Any) -> Quantized:
         """Quantize features `[N, C, *space]`."""
         _check_features(self, features)
-        with torch.autocast(features.device.type, enabled=False):
+        with _without_autocast(features):
             rest = features.to(torch.promote_types(features.dtype, torch.float32))
             whole, parts, codes = rest, [], []
             losses: dict[str, Tensor] = {}

@@ -16,6 +16,8 @@ from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.vae import VAE
+from lightning_gen.models.vqvae import VQVAE
+from lightning_gen.models.vqvae2 import VQVAE2
 from lightning_gen.models.wgan import WGAN, WGANGP
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "LSGAN",
     "SNGAN",
     "VAE",
+    "VQVAE",
+    "VQVAE2",
     "WGAN",
     "WGANGP",
     "Classifier",

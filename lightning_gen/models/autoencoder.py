@@ -10,11 +10,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.quantize import Quantizer, ResidualQuantizer, check_codes
 from lightning_gen.metrics.codebook import CodebookUsage
 from lightning_gen.models.adversarial import shape_of
 from lightning_gen.models.training import OptimizerFactory, TrainedModule
 from lightning_gen.modes import evaluating
+from lightning_gen.outlines import with_values
 from lightning_gen.sampling import samples_at_once
 from lightning_gen.schedules import Schedule
 
@@ -59,9 +61,47 @@ class Autoencoder(GenerativeModule):
     def declare_codes(self, num_codes: int, *shapes: tuple[int, int]) -> None:
         """Say what codes there are: 0 to `num_codes` - 1, in maps of these shapes (h, w) from coarse to fine."""
         self.num_codes, self.code_shape = num_codes, shapes[0] if len(shapes) == 1 else list(shapes)
-        self.usage = nn.ModuleDict(
-            {part: nn.ModuleList([CodebookUsage(num_codes) for _ in shapes]) for part in ("val", "test")}
-        )
+        with with_values():  # where a model is made without its weights, counts begin at zero all the same
+            self.usage = nn.ModuleDict(
+                {part: nn.ModuleList([CodebookUsage(num_codes) for _ in shapes]) for part in ("val", "test")}
+            )
+
+    def build(
+        self, encoder: EncoderFactory, quantizer: QuantizerFactory, decoder: DecoderFactory, channels: int, outputs: int
+    ) -> None:
+        """Make the parts of a model of one quantizer, see whether they fit together, and say what codes there are.
+
+        Args:
+            encoder: Makes the encoder.
+            quantizer: Makes the quantizer.
+            decoder: Makes the decoder.
+            channels: D, of the features.
+            outputs: P, of what the decoder gives.
+
+        Raises:
+            ValueError: If a factory makes something else, or the parts do not fit together.
+        """
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}.")
+        self.encoder = made_by(encoder, nn.Module, self.image_shape, channels)
+        self.quantizer = cast(Quantizer, made_by(quantizer, nn.Module, channels))
+        self.decoder = made_by(decoder, nn.Module, self.image_shape, self.quantizer.vector_size, outputs)
+        depth = len(self.quantizer.stages) if isinstance(self.quantizer, ResidualQuantizer) else 1
+        self.declare_codes(self.quantizer.num_codes, *[map_shape(self.encoder, self.image_shape)] * depth)
+        self.check_fit()
+
+    def check_fit(self) -> None:
+        """See whether what the decoder makes of the encoder's maps is as large as pictures.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        shape = shape_of(self, torch.zeros(1, *self.image_shape))
+        if shape[1:] != self.image_shape:
+            raise ValueError(
+                f"Of the maps of {type(self.encoder).__name__}, {self.code_shape}, {type(self.decoder).__name__} makes "
+                f"pictures of {tuple(shape[1:])}, but they are to be {self.image_shape}. Both need the same stride."
+            )
 
     def terms(self, images: Tensor, encoded: Encoded) -> dict[str, Tensor]:
         """The terms of the objective by name, weighted: scalars that are means over pictures."""

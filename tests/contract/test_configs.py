@@ -23,7 +23,15 @@ import lightning_gen.data
 import lightning_gen.models
 from benchmarks.shipped import shrunk
 from lightning_gen.callbacks import LastCheckpoint
-from lightning_gen.capabilities import Completes, HasLatents, HasLogProb, Samples, Translates
+from lightning_gen.capabilities import (
+    Completes,
+    HasCodes,
+    HasLatents,
+    HasLogProb,
+    Reconstructs,
+    Samples,
+    Translates,
+)
 from lightning_gen.cli import main
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import CommandLine
@@ -32,6 +40,7 @@ from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import GAN, KDE, Classifier
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.likelihood import LikelihoodModule
+from lightning_gen.models.training import TrainedModule
 from lightning_gen.modes import evaluating
 from tests.shared import differences
 
@@ -268,7 +277,7 @@ def settings_of(config):
 def keeps_the_contract(model):
     capabilities = {
         Translates: translates, Samples: samples, HasLatents: generates, Classifier: classifies, HasLogProb: judges,
-        Completes: completes,
+        Completes: completes, Reconstructs: reconstructs, HasCodes: has_codes,
     }  # fmt: skip
     checks = [check for capability, check in capabilities.items() if isinstance(model, capability)]
     assert checks
@@ -277,7 +286,16 @@ def keeps_the_contract(model):
 
 
 def untouched(model, function):
-    """The result of a function that keeps what every capability promises."""
+    """The result, floats, of a function that keeps what every capability promises."""
+    result = untouched_by(model, function)
+    assert result.dtype == torch.float32
+    assert result.isfinite().all()
+    assert not result.requires_grad
+    return result
+
+
+def untouched_by(model, function):
+    """The result of a function that leaves modes, buffers and the random state as they are."""
     model.train()
     next(model.children()).eval()
     modes = {name: module.training for name, module in model.named_modules()}
@@ -287,9 +305,6 @@ def untouched(model, function):
     assert torch.equal(torch.get_rng_state(), state)
     assert modes == {name: module.training for name, module in model.named_modules()}
     assert not differences(buffers, dict(model.named_buffers()))
-    assert result.dtype == torch.float32
-    assert result.isfinite().all()
-    assert not result.requires_grad
     return result
 
 
@@ -399,6 +414,67 @@ def completes(model):
     assert torch.equal(complete(0)[..., known], images[..., known])
     with pytest.raises(ValueError, match="mask"):
         model.complete(images, known[1:])
+
+
+def random_pictures(model, number):
+    return torch.rand(number, *model.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def reconstructs(model):
+    images = random_pictures(model, 5)
+    result = untouched(model, lambda: model.reconstruct(images))
+    assert result.shape == images.shape
+    assert not are_pictures(model) or result.abs().max() <= 1
+    assert torch.equal(model.reconstruct(images), result)
+    # A picture does not depend on the others of its batch.
+    torch.testing.assert_close(model.reconstruct(images[2:3]), result[2:3], rtol=1e-4, atol=1e-4)
+    assert model.reconstruct(images[:0]).shape == (0, *model.image_shape)
+    for wrong in (images[..., :-1], images[:, :0], images[0]):
+        with pytest.raises(ValueError, match="Pictures must be"):
+            model.reconstruct(wrong)
+
+
+def has_codes(model):
+    images = random_pictures(model, 5)
+    codes = untouched_by(model, lambda: model.codes(images))
+    several = isinstance(model.code_shape, list)
+    assert isinstance(codes, list if several else torch.Tensor)
+
+    def listed(codes):
+        return codes if several else [codes]
+
+    def as_given(maps):
+        return maps if several else maps[0]
+
+    maps, shapes = listed(codes), listed(model.code_shape)
+    assert [each.shape for each in maps] == [(5, *shape) for shape in shapes]
+    for each in maps:
+        assert each.dtype == torch.int64
+        assert each.min() >= 0
+        assert each.max() < model.num_codes
+    for same, part in ((model.codes(images), slice(0, 5)), (model.codes(images[1:3]), slice(1, 3))):
+        assert all(torch.equal(one, other[part]) for one, other in zip(listed(same), maps, strict=True))
+    assert [each.shape for each in listed(model.codes(images[:0]))] == [(0, *shape) for shape in shapes]
+    with pytest.raises(ValueError, match="Pictures must be"):
+        model.codes(images[..., :-1])
+
+    pictures = untouched(model, lambda: model.decode(codes))
+    assert torch.equal(pictures, model.reconstruct(images)), "codes are not all that is left of pictures"
+    assert model.decode(as_given([each[:0] for each in maps])).shape == (0, *model.image_shape)
+    alone = model.decode(as_given([each[3:4] for each in maps]))
+    torch.testing.assert_close(alone, pictures[3:4], rtol=1e-4, atol=1e-4)
+    for wrong in (model.num_codes, -1):
+        with pytest.raises(ValueError, match=f"got {wrong}"):
+            model.decode(as_given([*maps[:-1], torch.full_like(maps[-1], wrong)]))
+    for wrong, message in (
+        ([*maps[:-1], maps[-1].float()], "int64"),
+        ([*maps[:-1], maps[-1][:, 1:]], "Codes of this"),
+        ([*maps[:-1], maps[-1][0]], "Codes of this"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.decode(as_given(wrong))
+    with pytest.raises(ValueError, match="Codes of this"):
+        model.decode([*maps, maps[0]])
 
 
 def classifies(model):
@@ -562,7 +638,7 @@ def test_two_processes_hold_equal_weights_and_equal_one_process_with_the_joined_
     fresh_process(fit_with_witness, config, 1, tmp_path / "one.pt")
     two, one = load(tmp_path / "two.pt"), load(tmp_path / "one.pt")
     assert two.keys() == one.keys()
-    one_player = issubclass(model_class(settings_of(config)), LikelihoodModule | Classifier)
+    one_player = issubclass(model_class(settings_of(config)), LikelihoodModule | Classifier | TrainedModule)
     assert one.keys() == ({0} if one_player else {0, 1})
     for player, expected in one.items():
         # float32 sums in another order. A bias before instance norm has gradient zero but for rounding, so the absolute

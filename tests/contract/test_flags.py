@@ -17,7 +17,7 @@ from torch import nn
 import lightning_gen.models
 from benchmarks.shipped import small, small_model
 from lightning_gen import callbacks
-from lightning_gen.capabilities import Completes, HasLogProb, Samples, Translates
+from lightning_gen.capabilities import Completes, HasCodes, HasLogProb, Reconstructs, Samples, Translates
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
@@ -29,6 +29,8 @@ from lightning_gen.models import (
     KDE,
     LSGAN,
     SNGAN,
+    VQVAE,
+    VQVAE2,
     WGAN,
     WGANGP,
     Classifier,
@@ -76,6 +78,8 @@ FAMILIES = {
     "PixelCNNPP": small_model(PixelCNNPP, GREY, **MIXTURE),
     "PixelSNAIL": small_model(PixelSNAIL, GREY, **MIXTURE),
     "LMConv": small_model(LMConv, GREY, **MIXTURE, num_orders=1),
+    "VQVAE": small_model(VQVAE, GREY),
+    "VQVAE2": small_model(VQVAE2, GREY),
     "KDE": partial(KDE, GREY, num_levels=LEVELS),
     "Classifier": partial(Classifier, GREY, num_classes=CLASSES, keep=False),
 }
@@ -319,6 +323,10 @@ def does_what_it_can(model):
         results += [model.translate(images, direction) for direction in model.directions]
     if isinstance(model, Completes):
         results.append(model.complete(images, known, generator=random))
+    if isinstance(model, Reconstructs):
+        results.append(model.reconstruct(images))
+    if isinstance(model, HasCodes):
+        results.append(model.decode(model.codes(images)))
     assert all(result.dtype == torch.float32 for result in results)
     if isinstance(model, HasLogProb):
         results.append(model.log_prob(images))

@@ -84,15 +84,32 @@ def test_float32_within_autocast(name):
     assert all(loss.dtype == torch.float32 for loss in halves.losses.values())
 
 
-@pytest.mark.parametrize("name", ["gumbel", "hard gumbel", "gumbels"])
+@every
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_weights_of_any_type_quantize_features_of_theirs(name, kind):
     quantizer = MAKERS[name]().to(kind)
-    quantized, codes, losses = quantizer(features().to(kind))
+    quantized, codes, losses = quantizer(features().to(kind).requires_grad_())
     assert quantized.dtype == kind
     assert all(loss.dtype == torch.promote_types(kind, torch.float32) for loss in losses.values())
+    (quantized.double().square().mean() + sum(losses.values())).backward()
     quantized, codes, _ = quantizer.eval()(features().to(kind))
     torch.testing.assert_close(quantizer.lookup(codes).to(kind), quantized, rtol=0.01, atol=0.01)
+
+
+def test_running_means_go_on_in_float32_where_weights_are_halves():
+    plain, halves = VectorQuantizer(CHANNELS, 16), VectorQuantizer(CHANNELS, 16)
+    halves.load_state_dict(plain.state_dict())
+    halves.bfloat16()
+    for step in range(20):
+        maps = features(seed=step).bfloat16()
+        plain(maps.float())
+        halves(maps)
+    for name in ("codebook", "counts", "sums"):
+        assert torch.equal(getattr(halves, name), getattr(plain, name))
+    planted = VectorQuantizer(CHANNELS, 16)
+    for name in ("codebook", "counts", "sums"):
+        setattr(planted, name, getattr(planted, name).bfloat16())
+    assert planted.sums.lerp(planted.sums * 1.1, 0.01).equal(planted.sums), "in bfloat16 a step is lost"
 
 
 @every
