@@ -446,6 +446,8 @@ def called(family):
         return model, (images,), {}, model.translate(images)
     if isinstance(model, Classifier):
         return model, (images,), {}, model.network(images)[1]
+    if isinstance(model, HasCodes):
+        return model, (images,), {}, model.reconstruct(images)
     if isinstance(model, KDE):
         model.add(images)
         return model, (images,), {}, model.log_prob(images)
@@ -466,7 +468,10 @@ def test_a_call_gives_what_the_model_is_for(family):
     torch.testing.assert_close(meaning(model, given[0], model(*given, **context)), expected)
 
 
-@pytest.mark.parametrize("family", ["GAN", "SNGAN", "CycleGAN", "Pix2Pix", "GatedPixelCNN", "PixelSNAIL", "Classifier"])
+EXPORTED = ["GAN", "SNGAN", "CycleGAN", "Pix2Pix", "VQVAE", "VQVAE2", "GatedPixelCNN", "PixelSNAIL", "Classifier"]
+
+
+@pytest.mark.parametrize("family", EXPORTED)
 def test_a_call_can_be_exported(family):
     model, given, context, expected = called(family)
     exported = torch.export.export(model, given, context).module()
