@@ -190,8 +190,8 @@ def likelihood_metrics(model: Any, data: Any) -> list[NegativeLogLikelihood | Bi
     """
     levels, known = (getattr(each, "num_levels", None) for each in (model, data))
     if None not in (levels, known) and known != levels:
-        own = accepts(type(model), "num_levels")
-        hint = f"Set model.num_levels to {known}" if own else f"Give the model a likelihood of {known} levels"
+        takes = accepts(type(model), "num_levels")
+        hint = f"Set model.num_levels to {known}" if takes else f"Give the model a likelihood of {known} levels"
         raise ValueError(
             f"{type(data).__name__} gives pictures of {known} levels, but this {type(model).__name__} has "
             f"num_levels={levels}. {hint}, or change the data."
@@ -199,12 +199,14 @@ def likelihood_metrics(model: Any, data: Any) -> list[NegativeLogLikelihood | Bi
     binarization = getattr(data, "binarization", None)
     metrics: list[NegativeLogLikelihood | BitsPerDim] = []
     for bound in bounds_of(model):
-        metrics.append(LowerBound(bound, binarization) if bound else NegativeLogLikelihood(binarization))
+        own: list[NegativeLogLikelihood | BitsPerDim]
+        own = [LowerBound(bound, binarization) if bound else NegativeLogLikelihood(binarization)]
         if levels is not None:
-            metrics.append(BitsPerDim(model.image_shape, levels))
-            metrics[-1].name += f"-{bound}" if bound else ""
-        for metric in metrics[-2:]:
+            own.append(BitsPerDim(model.image_shape, levels))
+            own[-1].name += f"-{bound}" if bound else ""
+        for metric in own:
             metric.bound = bound
+        metrics += own
     return metrics
 
 

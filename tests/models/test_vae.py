@@ -263,6 +263,10 @@ def test_a_density_has_no_bits_and_without_samples_there_is_one_bound():
     model = small((1, 8, 8), likelihood=GaussianPixels(), importance_samples=None)
     (found,) = trainer().validate(model, Digits(num_workers=0), verbose=False)
     assert found.keys() == {"val/elbo", "val/kl", "val/reconstruction"}
+    model = small((1, 8, 8), likelihood=GaussianPixels(), importance_samples=4)
+    (both,) = trainer().validate(model, Digits(num_workers=0), verbose=False)
+    assert both == found | {"val/iwae-4": both["val/iwae-4"]}
+    assert both["val/iwae-4"] > both["val/elbo"]
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------
