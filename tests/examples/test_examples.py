@@ -407,6 +407,37 @@ def test_the_distance_by_which_a_bound_is_short_equals_its_quadrature(off, width
     assert elbo.chi_squared(p, q) == pytest.approx(by_hand, abs=1e-9)
 
 
+def test_features_spread_and_then_move_away():
+    collapse = script("codebook_collapse")
+    spreads, middles = [], []
+    for step in (0, 300, 600, 620):
+        tokens = collapse.features(step, 4000, torch.Generator().manual_seed(0))
+        spreads.append(tokens.std(0).mean().item())
+        middles.append(tokens.mean(0))
+    assert spreads[0] / spreads[1] == pytest.approx(0.1, rel=0.05)
+    assert spreads[1:] == pytest.approx([spreads[1]] * 3, rel=0.05)
+    assert (middles[2] - middles[1]).norm() < 0.2
+    assert (middles[3] - middles[2]).norm() == pytest.approx(2 * middles[2].norm().item(), rel=0.1)
+
+
+def test_what_is_measured_of_a_codebook_that_is_the_clusters_themselves(monkeypatch):
+    collapse = script("codebook_collapse")
+    monkeypatch.setattr(collapse, "features", lambda step, number, generator: torch.eye(16)[torch.arange(number) % 16])
+    quantizer = collapse.VectorQuantizer(16, collapse.CODES)
+    quantizer.codebook[:16], quantizer.codebook[16:] = torch.eye(16), 9.0
+    assert collapse.measure(quantizer, 0) == pytest.approx((16 / collapse.CODES, 16, 0))
+    assert quantizer.training
+
+
+def test_a_hull_has_the_corners_and_the_distances_that_are_seen():
+    convex = script("convex_hull")
+    points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0], [2.0, 2.0], [0.0, 2.0], [1.0, 0.0], [0.5, 1.5]])
+    corners = convex.hull(points)
+    assert corners.tolist() == [[0, 0], [2, 0], [2, 2], [0, 2]]
+    places = torch.tensor([[1.0, 1.0], [2.5, 1.0], [1.0, 0.0], [0.25, 1.0], [1.0, -3.0]])
+    assert convex.outside(places, corners).tolist() == [-1, 0.5, 0, -0.25, 3]
+
+
 def test_a_chart_draws_where_the_numbers_are(tmp_path):
     plot = script("plot")
     chart = plot.Chart("title", "x", "y", (0, 10), (1e-4, 1e4), log_y=True)
