@@ -3,7 +3,7 @@
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, ResumableLoader
 from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
-from lightning_gen.data.scenes import PairedScenes, Scenes, UnpairedScenes
+from lightning_gen.data.scenes import CaptionedScenes, PairedScenes, Scenes, UnpairedScenes
 from lightning_gen.data.toy import (
     GridOfGaussians,
     Line,
@@ -19,6 +19,7 @@ from lightning_gen.data.toy import (
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "CaptionedScenes",
     "Digits",
     "Draw",
     "DrawSampler",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from lightning_gen.files import digest
 from lightning_gen.processes import everywhere
 
 _Reader = Callable[[Path], Tensor]
+_Captions = Literal["none", "first", "drawn"]  # which one of a picture's
 
 
 class FolderDataModule(ImageDataModule):
@@ -210,7 +212,7 @@ class PairedImageFolder(FolderDataModule):
 
 
 class ImageFolder(FolderDataModule):
-    """A collection of pictures, with class labels if wanted.
+    """A collection of pictures, with class labels or captions if wanted.
 
     `root` holds the folders `train`, and `val` or `test` or both (one then serves for both). Where there is `train`
     alone, or none of the three, all its pictures are split by a hash of their place below it: the same split on every
@@ -218,7 +220,11 @@ class ImageFolder(FolderDataModule):
 
     Pictures are resized, keeping their aspect ratio, to just cover `image_size`, and what sticks out is cropped off.
 
-    Items are `{"image"}`, float32 `[channels, *image_size]` in `[-1, 1]`, and with `labels` also `{"label"}`, int64.
+    With `captions`, each picture has a text file (UTF-8) of its name beside it, as a.png and a.txt. Each of its lines
+    is a caption of its own: one is drawn anew each time a training picture is shown, evaluation has the first.
+
+    Items are `{"image"}`, float32 `[channels, *image_size]` in `[-1, 1]`, with `labels` also `{"label"}`, int64, and
+    with `captions` also `{"caption"}`, a string.
 
     Args:
         root: The folder of the data set.
@@ -226,6 +232,7 @@ class ImageFolder(FolderDataModule):
         crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
         flip: Whether training pictures are mirrored left to right, half of them.
         labels: Whether the folders are classes, numbered in the order of their names, in which digits count as numbers.
+        captions: Whether each picture has captions in a file beside it.
         val_fraction: Share of the pictures split off for validation, where no folder settles it.
         test_fraction: Share of the pictures split off for testing, where no folder settles it.
         **reading: As `FolderDataModule` and `ImageDataModule`.
@@ -233,7 +240,8 @@ class ImageFolder(FolderDataModule):
     Raises:
         ValueError: If an argument is out of range, there are too few pictures to split, or classes are asked for and a
             picture has none, or a class no picture.
-        FileNotFoundError, ImageError: As `FolderDataModule`.
+        FileNotFoundError, ImageError: As `FolderDataModule`. Captions that are missing, empty or without a picture
+            count as broken files, and are left out with their pictures where those are to be skipped.
     """
 
     def __init__(
@@ -244,6 +252,7 @@ class ImageFolder(FolderDataModule):
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
         labels: bool = False,
+        captions: bool = False,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         batch_size: int = 64,
@@ -260,6 +269,7 @@ class ImageFolder(FolderDataModule):
         self.image_size = height_and_width("image_size", image_size)
         self.random_crop = crop == "random"
         self.labels = labels
+        self.captioned = captions
         self.flip = flip
 
         folder = self.root / "train" if (self.root / "train").is_dir() else self.root
@@ -267,11 +277,11 @@ class ImageFolder(FolderDataModule):
         split_by_folder = any((self.root / split).is_dir() for split in ("val", "test"))
         if split_by_folder:
             layout = "ImageFolder expects train beside val or test, or none of the three."
-            found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken)
+            found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken, captions=captions)
             self.files = {split: search.images for split, (search,) in found.items()}
             search = found["train"][0]
         else:
-            (search,) = _looked_at(self.root, [search_images(folder).checked()], self.skip_broken)
+            (search,) = _looked_at(self.root, [search_images(folder).checked()], self.skip_broken, captions)
             self.files = _split_by_hash(search, val_fraction, test_fraction)
         self.class_names = self._find_classes(search, split_by_folder) if labels else None
 
@@ -288,7 +298,18 @@ class ImageFolder(FolderDataModule):
             numbers = {name: number for number, name in enumerate(self.class_names)}
             labels = [numbers[self._class_of(path)] for path in files]
         random_crop, flip = self.random_crop and training, self.flip and training
-        return _Images(files, labels, self.read, self.image_size, random_crop, flip, self.seed)
+        captions: _Captions = "none" if not self.captioned else "drawn" if training else "first"
+        return _Images(files, labels, captions, self.read, self.image_size, random_crop, flip, self.seed)
+
+    def captions(self) -> Iterator[str]:
+        """All captions of training pictures, from which a tokenizer may learn.
+
+        Raises:
+            ValueError: If the pictures have none.
+        """
+        if not self.captioned:
+            raise ValueError("This ImageFolder has no captions. Give it captions=True (--data.captions true).")
+        return (caption for path in self.files["train"] for caption in _captions_of(path))
 
     def _find_classes(self, search: Search, split_by_folder: bool) -> list[str]:
         names = {split: {self._class_of(path) for path in files} for split, files in self.files.items()}
@@ -392,10 +413,11 @@ class _PairedImages(DrawDataset):
 
 @dataclass(frozen=True, eq=False)
 class _Images(DrawDataset):
-    """Pictures, perhaps with labels."""
+    """Pictures, perhaps with labels and captions."""
 
     files: list[Path]
     labels: list[int] | None
+    captions: _Captions
     read: _Reader
     size: tuple[int, int]
     random_crop: bool
@@ -403,7 +425,8 @@ class _Images(DrawDataset):
     seed: int
 
     def recipe(self) -> Any:
-        return super().recipe() | {"seed": self.seed if self.random_crop or self.flip else None}
+        pictures = {name: value for name, value in super().recipe().items() if name != "captions"}
+        return pictures | {"seed": self.seed if self.random_crop or self.flip else None}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -412,8 +435,45 @@ class _Images(DrawDataset):
         path = self.files[draw.index]
         rng = draw.rng(self.seed)
         pixels = _crop(_cover(self.read(path), self.size), self.size, rng if self.random_crop else None, str(path))
-        item = {"image": _finish(pixels, rng if self.flip else None)}
-        return item if self.labels is None else item | {"label": torch.tensor(self.labels[draw.index])}
+        item: dict[str, Any] = {"image": _finish(pixels, rng if self.flip else None)}
+        if self.labels is not None:
+            item["label"] = torch.tensor(self.labels[draw.index])
+        if self.captions != "none":
+            found = _captions_of(path)
+            item["caption"] = found[int(rng.integers(len(found))) if self.captions == "drawn" else 0]
+        return item
+
+
+def _captions_of(path: Path) -> list[str]:
+    """The captions of a picture, in the text file beside it.
+
+    Raises:
+        CaptionError: If the file is missing, no text or empty.
+    """
+    text = _caption_file(path)
+    try:
+        lines = text.read_text(encoding="utf-8-sig").splitlines()
+        if captions := [line.strip() for line in lines if line.strip()]:
+            return captions
+        raise CaptionError(path, "an empty caption")
+    except FileNotFoundError:
+        raise CaptionError(path, "no caption") from None
+    except UnicodeDecodeError:
+        raise CaptionError(path, "a caption that is not UTF-8") from None
+    except OSError as error:
+        raise CaptionError(path, f"a caption that cannot be read ({error.strerror})") from error
+
+
+class CaptionError(ImageError):
+    """A picture has no caption that can be read: `path` is the picture, `fault` what is wrong in a few words."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(f"{path} has {fault}: {_caption_file(path).name} must hold one caption a line, in UTF-8.")
+        self.path, self.fault = path, fault
+
+
+def _caption_file(path: Path) -> Path:
+    return path.with_suffix(".txt")
 
 
 def _cover(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -451,7 +511,9 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str, skip_broken: bool) -> dict[str, list[Search]]:
+def _find_splits(
+    root: Path, *, sides: tuple[str, ...], layout: str, skip_broken: bool, captions: bool = False
+) -> dict[str, list[Search]]:
     """What is in train, val and test, for each side; of val and test, one may stand in for the other."""
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is not a folder. {layout}")
@@ -466,23 +528,47 @@ def _find_splits(root: Path, *, sides: tuple[str, ...], layout: str, skip_broken
                 names = sorted(path.name for path in root.iterdir())
                 there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
                 raise FileNotFoundError(f"{error} {layout} {root} holds: {there or 'nothing'}.") from None
-    usable = iter(_looked_at(root, [search for searches in found.values() for search in searches], skip_broken))
+    searches = [search for searches in found.values() for search in searches]
+    usable = iter(_looked_at(root, searches, skip_broken, captions))
     found = {split: [next(usable) for _ in searches] for split, searches in found.items()}
     return {"val": found.get("test", []), "test": found.get("val", [])} | found
 
 
-def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool) -> list[Search]:
+def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool, captions: bool = False) -> list[Search]:
     """Searches without the files that cannot be read, if these are to be skipped, with a word for what is left out."""
     images = [path for search in searches for path in search.images]
-    if others := [path for search in searches for path in search.others]:
-        rank_zero_info(f"{root}: {len(images)} picture files; left out by their endings: {count_endings(others)}.")
+    others = [path for search in searches for path in search.others]
+    texts = [path for path in others if captions and path.suffix == ".txt"]
+    if left_out := [path for path in others if path.suffix != ".txt" or not captions]:
+        rank_zero_info(f"{root}: {len(images)} picture files; left out by their endings: {count_endings(left_out)}.")
     faults = faults_of(images)
+    words = [in_words(faults, len(images), root)] if faults else []
+    if captions:
+        lacking = _faults_of_captions(images, texts)
+        words += [in_words(lacking, len(images), root, "pictures lack a caption, or it a picture")] if lacking else []
+        faults |= lacking
     if faults:
-        words = in_words(faults, len(images), root)
         if not skip_broken:
-            raise ImageError(f"{words} Mend or remove them, or leave them out with skip_broken: true.")
-        rank_zero_warn(f"{words} They are left out.")
+            raise ImageError(f"{' '.join(words)} Mend or remove them, or leave them out with skip_broken: true.")
+        rank_zero_warn(f"{' '.join(words)} They are left out.")
     return [replace(s, images=[path for path in s.images if path not in faults]).checked() for s in searches]
+
+
+def _faults_of_captions(images: Sequence[Path], texts: Sequence[Path]) -> dict[Path, str]:
+    """What is wrong with the captions of pictures, by the picture, and text files that belong to none."""
+
+    def fault(path: Path) -> str:
+        try:
+            _captions_of(path)
+            return ""
+        except CaptionError as error:
+            return error.fault
+
+    with ThreadPoolExecutor(16) as threads:  # on a disk elsewhere each file is a wait
+        found = dict(zip(images, threads.map(fault, images), strict=True))
+    told = {_caption_file(path) for path in images}
+    found |= {path: "a caption without a picture" for path in texts if path not in told}
+    return {path: words for path, words in found.items() if words}
 
 
 def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) -> dict[str, list[Path]]:

@@ -312,13 +312,14 @@ def faults_of(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: fault for path, fault in zip(paths, found, strict=True) if fault}
 
 
-def in_words(faults: Mapping[Path, str], among: int, root: Path) -> str:
+def in_words(faults: Mapping[Path, str], among: int, root: Path, what: str = "picture files cannot be read") -> str:
     """A sentence about all `faults_of` the files below a folder: how many of each kind, and the first of them.
 
     Args:
         faults: At least one.
         among: How many files were looked at.
         root: Below which they are named.
+        what: Was looked at, and what is wrong.
     """
     kinds: dict[str, list[str]] = {}
     for path, fault in faults.items():
@@ -327,7 +328,7 @@ def in_words(faults: Mapping[Path, str], among: int, root: Path) -> str:
         f"{fault}: {len(names)} ({', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''})"
         for fault, names in kinds.items()
     )
-    return f"{root}: {len(faults)} of {among} picture files cannot be read. {found}."
+    return f"{root}: {len(faults)} of {among} {what}. {found}."
 
 
 def _fault(path: Path) -> str:

@@ -608,3 +608,93 @@ def test_arguments_parse_from_yaml(unpaired, size, expected):
         module = parser.instantiate_classes(config).data
     assert module.image_shape == (3, *expected)
     assert module.transform.resize is None
+
+
+# Captions beside pictures
+
+
+@pytest.fixture
+def told(tmp_path) -> Path:
+    """12 pictures in folders of two depths, each with three captions."""
+    for i in range(12):
+        path = save(tmp_path / "told" / ("deep/er" if i % 2 else ".") / f"{i}.png", map_picture(4, 4, i))
+        path.with_suffix(".txt").write_text(f"first of {i}\n\n second of {i} \nthird of {i}\n", encoding="utf-8")
+    return tmp_path / "told"
+
+
+def test_captions_are_drawn_to_train_on_and_the_first_else(told, caplog):
+    caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
+    module = ImageFolder(told, image_size=4, captions=True, num_workers=0, batch_size=2)
+    assert "left out" not in caplog.text
+    for dataset in (module.val_set(), module.test_set()):
+        for item in items(dataset):
+            assert item["caption"] == f"first of {place(item['image'])[-1]}"
+    train = module.train_set()
+    epochs = [[item["caption"] for item in items(train, epoch)] for epoch in range(8)]
+    assert epochs[3] == [item["caption"] for item in items(train, 3)]
+    for shown, path in zip(zip(*epochs, strict=True), train.files, strict=True):
+        assert {caption.partition(" of ")[2] for caption in shown} == {path.stem}
+    assert {caption.partition(" of ")[0] for shown in epochs for caption in shown} == {"first", "second", "third"}
+    other = ImageFolder(told, image_size=4, captions=True, seed=1).train_set()
+    assert [item["caption"] for item in items(other)] != epochs[0]
+    batch = next(iter(module.train_dataloader()))
+    assert [f"{caption}" for caption in batch["caption"]] == batch["caption"]
+    assert sorted(module.captions()) == sorted(
+        f"{which} of {path.stem}" for path in train.files for which in ("first", "second", "third")
+    )
+
+
+def test_captions_leave_pictures_as_they_are(told):
+    def image(batch):
+        return batch["image"]
+
+    plain, captioned = (ImageFolder(told, image_size=4, captions=captions) for captions in (False, True))
+    assert plain.files == captioned.files
+    assert fingerprint(plain.train_set(), image) == fingerprint(captioned.train_set(), image)
+    flipped = [ImageFolder(told, image_size=3, crop="random", flip=True, captions=c).train_set() for c in (False, True)]
+    for a, b in zip(*map(items, flipped), strict=True):
+        assert torch.equal(a["image"], b["image"])
+    with pytest.raises(ValueError, match=r"has no captions\. Give it captions=True"):
+        plain.captions()
+
+
+def test_captions_that_are_missing_or_in_vain_are_told_all_at_once(told):
+    (told / "0.txt").unlink()
+    (told / "deep/er/1.txt").write_text(" \n\n")
+    (told / "2.txt").write_bytes(b"\xff\xfe\xff")
+    (told / "deep/alone.txt").write_text("a caption")
+    (told / "4.png").write_bytes(b"")
+    with pytest.raises(ImageError) as refused:
+        ImageFolder(told, image_size=4, captions=True)
+    assert str(refused.value) == (
+        f"{told}: 1 of 12 picture files cannot be read. empty: 1 (4.png). "
+        f"{told}: 4 of 12 pictures lack a caption, or it a picture. no caption: 1 (0.png); "
+        "a caption that is not UTF-8: 1 (2.png); an empty caption: 1 (deep/er/1.png); "
+        "a caption without a picture: 1 (deep/alone.txt). "
+        "Mend or remove them, or leave them out with skip_broken: true."
+    )
+    with pytest.warns(UserWarning, match="They are left out"):
+        module = ImageFolder(told, image_size=4, captions=True, skip_broken=True)
+    assert sum(len(files) for files in module.files.values()) == 8
+    module = ImageFolder(told, image_size=4, skip_broken=True)  # without captions nobody asks for them
+    assert sum(len(files) for files in module.files.values()) == 11
+
+
+def test_captions_in_folders_of_splits(told):
+    for split in ("train", "val"):
+        (told / split).mkdir()
+        for name in ("0", "2", "4"):
+            for ending in (".png", ".txt"):
+                (told / split / f"{name}{ending}").write_bytes((told / f"{name}{ending}").read_bytes())
+    module = ImageFolder(told, image_size=4, captions=True)
+    assert {path.parent.name for path in module.files["train"]} == {"train"}
+    (told / "val/2.txt").unlink()
+    with pytest.raises(ImageError, match=r"no caption: 1 \(val/2.png\)"):
+        ImageFolder(told, image_size=4, captions=True)
+
+
+def test_a_caption_that_goes_away_while_training_is_named(told):
+    train = ImageFolder(told, image_size=4, captions=True).train_set()
+    train.files[0].with_suffix(".txt").unlink()
+    with pytest.raises(ImageError, match=rf"{train.files[0].stem}.png has no caption: .*one caption a line"):
+        train[Draw(0, 0, 0)]
