@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_gen.capabilities import Direction, Reconstructs, Samples, Translates
+from lightning_gen.capabilities import Direction, HasLatents, Reconstructs, Samples, Translates
 from lightning_gen.data.batches import as_floats, batch_pictures
 from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
@@ -186,6 +186,39 @@ class SamplePanel(Panel):
             labels = torch.arange(min(num_classes, self.number))
             return labels, math.ceil(math.sqrt(len(labels)))
         return torch.arange(num_classes).repeat_interleave(in_a_row), in_a_row
+
+
+class LatentMapPanel(SamplePanel):
+    """The pictures of all latents where these have two dimensions, as "latent_map" (1312.6114, figure 4).
+
+    The plane is seen through the prior: the pictures stand at equal steps of probability, in the middle of as many
+    equal shares, so that each is as likely as any other. The first number of the latents grows from left to right, the
+    second from bottom to top. Only for models without classes.
+    """
+
+    needs = HasLatents
+    number = 400
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether latents have two dimensions, and pictures nothing else that they depend on."""
+        super().check(owner, trainer, pl_module)
+        model = cast(HasLatents, pl_module)
+        if model.latent_shape != (2,) or model.num_classes is not None:
+            raise ValueError(
+                f"{owner} draws a map of two latents in a model without classes; {type(pl_module).__name__} has "
+                f"latent_shape {model.latent_shape} and num_classes {model.num_classes}. Take {owner} out of "
+                "trainer.callbacks."
+            )
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid."""
+        side = math.isqrt(self.number)
+        shares = (torch.arange(side) + 0.5) / side
+        uniform = getattr(pl_module, "latent_distribution", "normal") == "uniform"
+        places = shares * 2 - 1 if uniform else torch.special.ndtri(shares)
+        up, right = torch.meshgrid(places.flip(0), places, indexing="ij")
+        images = cast(HasLatents, pl_module).generate(torch.stack([right, up], -1).flatten(0, 1))
+        return {"latent_map": square_grid(list(to_uint8(images).cpu()), side)}
 
 
 class PointPanel(Panel):

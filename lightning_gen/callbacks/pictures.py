@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_gen.callbacks.ema import averaged_weights
 from lightning_gen.callbacks.panels import (
     FirstPictures,
+    LatentMapPanel,
     Panel,
     PointPanel,
     ReconstructionPanel,
@@ -96,9 +97,10 @@ class Pictures(pl.Callback):
     """Shows what a model can do again and again while it learns: a panel for each of its capabilities.
 
     Panels are those of `callbacks.panels`: translations; samples, as pictures or as points of which the data knows the
-    true distribution; reconstructions. It draws before training, whenever the generator updates pass a multiple of
-    `every_n_steps`, and after training. Only rank zero draws, and nothing is communicated. Training does not notice:
-    see `looking`. What another callback draws alone, such as a `SampleGrid` with settings of its own, is left to it.
+    true distribution; a map of the latents, where there are two; reconstructions. It draws before training, whenever
+    the generator updates pass a multiple of `every_n_steps`, and after training. Only rank zero draws, and nothing is
+    communicated. Training does not notice: see `looking`. What another callback draws alone, such as a `SampleGrid`
+    with settings of its own, is left to it.
 
     Pictures of the data are the first of the validation data, as the sanity check and the first validation bring them;
     without a sanity check, the first of the training data. They stay the same throughout the run and when it is
@@ -114,7 +116,13 @@ class Pictures(pl.Callback):
         ArgumentError: If a setting is not one of the model's (when the trainer starts).
     """
 
-    kinds: ClassVar[tuple[type[Panel], ...]] = (TranslationPanel, PointPanel, SamplePanel, ReconstructionPanel)
+    kinds: ClassVar[tuple[type[Panel], ...]] = (
+        TranslationPanel,
+        PointPanel,
+        SamplePanel,
+        LatentMapPanel,
+        ReconstructionPanel,
+    )
 
     def __init__(
         self, every_n_steps: int = 500, num_images: int | None = None, sampling: dict[str, Any] | None = None

@@ -131,12 +131,14 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Means and log-variances of q(z | x), float32 `[N, D]` each, with a graph and in the mode of the encoder."""
-        means, log_variances = self.encoder(self.own(images), **_given(labels))
+        images = self.own(images)
+        means, log_variances = self.encoder(images) if labels is None else self.encoder(images, labels)
         return full(means), full(log_variances)
 
     def decoded(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """What the decoder says of latents `[N, D]`: parameters `[N, P, H, W]` of the likelihood."""
-        return self.decoder(self.own(latents), **_given(labels))
+        latents = self.own(latents)
+        return self.decoder(latents) if labels is None else self.decoder(latents, labels)
 
     def judge(self, latents: Tensor, images: Tensor, context: Mapping[str, Tensor], validate: bool = False) -> Tensor:
         """Log p(x | z) of each picture, nats `[N]`."""
@@ -197,13 +199,11 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
         averaged = labels is None and self.num_classes is not None
-        context = self.context(len(images), 0 if averaged else labels)
+        contexts = self._classes(len(images)) if averaged else [self.context(len(images), labels)]
         generator = generator or fresh_generator()
         with evaluating(self):
-            if not averaged:
-                return self._bound(images, context, num_samples, generator)
-            every = [self._bound(images, each, num_samples, generator) for each in self._classes(len(images))]
-            return torch.stack(every).logsumexp(0) - math.log(len(every))
+            every = [self._bound(images, context, num_samples, generator) for context in contexts]
+        return torch.stack(every).logsumexp(0) - math.log(len(every)) if averaged else every[0]
 
     def _bound(self, images: Tensor, context: Mapping[str, Tensor], number: int, generator: torch.Generator) -> Tensor:
         means, log_variances = self.encode(images, **context)
@@ -277,22 +277,22 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
 
         Args:
             images: `[N, C, H, W]` in `[-1, 1]`.
-            labels: Classes `[N]`, int64, or one for all. None in a model with classes takes for each picture that under
-                which its reconstruction is the likeliest.
+            labels: Classes `[N]`, int64, or one for all. None in a model with classes takes for each picture the one
+                under which that is the likeliest.
 
         Returns:
-            float32 `[N, C, H, W]`, a function of pictures and labels alone.
+            float32 `[N, C, H, W]`.
 
         Raises:
             ValueError: If pictures have another shape, or labels do not fit.
         """
         images = self.checked_images(images)
-        classes = {} if labels is None else self.context(len(images), labels)
+        given = {} if labels is None else self.context(len(images), labels)
         size, parts = samples_at_once(self.image_shape), [torch.empty(0, *self.image_shape, device=self.device)]
         with evaluating(self):
             for start in range(0, len(images), size):
                 part = images[start : start + size].to(self.device)
-                context = {name: value[start : start + size] for name, value in classes.items()}
+                context = {name: value[start : start + size] for name, value in given.items()}
                 if labels is None and self.num_classes is not None:
                     every = [self.judge(self.encode(part, **each)[0], part, each) for each in self._classes(len(part))]
                     context["labels"] = torch.stack(every).argmax(0)
@@ -329,7 +329,3 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
                 f"{type(self).__name__}: the encoder {type(self.encoder).__name__} must give means and log-variances, "
                 f"[N, {self.latent_size}] each."
             )
-
-
-def _given(labels: Tensor | None) -> dict[str, Tensor]:
-    return {} if labels is None else {"labels": labels}

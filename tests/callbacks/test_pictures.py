@@ -14,13 +14,21 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.ema import EMA
-from lightning_gen.callbacks.panels import FirstPictures, PointPanel, ReconstructionPanel, SamplePanel, TranslationPanel
+from lightning_gen.callbacks.panels import (
+    FirstPictures,
+    LatentMapPanel,
+    PointPanel,
+    ReconstructionPanel,
+    SamplePanel,
+    TranslationPanel,
+)
 from lightning_gen.callbacks.pictures import Pictures, SampleGrid, TranslationGrid, log_picture
 from lightning_gen.data import Scenes
 from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.sampling import LatentSampling
 from tests.shared import tile
 
 SIZE = 8
@@ -419,6 +427,31 @@ class Encoder(Draws):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Plane(LatentSampling):
+    """Two latents, whose probabilities below are the shade of the left and of the right half."""
+
+    def __init__(self, num_classes=None, latent_shape=(2,), latent_distribution="normal"):
+        super().__init__((1, SIZE, SIZE))
+        self.declare_context(num_classes=num_classes)
+        self.latent_shape, self.latent_distribution = latent_shape, latent_distribution
+
+    def generate_from(self, latents, labels=None):
+        below = latents if self.latent_distribution == "uniform" else torch.special.ndtr(latents) * 2 - 1
+        return below[:, None, None, :].repeat_interleave(SIZE // 2, 3).expand(-1, 1, SIZE, -1)
+
+
+@pytest.mark.parametrize("prior", ["normal", "uniform"])
+def test_a_map_of_latents_has_equal_shares_of_the_prior(prior):
+    panel, model = LatentMapPanel(17), Plane(latent_distribution=prior)
+    panel.check("Pictures", None, model)
+    drawn = panel.draw(None, model, FirstPictures())["latent_map"]
+    grid = torch.from_numpy(np.array(drawn)).permute(2, 0, 1)
+    for i, shown in enumerate(cells(grid, 4, 16)):
+        row, column = divmod(i, 4)
+        expected = to_uint8(torch.tensor([(column + 0.5) / 4, (3 - row + 0.5) / 4]) * 2 - 1)
+        assert torch.equal(shown[0, 0, [0, -1]], expected)
+
+
 @pytest.mark.parametrize(
     ("model", "data", "kinds", "number"),
     [
@@ -428,6 +461,9 @@ class Encoder(Draws):
         (Draws((2, 1, 1)), GridOfGaussians(), [PointPanel], 1000),
         (Draws((1, 1, 1)), TwoGaussians(), [PointPanel], 1000),
         (Encoder(), Scenes(16), [SamplePanel, ReconstructionPanel], 64),
+        (Plane(), Scenes(16), [SamplePanel, LatentMapPanel], 64),
+        (Plane(latent_shape=(3,)), Scenes(16), [SamplePanel], 64),
+        (Plane(num_classes=4), Scenes(16), [SamplePanel], 64),
         (Draws((2, 1, 1)), Scenes(16), [], 0),  # points of which nobody knows the truth
         (Draws((1, 1, 1)), Scenes(16), [], 0),
         (Draws((2, 8, 8)), Scenes(16), [], 0),  # two channels are no colours
