@@ -17,6 +17,7 @@ from lightning_gen.latents import numbered_latents, slerp
 from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
 from lightning_gen.randomness import generator_for
+from lightning_gen.sampling import LatentSampling
 from tests.shared import Mute, save
 
 
@@ -100,6 +101,40 @@ def test_pairs_have_the_classes_in_turn_or_the_one_that_is_asked_for(tmp_path, c
             for step in (0, 1):
                 frame = read_image(tmp_path / name / f"pair_{pair:03d}" / f"{step:03d}.png", 1)
                 assert torch.equal(frame, expected[step])
+
+
+class OfMaps(LatentSampling):
+    """Its latents are maps, of which pictures are enlargements."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape)
+        self.save_hyperparameters()
+        self.latent_shape = (image_shape[0], image_shape[1] // 2, image_shape[2] // 2)
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def generate_from(self, latents, labels):
+        return torch.nn.functional.interpolate(latents * self.weight, scale_factor=2).tanh()
+
+
+def test_latents_may_be_maps(tmp_path, command):
+    checkpoint = save(OfMaps((3, 4, 6)), tmp_path / "a.ckpt")
+    ends = numbered_latents(OfMaps((3, 4, 6)), range(4), seed=0)
+    assert ends.shape == (4, 3, 2, 3)
+    made = {"sample": ["--num_samples", 4], "interpolate": ["--pairs", 2, "--steps", 3], "arithmetic": ["--noise", 0]}
+    for name, arguments in made.items():
+        concepts = ["--a", "0", "--b", "1", "--c", "2"] if name == "arithmetic" else []
+        given = ["--checkpoint", checkpoint, "--output", tmp_path / name, *arguments, *concepts]
+        ended = command(name, *given)
+        assert ended.code == 0, ended.err
+    middle = slerp(ends[2].flatten(), ends[3].flatten(), 0.5).view(3, 2, 3)
+    for file, latent in {
+        "sample/000003.png": ends[3],
+        "interpolate/pair_001/000.png": ends[2],
+        "interpolate/pair_001/001.png": middle,
+        "arithmetic/result_0.png": ends[0] - ends[1] + ends[2],
+    }.items():
+        expected = to_uint8(latent.tanh().repeat_interleave(2, 1).repeat_interleave(2, 2))
+        assert torch.equal(read_image(tmp_path / file), expected), file
 
 
 # -- arithmetic -----------------------------------------------------------------------------------------------------

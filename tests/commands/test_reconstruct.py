@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from benchmarks.shipped import small_model
 from lightning_gen.data.grids import GAP, MIN_CELL
-from lightning_gen.data.images import from_uint8, open_image, read_image, to_float, to_uint8
+from lightning_gen.data.images import from_uint8, open_image, read_image, to_float, to_uint8, write_image
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.models import VAE, VQVAE, VQVAE2
 from tests.shared import Mute, save
 
 SIZE = (6, 10)  # height and width
@@ -142,6 +144,20 @@ def read_image_of(path):
         return to_uint8(result)
     mixed = torch.lerp(torch.ones(3, *SIZE), from_uint8(to_uint8(result)).add(1).div(2), alpha / 255)
     return mixed.mul(255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("model", [VQVAE, VQVAE2, VAE, partial(VAE, num_classes=2)])
+def test_models_of_the_package_give_what_they_give_by_themselves(run, tmp_path, model):
+    """A code is another one only where two are as near to the digit, so that a level of 255 more or less is allowed."""
+    torch.manual_seed(0)
+    model = small_model(model, (3, 16, 16))()
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 127.5 - 1
+    for i, image in enumerate(images):
+        write_image(tmp_path / "noise" / f"{i}.png", image)
+    for size in (1, 4):
+        _, output = run(model, f"by_{size}", "--batch_size", size, input=tmp_path / "noise")
+        found = torch.stack([read_image(output / f"{i}.png") for i in range(5)])
+        assert (found.int() - to_uint8(model.reconstruct(images)).int()).abs().max() <= 1
 
 
 def test_what_fails_together_is_done_one_by_one(run, folder):
