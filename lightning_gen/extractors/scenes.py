@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from lightning_gen.extractors.base import SCHEMA, FeatureExtractor, Features, _l
 from lightning_gen.files import cache_folder
 
 SIZE = 32  # larger pictures are read at this size
+
+Reader = TypeVar("Reader", bound=nn.Module)
 
 _Statement = Callable[[SceneAttributes], Any]  # gives bool [N]
 
@@ -176,10 +178,14 @@ def _examples(
 ) -> tuple[Tensor, Tensor]:
     """Pictures at the size they are read at, and what is true of them, float32 `[num, len(STATEMENTS)]`."""
     scenes = SceneAttributes.draw(num, seed)
-    parts = (render(scenes[i : i + 256], domain, height, width) for i in range(0, num, 256))
-    images = torch.cat([F.adaptive_avg_pool2d(from_uint8(part), size) for part in parts])
     truth = np.stack([statement(scenes) for statement in STATEMENTS.values()], axis=1)
-    return images, torch.from_numpy(truth).float()
+    return _pictures(scenes, domain, height, width, size), torch.from_numpy(truth).float()
+
+
+def _pictures(scenes: SceneAttributes, domain: str, height: int, width: int, size: tuple[int, int]) -> Tensor:
+    """Pictures of scenes at the size they are read at: float32 `[N, 3, *size]` in `[-1, 1]`."""
+    parts = (render(scenes[i : i + 256], domain, height, width) for i in range(0, len(scenes), 256))
+    return torch.cat([F.adaptive_avg_pool2d(from_uint8(part), size) for part in parts])
 
 
 class SceneFeatures(FeatureExtractor):
@@ -223,12 +229,17 @@ class SceneFeatures(FeatureExtractor):
         size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         training = f"{num_scenes} scenes by {domain}, {epochs} epochs, seed {seed}"
         if weights is not None:
-            reader, training = _read_reader(Path(weights), size)
+            reader, training = _read_reader(Path(weights), size, SceneAttributeReader)
         else:
             words = "-".join(map(str, (domain, f"{size[0]}x{size[1]}", num_scenes, epochs, seed)))
             path = cache_folder() / "extractors" / f"scenes128-{words}-v{SCHEMA}.pt"
             reader = _cached_reader(
-                path, size, training, lambda: train_reader((3, *size), domain, num_scenes, epochs, seed)
+                path,
+                size,
+                training,
+                lambda: train_reader((3, *size), domain, num_scenes, epochs, seed),
+                SceneAttributeReader,
+                seconds=15,
             )
         super().__init__(
             reader,
@@ -261,14 +272,14 @@ class SceneFeatures(FeatureExtractor):
         return [*activations(reader.network[:6], images), reader.features(images)]
 
 
-def _read_reader(path: Path, size: tuple[int, int]) -> tuple[SceneAttributeReader, str]:
+def _read_reader(path: Path, size: tuple[int, int], kind: Callable[[int, int], Reader]) -> tuple[Reader, str]:
     """The reader of pictures of this size in a file, and the words for its training."""
     try:
         kept = read_checkpoint(path)
         if tuple(kept["image_size"]) != size:
             raise ValueError(f"its pictures have {kept['image_size']}")
         with torch.device("meta"):
-            reader = SceneAttributeReader(*size)
+            reader = kind(*size)
         _load_network(reader, kept["state_dict"])
         return reader, str(kept["training"])
     except Exception as error:  # a file of anything at all can raise anything at all
@@ -276,15 +287,20 @@ def _read_reader(path: Path, size: tuple[int, int]) -> tuple[SceneAttributeReade
 
 
 def _cached_reader(
-    path: Path, size: tuple[int, int], training: str, train: Callable[[], SceneAttributeReader]
-) -> SceneAttributeReader:
+    path: Path,
+    size: tuple[int, int],
+    training: str,
+    train: Callable[[], Reader],
+    kind: Callable[[int, int], Reader],
+    seconds: int,
+) -> Reader:
     """The reader in the file, or a new one, which is then put there."""
     if path.exists():
         try:
-            return _read_reader(path, size)[0]
+            return _read_reader(path, size, kind)[0]
         except CheckpointError as error:
             rank_zero_warn(f"{error} A new one takes its place.")
-    rank_zero_info(f"SceneFeatures trains a reader of scenes, once and for some 15 s: {path}")
+    rank_zero_info(f"A reader of scenes is trained, once and for some {seconds} s: {path}")
     reader = train()
     kept = {"state_dict": reader.state_dict(), "image_size": list(size), "training": training}
     try:

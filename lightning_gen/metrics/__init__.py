@@ -5,6 +5,7 @@ from lightning_gen.extractors.classifier import ClassifierFeatures
 from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.extractors.module import ModuleFeatures, PointFeatures
 from lightning_gen.extractors.scenes import SceneFeatures
+from lightning_gen.metrics.attributes import AttributeAccuracy
 from lightning_gen.metrics.codebook import CodebookUsage
 from lightning_gen.metrics.feature_metrics import (
     FrechetInceptionDistance,
@@ -23,6 +24,7 @@ from lightning_gen.metrics.toy import ModeCoverage, ToyMetrics, mode_coverage, w
 
 __all__ = [
     "LPIPS",
+    "AttributeAccuracy",
     "BitsPerDim",
     "ClassifierFeatures",
     "CodebookUsage",
