@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_gen.data.base import examples_of, makes_batches
 from lightning_gen.data.batches import batch_size, images_and_labels
@@ -104,15 +104,16 @@ def data_variance(loader: Any, name: str) -> float:
         name: Of the one who needs it.
 
     Raises:
-        ValueError: If it has none, or pictures are all alike.
+        ValueError: If there is none, as of a stream, or pictures are all alike.
     """
-    try:
-        examples: Any = examples_of(loader)
-    except TypeError as error:
+    examples: Any = getattr(loader, "dataset", None)
+    if isinstance(examples, IterableDataset) or not (hasattr(examples, "__len__") and isinstance(loader, DataLoader)):
         raise ValueError(
-            f"{name} divides by the variance of the training pictures, but they come as a stream ({error}) Give it "
-            "data_variance: their variance in [-1, 1]."
-        ) from error
+            f"{name} divides by the variance of the training pictures. They come from a "
+            f"{type(loader if examples is None else examples).__name__}, which does not let it look at them before "
+            "training. Give it data_variance, their variance in [-1, 1]."
+        )
+    examples = examples_of(loader) if isinstance(examples, Dataset) else examples
     together = makes_batches(loader)
     size = 1 if together else max(1, batch_size(examples[0]))  # of what stands at one place
     number = min(len(examples), max(1, VARIANCE_IMAGES // size))
