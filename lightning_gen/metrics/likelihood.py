@@ -181,13 +181,17 @@ def likelihood_metrics(model: Any, data: Any) -> list[NegativeLogLikelihood | Bi
     """Nats and, where pictures have levels, bits per dim, under the names that they have for this model and data.
 
     Args:
-        model: Has `image_shape`. Its `num_levels` are those of pictures, and may be None or missing; for its bounds see
-            `bounds_of`.
+        model: Has `image_shape`. Its `num_levels` are those of pictures, its `likelihood_of` is what `log_prob` is of
+            where it is not of pictures, such as "codes"; both may be None or missing. For its bounds see `bounds_of`.
         data: Has the pictures; its `binarization` is part of the names.
 
     Raises:
         ValueError: If the data is known to have other levels than the model.
     """
+    if (of := getattr(model, "likelihood_of", None)) is not None:
+        nats = NegativeLogLikelihood()
+        nats.name += f"-{of}"
+        return [nats]
     levels, known = (getattr(each, "num_levels", None) for each in (model, data))
     if None not in (levels, known) and known != levels:
         takes = accepts(type(model), "num_levels")

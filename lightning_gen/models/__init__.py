@@ -1,6 +1,7 @@
 """Models: one LightningModule a paper."""
 
 from lightning_gen.models.classifier import Classifier
+from lightning_gen.models.code_prior import CodePrior
 from lightning_gen.models.cyclegan import CycleGAN
 from lightning_gen.models.dcgan import DCGAN
 from lightning_gen.models.fgan import FGAN
@@ -33,6 +34,7 @@ __all__ = [
     "WGAN",
     "WGANGP",
     "Classifier",
+    "CodePrior",
     "CycleGAN",
     "DiagonalBiLSTM",
     "GatedPixelCNN",

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.models.training import OptimizerFactory, WatchedModule, prepare_networks
 from lightning_gen.modes import evaluating
+from lightning_gen.networks.building import listed
 from lightning_gen.networks.density import LevelEmbedding
 from lightning_gen.networks.pixel_sampler import Method, draw_pixels, look_of
 from lightning_gen.randomness import fresh_generator
@@ -184,16 +186,34 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         levels = self.to_levels(images, validate=False) if levels is None else levels
         return self.own(look_of(self.network, self.likelihood.num_levels)(levels))
 
-    def network_of(self, factory: DensityFactory) -> nn.Module:
+    def network_of(
+        self,
+        factory: DensityFactory,
+        level_shape: tuple[int, int, int] | None = None,
+        condition_channels: int | None = None,
+    ) -> nn.Module:
         """The network for these levels, this likelihood, and what the model is given besides.
 
+        Args:
+            factory: Makes it.
+            level_shape: Of levels that are only a part of the model's; None for all of them.
+            condition_channels: Of a map that these are conditioned on in place of the model's.
+
         Raises:
-            ValueError: If the factory makes no module, or one that has vectors for more or fewer levels.
+            ValueError: If the factory makes no module, or one that has vectors for more or fewer levels; or does not
+                take what the model is given.
         """
-        given = {"num_classes": self.num_classes, "condition_channels": self.condition_channels}
+        shape = level_shape or self.level_shape
+        given = {"num_classes": self.num_classes, "condition_channels": condition_channels or self.condition_channels}
         context = {name: number for name, number in given.items() if number is not None}
-        outputs = self.likelihood.num_parameters(self.level_shape[0])
-        network = made_by(factory, nn.Module, self.level_shape, outputs, **context)
+        target = factory.func if isinstance(factory, partial) else factory
+        if refused := [name for name in context if not accepts(target, name)]:
+            name = getattr(target, "__name__", type(target).__name__)
+            raise ValueError(
+                f"{name} takes no {listed(refused)}, which this {type(self).__name__} gives its network. Take one that "
+                "does, such as GatedPixelCNNNetwork or GPTNetwork."
+            )
+        network = made_by(factory, nn.Module, shape, self.likelihood.num_parameters(shape[0]), **context)
         embed, num_levels = getattr(network, "embed", None), self.likelihood.num_levels
         if isinstance(embed, LevelEmbedding) and embed.num_embeddings != num_levels:
             raise ValueError(
@@ -246,11 +266,9 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             ValueError: If a setting is out of range, or labels or condition do not fit.
         """
         context = self.sampling_context(num_samples, labels, condition)
-        levels = torch.zeros(num_samples, *self.level_shape, dtype=torch.int64)
-        hole = torch.ones(num_samples, *self.level_shape[1:], dtype=torch.bool)
         choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         settings = {**choice, "method": method, "compile": compile}
-        return self.to_images(self._fill(levels, hole, self.sampling_order(), context, generator, **settings))
+        return self.to_images(self.draw_levels(num_samples, context, generator or fresh_generator(), **settings))
 
     @torch.no_grad()
     def complete(
@@ -297,19 +315,33 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         images = self.checked_images(images).float().cpu()
         hole = self._checked_hole(known, len(images))
         context = self.sampling_context(len(images), labels, condition)
-        levels = self.to_levels(images.masked_fill(hole.unsqueeze(1), -1.0))
-        result = torch.empty_like(levels, device=self.device)
-        generator = generator or fresh_generator()
-        # Pictures with one mask have one order, and go together.
-        masks, which = hole.unique(dim=0, return_inverse=True)
         choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         settings = {**choice, "method": method, "compile": compile}
+        filled = self.fill_hole(images, hole, context, generator or fresh_generator(), **settings)
+        return torch.where(hole.unsqueeze(1).to(self.device), filled, images.to(self.device))
+
+    def draw_levels(self, num_samples: int, context: Context, generator: torch.Generator, **settings: Any) -> Tensor:
+        """Levels of so many pictures, as `to_images` takes them."""
+        levels = torch.zeros(num_samples, *self.level_shape, dtype=torch.int64)
+        hole = torch.ones(num_samples, *self.level_shape[1:], dtype=torch.bool)
+        return self.fill(levels, hole, self.sampling_order(), context, generator, **settings)
+
+    def fill_hole(
+        self, images: Tensor, hole: Tensor, context: Context, generator: torch.Generator, **settings: Any
+    ) -> Tensor:
+        """Pictures whose hole, bool `[N, H, W]`, is filled, and that may be anything elsewhere; given on the CPU.
+
+        Those with one mask have one order, and go together.
+        """
+        levels = self.to_levels(images.masked_fill(hole.unsqueeze(1), -1.0))
+        result = torch.empty_like(levels, device=self.device)
+        masks, which = hole.unique(dim=0, return_inverse=True)
         for number, mask in enumerate(masks):
             rows = (which == number).nonzero().flatten()
             part = {name: value[rows.to(value.device)] for name, value in context.items()}
-            drawn = self._fill(levels[rows], hole[rows], self.completion_order(~mask), part, generator, **settings)
+            drawn = self.fill(levels[rows], hole[rows], self.completion_order(~mask), part, generator, **settings)
             result[rows.to(self.device)] = drawn
-        return torch.where(hole.unsqueeze(1).to(self.device), self.to_images(result), images.to(self.device))
+        return self.to_images(result)
 
     def sampling_order(self) -> Order:
         """In which pictures are drawn: the raster, unless a subclass has another."""
@@ -319,28 +351,29 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         """In which the hole of a picture is filled, whose mask of known pixels is bool `[H, W]`."""
         return self.sampling_order()
 
-    def _fill(
+    def fill(
         self,
         levels: Tensor,
         hole: Tensor,
         order: Order,
         context: Context,
-        generator: torch.Generator | None,
+        generator: torch.Generator,
+        network: nn.Module | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Levels on the model's device whose pixels in the hole are drawn in an order."""
-        generator = generator or fresh_generator()
-        if settings["method"] == "cached" and not hasattr(self.network, "step"):
+        """Levels on the model's device whose pixels in the hole are drawn in an order, by a network or the model's."""
+        network = network or self.network
+        if settings["method"] == "cached" and not hasattr(network, "step"):
             settings["method"] = "naive"
         parts = [levels[:0].to(self.device)]
-        with evaluating(self.network):
+        with evaluating(network):
             size = samples_at_once(self.image_shape)
             for start in range(0, len(levels), size):
                 part = slice(start, start + size)
                 given = {name: value[part] for name, value in context.items()} | dict(order.settings)
                 parts.append(
                     draw_pixels(
-                        self.network, self.likelihood, levels[part], hole[part], order.positions, generator,
+                        network, self.likelihood, levels[part], hole[part], order.positions, generator,
                         settings=given, **settings,
                     )
                 )  # fmt: skip

@@ -38,6 +38,8 @@ class LikelihoodModule(GenerativeModule):
     bounds: Mapping[str | None, Mapping[str, Any]] | None = None
     """Where it gives several, their names and the settings of `log_prob` for each; see `metrics.likelihood.bounds_of`.
     """
+    likelihood_of: ClassVar[str | None] = None
+    """What `log_prob` is of, where that is not the pictures, such as "codes": its figure is `val/nll-codes`."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_levels: int | None) -> None:
         super().__init__(image_shape)

@@ -34,6 +34,7 @@ from lightning_gen.models import (
     WGAN,
     WGANGP,
     Classifier,
+    CodePrior,
     CycleGAN,
     DiagonalBiLSTM,
     GatedPixelCNN,
@@ -80,6 +81,7 @@ FAMILIES = {
     "LMConv": small_model(LMConv, GREY, **MIXTURE, num_orders=1),
     "VQVAE": small_model(VQVAE, GREY),
     "VQVAE2": small_model(VQVAE2, GREY),
+    "CodePrior": small_model(CodePrior, GREY, first_stage=small_model(VQVAE, GREY)(), num_classes=CLASSES),
     "KDE": partial(KDE, GREY, num_levels=LEVELS),
     "Classifier": partial(Classifier, GREY, num_classes=CLASSES, keep=False),
 }
