@@ -651,6 +651,7 @@ class GenerativeModule(pl.LightningModule):
 
 def frozen(model: Model) -> Model:
     """A model as a part of another: without gradients, and in evaluation mode in whatever mode the other is."""
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     model._stays_frozen = True
     model.freeze()
     return model
