@@ -146,7 +146,8 @@ def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> lis
         else:
             kept.append(argument)
             following = ""
-    return [*kept, f"--sampling={json.dumps(settings)}"] if settings else kept
+    # In front, for `--checkpoint` of `evaluate` takes what stands behind it, and argparse no option that has a space.
+    return [f"--sampling={json.dumps(settings)}", *kept] if settings else kept
 
 
 def _without_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

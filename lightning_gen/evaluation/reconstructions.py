@@ -58,5 +58,5 @@ class Originals:
                 originals = images_and_labels(batch, "An evaluation")[0].to(model.device)
                 with within(), torch.no_grad():
                     torch.manual_seed(seed_from(self.protocol.seed, number))
-                    images: Tensor = model.reconstruct(originals.to(model.dtype))
+                    images: Tensor = model.reconstruct(originals)
                 yield Batch(number, images, originals)

@@ -77,8 +77,8 @@ def test_options_that_the_command_does_not_have_are_the_models():
     arguments = ["--checkpoint", "a b", "--strength", "-0.5", "--seed=1", "--way=down", "--soft", "--labels", "[1,2]"]
     kept = ["--checkpoint", "a b", "--seed=1", "--labels", "[1,2]"]
     assert with_sampling(sample, arguments) == [
-        *kept,
         '--sampling={"strength": "-0.5", "way": "down", "soft": "true"}',
+        *kept,
     ]
     assert with_sampling(sample, kept) == kept
     named = [
@@ -208,6 +208,8 @@ def test_a_setting_of_the_models_own_arrives_in_pictures_of_the_commands(command
         assert "Unknown option --psy: neither one of the command, nor a setting that Truncated's `sample` takes, " in (
             ended.err
         )
+    ended = command("evaluate", *checkpoint[2:], *checkpoint[:2], "--psy", 0.25)  # no second checkpoint
+    assert "Unknown option --psy: neither one of the command, nor a setting that Truncated's `sample`" in ended.err
     with pytest.raises(ArgumentError, match=r"takes, which are psi\."):
         interpolate(Path("a.ckpt"), Path("none"), sampling={"psy": 1})
     assert not Path("none").exists()

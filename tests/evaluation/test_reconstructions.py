@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -23,7 +24,11 @@ from lightning_gen.evaluation.sources import loader_of
 from lightning_gen.extractors.base import FeatureExtractor, Features
 from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.layers.quantize import VectorQuantizer
+from lightning_gen.losses import Categorical, Pixelwise
 from lightning_gen.metrics.frechet import frechet_distance_between
+from lightning_gen.models import VAE, VQVAE
+from lightning_gen.networks import MLPDecoder, MLPEncoder, VQVAEDecoder, VQVAEEncoder
 from lightning_gen.randomness import seed_from
 from tests.shared import save
 
@@ -83,6 +88,18 @@ class Drawing(Worn):
 
     def sample(self, num_samples, *, labels=None, generator=None):
         return torch.rand(num_samples, *self.image_shape, generator=generator) * 2 - 1
+
+
+def vqvae():
+    torch.manual_seed(0)
+    networks = (partial(network, **network.small) for network in (VQVAEEncoder, VQVAEDecoder))
+    return VQVAE(SHAPE, *networks, partial(VectorQuantizer, num_codes=16), channels=8, data_variance=0.5)
+
+
+def vae():
+    torch.manual_seed(0)
+    likelihood = Pixelwise(Categorical(num_levels=17))
+    return VAE(SHAPE, partial(MLPEncoder, widths=(8,)), partial(MLPDecoder, widths=(8,)), likelihood, latent_size=4)
 
 
 def digits(split):
@@ -161,6 +178,26 @@ def test_callback_and_command_give_the_same_digits(make, precision, number):
     assert logged.keys() == values(entry).keys() >= NAMES
     for name, value in values(entry).items():
         assert np.float32(value) == np.float32(logged[name]), name
+
+
+@pytest.mark.parametrize("make", [vqvae, vae])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_models_have_the_same_digits_from_both(make, precision):
+    model = make()
+    entry = measured(model, precision=precision)
+    logged = results_of(model, metrics_of(), precision=precision)
+    assert values(entry).keys() >= NAMES
+    assert ("fid-quarters4" in entry["figures"]) == (make is vae)
+    for name, value in values(entry).items():  # likelihoods draw noise of their own
+        assert (name not in NAMES and "quarters4" not in name) or np.float32(value) == np.float32(logged[name]), name
+
+
+@pytest.mark.parametrize("make", [vqvae, vae])
+def test_weights_of_16_bits_are_measured_on_the_very_pictures(make):
+    model, originals = make(), digits("test")[[i * 164 // 90 for i in range(90)]]
+    logged = results_of(model, metrics_of(figures=["rfid", "psnr", "ssim"]), precision="bf16-true")
+    expected = by_hand(model.bfloat16().reconstruct(originals), originals)
+    assert {name: logged[name] for name in NAMES} == {n: pytest.approx(v, rel=0.02) for n, v in expected.items()}
 
 
 def test_noise_is_that_of_seed_and_batch():
