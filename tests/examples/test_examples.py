@@ -438,6 +438,27 @@ def test_a_hull_has_the_corners_and_the_distances_that_are_seen():
     assert convex.outside(places, corners).tolist() == [-1, 0.5, 0, -0.25, 3]
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_weights_of_two_categories_are_those_of_a_logistic_number(temperature):
+    """The first is sigmoid((logit p + L) / T), so that P(w < 1/2) is 1 - p, and at T = 1 its density is known."""
+    softmax, p, count = script("gumbel_softmax"), 0.3, 100_000
+    weights = softmax.weights_of(torch.tensor([p, 1 - p]), temperature, count)
+    torch.testing.assert_close(weights.sum(1), torch.ones(count))
+    first = weights[:, 0]
+    logistic = (first.double().logit() * temperature - math.log(p / (1 - p))).sigmoid()  # uniform, if it is logistic
+    spread = 4 / math.sqrt(count)  # of a share among so many draws, at most half of this
+    assert logistic.mean().item() == pytest.approx(0.5, abs=spread)
+    assert (logistic < 0.1).double().mean().item() == pytest.approx(0.1, abs=spread)
+    assert softmax.chi_squared(weights, torch.tensor([p, 1 - p])) < 15.1  # once in 10,000 times above
+    assert softmax.chi_squared(weights, torch.tensor([0.32, 0.68])) > 15.1
+
+
+def test_distances_between_distributions_by_hand():
+    softmax = script("gumbel_softmax")
+    assert softmax.distance(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])) == 0.5
+    assert softmax.chi_squared(torch.eye(2)[[0, 0, 0, 1]], torch.tensor([0.5, 0.5])) == 1.0
+
+
 def test_a_chart_draws_where_the_numbers_are(tmp_path):
     plot = script("plot")
     chart = plot.Chart("title", "x", "y", (0, 10), (1e-4, 1e4), log_y=True)
