@@ -488,7 +488,7 @@ class GumbelQuantizer(Quantizer):
         if not (self.training if relaxed is None else relaxed):
             codes = logits.argmax(1)
             return Quantized(self.vectors(codes), codes, losses)
-        drawn = logits - torch.empty_like(logits).exponential_().log()
+        drawn = logits + _gumbel(logits)
         codes = drawn.detach().argmax(1)
         weights = (drawn / temperature).softmax(1)
         if self.hard:
@@ -498,6 +498,11 @@ class GumbelQuantizer(Quantizer):
     def vectors(self, codes: Tensor) -> Tensor:
         """As `Quantizer.vectors`."""
         return F.embedding(codes, self.codebook.weight.T) + self.codebook.bias
+
+
+def _gumbel(logits: Tensor) -> Tensor:
+    """Standard Gumbel noise, from the random state."""
+    return -torch.empty_like(logits).exponential_().log()
 
 
 def _checked_temperature(temperature: float | Tensor) -> float | Tensor:

@@ -7,6 +7,7 @@ from lightning_gen.models.dcgan import DCGAN
 from lightning_gen.models.fgan import FGAN
 from lightning_gen.models.gan import GAN
 from lightning_gen.models.gated_pixelcnn import GatedPixelCNN
+from lightning_gen.models.gumbel_vae import GumbelVAE
 from lightning_gen.models.kde import KDE
 from lightning_gen.models.lmconv import LMConv
 from lightning_gen.models.lsgan import LSGAN
@@ -38,6 +39,7 @@ __all__ = [
     "CycleGAN",
     "DiagonalBiLSTM",
     "GatedPixelCNN",
+    "GumbelVAE",
     "LMConv",
     "Pix2Pix",
     "PixelCNN",

@@ -45,9 +45,9 @@ class Autoencoder(GenerativeModule):
     The rule is one quantizer of one map; a `ResidualQuantizer` gives a map of codes for each depth. A model with
     several maps overrides `encode`, `look_up` and `decoded`, and calls `declare_codes` with their shapes.
 
-    Validation and test log the `terms` of the objective, and how much of the codebook is in use over the whole split
-    and all ranks: `val/perplexity`, `val/used` and `val/dead_codes`; of several maps with their number, from coarse to
-    fine, as `val/perplexity_0`.
+    Validation and test log `figures`, which are the `terms` of the objective, and how much of the codebook is in use
+    over the whole split and all ranks: `val/perplexity`, `val/used` and `val/dead_codes`; of several maps with their
+    number, from coarse to fine, as `val/perplexity_0`.
     """
 
     encoder: nn.Module
@@ -106,6 +106,10 @@ class Autoencoder(GenerativeModule):
     def terms(self, images: Tensor, encoded: Encoded) -> dict[str, Tensor]:
         """The terms of the objective by name, weighted: scalars that are means over pictures."""
         raise NotImplementedError
+
+    def figures(self, images: Tensor, encoded: Encoded) -> dict[str, Tensor]:
+        """What validation and test log of a batch, by name: the terms, and what a subclass has besides."""
+        return self.terms(images, encoded)
 
     def encode(self, images: Tensor, **settings: Any) -> Encoded:
         """The maps, codes and losses of pictures of the weights' type, in the mode that the model is in."""
@@ -187,7 +191,7 @@ class Autoencoder(GenerativeModule):
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the terms of the objective, and the use of codes."""
+        """Log the figures, and the use of codes."""
         self._evaluate(batch, "val")
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log("step", float(self.trainer.global_step), reduce_fx="max", sync_dist=True)
@@ -203,8 +207,8 @@ class Autoencoder(GenerativeModule):
     def _evaluate(self, batch: Any, part: str) -> None:
         images = self.images_and_context(batch)[0]
         encoded = self.encode(images)
-        terms = {f"{part}/{name}": term for name, term in self.terms(images, encoded).items()}
-        self.log_dict(terms, on_epoch=True, batch_size=len(images), sync_dist=True)
+        figures = {f"{part}/{name}": figure for name, figure in self.figures(images, encoded).items()}
+        self.log_dict(figures, on_epoch=True, batch_size=len(images), sync_dist=True)
         for usage, codes in zip(self._usages(part), encoded.codes, strict=True):
             usage.update(codes)
 

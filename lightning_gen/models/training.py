@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, cast
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_gen.callbacks.ema import EMA
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.schedules import Constant, Linear, Schedule
@@ -144,6 +146,19 @@ class TrainedModule(WatchedModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Set the loggers' x-axis; now, so that the names of checkpoints that this step brings have it too."""
         self.log("step", torch.full((), float(self.trainer.global_step + 1), device=self.device))
+
+
+def check_decay(decay: float | None) -> float | None:
+    """The decay of an average of weights, or None for no average; a `ValueError` if it is out of range."""
+    if decay is not None and not 0 <= decay < 1:
+        raise ValueError(f"ema_decay must lie in [0, 1), or be null for no average; got {decay}.")
+    return decay
+
+
+def average_of(model: GenerativeModule, modules: Sequence[str], decay: float | None) -> list[pl.Callback]:
+    """An average of the weights of these parts, unless the run has an `EMA` of its own, which it would replace."""
+    given = model._trainer is not None and any(isinstance(each, EMA) for each in model.trainer.callbacks)  # type: ignore[attr-defined]
+    return [] if given or decay is None else [EMA(modules, decay=decay)]
 
 
 def linear_decay(optimizer: Optimizer, total_steps: int, start: float) -> LambdaLR:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gen.callbacks.ema import EMA
 from lightning_gen.data.base import examples_of
 from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.autoregressive import AutoregressiveModule, DensityFactory
+from lightning_gen.models.training import average_of, check_decay
 from lightning_gen.processes import make_alike
 
 INIT_IMAGES = 16  # that weight norm is initialised from
@@ -52,8 +52,6 @@ class WeightNormalizedModule(AutoregressiveModule):
         betas: tuple[float, float] = (0.95, 0.9995),
         **settings: Any,
     ) -> None:
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), or be null for no average; got {ema_decay}.")
         super().__init__(
             image_shape,
             likelihood,
@@ -63,7 +61,7 @@ class WeightNormalizedModule(AutoregressiveModule):
             learning_rate=learning_rate,
             **settings,
         )
-        self.ema_decay, self.betas = ema_decay, betas
+        self.ema_decay, self.betas = check_decay(ema_decay), betas
         # A checkpoint is initialised, whether or not a step was taken.
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
@@ -94,8 +92,7 @@ class WeightNormalizedModule(AutoregressiveModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The average of the weights, unless the run has one of its own, which Lightning would otherwise replace."""
-        given = self._trainer is not None and any(isinstance(c, EMA) for c in self._trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if given or self.ema_decay is None else [EMA(["network"], decay=self.ema_decay)]
+        return average_of(self, ["network"], self.ema_decay)
 
     def default_optimizer(self, parameters: Any) -> Optimizer:
         """Adam, with the model's betas."""

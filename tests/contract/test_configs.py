@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -36,8 +37,9 @@ from lightning_gen.cli import main
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import CommandLine
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.layers import quantize
 from lightning_gen.losses import levels_to_images, penalties
-from lightning_gen.models import GAN, KDE, Classifier
+from lightning_gen.models import GAN, KDE, Classifier, GumbelVAE
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.models.training import TrainedModule
@@ -52,6 +54,8 @@ IS_PAPER = {name: name.startswith("paper/") for name in NAMES}
 # What makes a run small besides its networks, by the name of the setting, wherever it stands.
 SMALL = {
     "latent_size": 4,
+    "num_codes": 16,
+    "features": 8,
     "warmup_critic_updates": 2,
     "resize": 36,
     "crop": 32,
@@ -70,10 +74,9 @@ def shrunk_settings(config, root):
             return {"class_path": "PointMetrics", "init_args": POINT_METRICS}
         if config.get("class_path") == "GenerativeMetrics":
             return {"class_path": "GenerativeMetrics", "init_args": shrunk_metrics(config.get("init_args", {}))}
-        return {
-            key: str(root) if key == "root" else SMALL.get(key, shrunk_settings(value, root))
-            for key, value in config.items()
-        }
+        sizes = {key: SMALL[key] for key, value in config.items() if key in SMALL and not isinstance(value, str)}
+        others = {key: shrunk_settings(value, root) for key, value in config.items()}
+        return others | sizes | ({"root": str(root)} if "root" in config else {})
     return [shrunk_settings(item, root) for item in config] if isinstance(config, list) else config
 
 
@@ -584,9 +587,18 @@ def share_draws(model):
         world, rank = model.trainer.world_size, model.trainer.global_rank
         return draw(number * world, torch.Generator().manual_seed(next(seeds)))[rank::world]
 
-    model.latents = lambda num: rows(lambda n, g: model._draw_latents(n, model.device, g), num)
+    if isinstance(model, HasLatents):
+        model.latents = lambda num: rows(lambda n, g: model._draw_latents(n, model.device, g), num)
     if model.num_classes is not None:
         model.random_labels = lambda num: rows(lambda n, g: torch.randint(model.num_classes, (n,), generator=g), num)
+    if isinstance(model, GumbelVAE):
+        tokens = (math.prod(model.code_shape), model.num_codes)  # of one picture
+
+        def noise(logits):
+            pictures = rows(lambda n, g: torch.randn(n, *tokens, generator=g), len(logits) // tokens[0])
+            return pictures.flatten(0, 1)
+
+        quantize._gumbel = noise
     penalties._one_a_sample = lambda images: rows(lambda n, g: torch.rand(n, 1, 1, 1, generator=g), len(images))
 
 
@@ -621,7 +633,7 @@ def fit_with_witness(config, devices, path):
     launching._check_bad_cuda_fork = lambda: None
     if devices > 1:  # plain ddp: no flag for unused parameters
         assert not cli.trainer.strategy._ddp_kwargs.get("find_unused_parameters", False)
-    if isinstance(cli.model, HasLatents):
+    if isinstance(cli.model, HasLatents | GumbelVAE):
         share_draws(cli.model)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     tied = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

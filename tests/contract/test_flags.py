@@ -38,6 +38,7 @@ from lightning_gen.models import (
     CycleGAN,
     DiagonalBiLSTM,
     GatedPixelCNN,
+    GumbelVAE,
     LMConv,
     Pix2Pix,
     PixelCNN,
@@ -79,6 +80,7 @@ FAMILIES = {
     "PixelCNNPP": small_model(PixelCNNPP, GREY, **MIXTURE),
     "PixelSNAIL": small_model(PixelSNAIL, GREY, **MIXTURE),
     "LMConv": small_model(LMConv, GREY, **MIXTURE, num_orders=1),
+    "GumbelVAE": small_model(GumbelVAE, GREY, num_codes=4, code_size=3, features=8),
     "VQVAE": small_model(VQVAE, GREY),
     "VQVAE2": small_model(VQVAE2, GREY),
     "CodePrior": small_model(
@@ -473,7 +475,18 @@ def test_a_call_gives_what_the_model_is_for(family):
     torch.testing.assert_close(meaning(model, given[0], model(*given, **context)), expected)
 
 
-EXPORTED = ["GAN", "SNGAN", "CycleGAN", "Pix2Pix", "VQVAE", "VQVAE2", "GatedPixelCNN", "PixelSNAIL", "Classifier"]
+EXPORTED = [
+    "GAN",
+    "SNGAN",
+    "CycleGAN",
+    "Pix2Pix",
+    "GumbelVAE",
+    "VQVAE",
+    "VQVAE2",
+    "GatedPixelCNN",
+    "PixelSNAIL",
+    "Classifier",
+]
 
 
 @pytest.mark.parametrize("family", EXPORTED)
