@@ -1,6 +1,6 @@
 """Any extractor of this collection as a perceptual loss."""
 
-from __future__ import annotations
+# No future import: of annotations that are strings, jsonargparse does not read the signature of a dataclass's factory.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

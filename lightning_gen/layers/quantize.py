@@ -201,12 +201,15 @@ class VectorQuantizer(Quantizer):
     Attributes:
         codebook: `[K, D]`; a buffer, or a parameter where it is learned by gradient.
         counts: N, `[K]`.
+        last_piece: False while a batch comes in pieces and more are to follow: codes move after the last alone, by the
+            statistics of all; codes that begin anew do so at its tokens, k-means at those of the first.
         sums: m, `[K, D]`; only of running means.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
+    last_piece = True
     codebook: Tensor
     counts: Tensor
     sums: Tensor
@@ -256,6 +259,7 @@ class VectorQuantizer(Quantizer):
             self.register_buffer("sums", codes.clone())
         else:
             self.codebook = nn.Parameter(codes)
+        self._held: Tensor | None = None  # statistics of the pieces so far
         self._unplaced = kmeans_iterations > 0  # the same as updates == 0, for which the host need not ask the device
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -327,8 +331,13 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _update(self, tokens: Tensor, codes: Tensor) -> None:
-        """Let statistics have seen tokens `[T, D]` of these codes, and codes follow them."""
+        """Let statistics have seen tokens `[T, D]` of these codes, and codes follow them; once all pieces have come."""
         statistics = self._statistics(tokens, codes)
+        if self._held is not None:
+            statistics = statistics + self._held
+        self._held = None if self.last_piece else statistics
+        if not self.last_piece:
+            return
         if self.restart_below:
             candidates, distinct = self._candidates(tokens)
             statistics = torch.cat([statistics, candidates], 1)

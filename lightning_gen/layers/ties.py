@@ -45,12 +45,25 @@ def on_both(
 def moving_once(network: nn.Module, piece: int, pieces: int) -> AbstractContextManager[None]:
     """Let running statistics, which move in each of several pieces, have moved by the last as in one batch.
 
-    With momentum m a batch leaves (1 - m) of what there was. So do k pieces, each of which comes to m / k of the
-    result, if the momentum of piece i is m / (k - (k - i) m).
+    Codebooks wait for the last piece. Of a norm's statistics a batch leaves (1 - m), with momentum m. So do k pieces,
+    each of which comes to m / k of the result, if the momentum of piece i is m / (k - (k - i) m).
     """
     if pieces == 1:
         return nullcontext()
-    return with_momenta(network, lambda momentum: momentum / (pieces - (pieces - 1 - piece) * momentum))
+    return _in_piece(network, piece, pieces)
+
+
+@contextmanager
+def _in_piece(network: nn.Module, piece: int, pieces: int) -> Iterator[None]:
+    codebooks = [module for module in network.modules() if hasattr(module, "last_piece")]
+    for codebook in codebooks:
+        codebook.last_piece = piece == pieces - 1  # type: ignore[assignment]
+    try:
+        with with_momenta(network, lambda momentum: momentum / (pieces - (pieces - 1 - piece) * momentum)):
+            yield
+    finally:
+        for codebook in codebooks:
+            codebook.last_piece = True  # type: ignore[assignment]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.vae import VAE
+from lightning_gen.models.vqgan import VQGAN
 from lightning_gen.models.vqvae import VQVAE
 from lightning_gen.models.vqvae2 import VQVAE2
 from lightning_gen.models.wgan import WGAN, WGANGP
@@ -30,6 +31,7 @@ __all__ = [
     "LSGAN",
     "SNGAN",
     "VAE",
+    "VQGAN",
     "VQVAE",
     "VQVAE2",
     "WGAN",

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lightning_gen.hyperparameters import made_by
-from lightning_gen.layers.ties import moving_once
+from lightning_gen.layers.ties import has_batch_norm, moving_once
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.losses.precision import full
 from lightning_gen.models.training import OptimizerFactory, WatchedModule, linear_decay, prepare_networks
@@ -293,6 +293,16 @@ class AdversarialModule(WatchedModule):
 def halved(losses: Losses) -> Losses:
     """Each term divided by two."""
     return {name: 0.5 * term for name, term in losses.items()}
+
+
+def check_penalties(owner: str, discriminator: nn.Module, penalties: list[Penalty]) -> None:
+    """Raise a `ValueError`, in the name of `owner`, where the discriminator's norm does not allow a penalty."""
+    # Statistics of a minibatch are no reason: 1710.10196 has them under a gradient penalty.
+    if has_batch_norm(discriminator) and any(penalty.double_backward for penalty in penalties):
+        raise ValueError(
+            f"{owner}: a penalty on the gradient of each sample's score needs a discriminator without batch norm, "
+            "which makes a score depend on the other samples (1704.00028, section 4). Choose another norm."
+        )
 
 
 def check_players(

@@ -59,8 +59,12 @@ class Autoencoder(GenerativeModule):
     # -- what a model says ------------------------------------------------------------------------------------------
 
     def declare_codes(self, num_codes: int, *shapes: tuple[int, int]) -> None:
-        """Say what codes there are: 0 to `num_codes` - 1, in maps of these shapes (h, w) from coarse to fine."""
-        self.num_codes, self.code_shape = num_codes, shapes[0] if len(shapes) == 1 else list(shapes)
+        """Say what codes there are: 0 to `num_codes` - 1, in maps of these shapes (h, w) from coarse to fine.
+
+        Where there is no map, as of a Gaussian latent, the model is no `HasCodes`.
+        """
+        if shapes:
+            self.num_codes, self.code_shape = num_codes, shapes[0] if len(shapes) == 1 else list(shapes)
         with with_values():  # where a model is made without its weights, counts begin at zero all the same
             self.usage = nn.ModuleDict(
                 {part: nn.ModuleList([CodebookUsage(num_codes) for _ in shapes]) for part in ("val", "test")}
@@ -87,7 +91,8 @@ class Autoencoder(GenerativeModule):
         self.quantizer = cast(Quantizer, made_by(quantizer, nn.Module, channels))
         self.decoder = made_by(decoder, nn.Module, self.image_shape, self.quantizer.vector_size, outputs)
         depth = len(self.quantizer.stages) if isinstance(self.quantizer, ResidualQuantizer) else 1
-        self.declare_codes(self.quantizer.num_codes, *[map_shape(self.encoder, self.image_shape)] * depth)
+        number = getattr(self.quantizer, "num_codes", 0)
+        self.declare_codes(number, *[map_shape(self.encoder, self.image_shape)] * (depth if number else 0))
         self.check_fit()
 
     def check_fit(self) -> None:
@@ -99,8 +104,8 @@ class Autoencoder(GenerativeModule):
         shape = shape_of(self, torch.zeros(1, *self.image_shape))
         if shape[1:] != self.image_shape:
             raise ValueError(
-                f"Of the maps of {type(self.encoder).__name__}, {self.code_shape}, {type(self.decoder).__name__} makes "
-                f"pictures of {tuple(shape[1:])}, but they are to be {self.image_shape}. Both need the same stride."
+                f"Of the maps of {type(self.encoder).__name__} {type(self.decoder).__name__} makes pictures of "
+                f"{tuple(shape[1:])}, but they are to be {self.image_shape}. Both need the same stride."
             )
 
     def terms(self, images: Tensor, encoded: Encoded) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from lightning_gen.layers.ties import has_batch_norm, on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.tricks import InstanceNoise
-from lightning_gen.models.adversarial import AdversarialModule, Losses, check_players
+from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties, check_players
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.outlines import is_outline
@@ -256,12 +256,7 @@ class GAN(LatentSampling, AdversarialModule):
                 f"{name}: WeightClipping and spectral norm were both given. What is clipped is normalised afterwards, "
                 "so that clipping bounds nothing. Choose one of them."
             )
-        # Statistics of a minibatch are no reason: 1710.10196 has them under a gradient penalty.
-        if has_batch_norm(self.discriminator) and any(penalty.double_backward for penalty in self.penalties):
-            raise ValueError(
-                f"{name}: a penalty on the gradient of each sample's score needs a discriminator without batch norm, "
-                "which makes a score depend on the other samples (1704.00028, section 4). Choose another norm."
-            )
+        check_penalties(name, self.discriminator, self.penalties)
         if not is_outline():  # of a checkpoint, whose weights have been trained
             players = (self.generator, self.discriminator)
             check_players(name, *players, self.image_shape, self.latent_shape, self.num_classes)

@@ -56,6 +56,8 @@ SMALL = {
     "latent_size": 4,
     "num_codes": 16,
     "features": 8,
+    "discriminator_start": 2,
+    "discriminator_warmup": 1,
     "warmup_critic_updates": 2,
     "resize": 36,
     "crop": 32,
@@ -64,6 +66,7 @@ SMALL = {
     "num_orders": 1,  # of those that a batch draws from, which two processes do apart
 }
 POINT_METRICS = {"num_samples": 20, "wasserstein_points": 10}
+SCENES = {"class_path": "SceneFeatures", "init_args": {"num_scenes": 64, "epochs": 1}}
 NUM_CLASSES = 10  # of MNIST and CIFAR-10
 
 
@@ -74,6 +77,8 @@ def shrunk_settings(config, root):
             return {"class_path": "PointMetrics", "init_args": POINT_METRICS}
         if config.get("class_path") == "GenerativeMetrics":
             return {"class_path": "GenerativeMetrics", "init_args": shrunk_metrics(config.get("init_args", {}))}
+        if config.get("class_path") in ("FeatureDistance", "LPIPSDistance"):
+            return {"class_path": "FeatureDistance", "init_args": {"extractor": SCENES}}
         sizes = {key: SMALL[key] for key, value in config.items() if key in SMALL and not isinstance(value, str)}
         others = {key: shrunk_settings(value, root) for key, value in config.items()}
         return others | sizes | ({"root": str(root)} if "root" in config else {})
@@ -84,7 +89,7 @@ def shrunk_metrics(settings):
     """A few samples, and in place of weights that a user would have, the pixels themselves."""
     extractor = settings.get("extractor")
     if extractor == "SceneFeatures":
-        extractor = {"class_path": "SceneFeatures", "init_args": {"num_scenes": 64, "epochs": 1}}
+        extractor = SCENES
     elif extractor != "PointFeatures":
         extractor = {"class_path": "ModuleFeatures", "init_args": {"module": {"class_path": "torch.nn.Flatten"}}}
     return {"extractor": extractor, "num_samples": 12, "test_num_samples": 14, "batch_size": 8, "k": 1}
