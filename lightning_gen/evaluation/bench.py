@@ -193,10 +193,11 @@ class Bench:
             del evaluation
         if "likelihood" in protocol.figures and isinstance(model, HasLogProb):
             figures |= likelihood(model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
+        drawing = protocol.of("samples") or replace(protocol, figures=("likelihood",))  # which is none of samples
         for seed in self.seeds or [0]:
-            drawn = replace(protocol.of("samples") or protocol, seed=seed)
             if protocol.of("samples") or keep:
-                evaluation = self._read(samples.batches(drawn), drawn, keep)
+                drawing = replace(drawing, seed=seed)
+                evaluation = self._read(samples.batches(drawing), drawing, keep)
                 if keep and not measured:
                     features = evaluation.features
                 measured.append(evaluation.figures(self.statistics))

@@ -302,6 +302,13 @@ def test_loaders_without_a_data_module_serve():
     assert {name: trainer.callback_metrics[name].item() for name in logged} == logged
 
 
+def test_neighbours_are_those_of_samples_whatever_is_measured():
+    entry = measured(Drawing(SHAPE), figures=["rfid", "psnr"], neighbours=Path("n.png"))
+    assert values(entry) == {name: values(measured(Worn(SHAPE)))[name] for name in ("rfid-quarters4", "psnr")}
+    expected = measured(Drawing(SHAPE), figures="fid", neighbours=Path("n.png"))
+    assert entry["memorisation_ratio"] == expected["memorisation_ratio"]
+
+
 class Keep(pl.Callback):
     def __init__(self, path):
         self.path = path
