@@ -147,6 +147,18 @@ class HasCodes(Reconstructs, Protocol):
 
 
 @runtime_checkable
+class ScoresCaptions(Protocol):
+    """A model that says how well captions fit pictures."""
+
+    def score(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        """Float32 `[N]`, without a graph, of pictures `[N, C, H, W]` in `[-1, 1]` and N texts: more is better.
+
+        Modes and the global random state stay as found.
+        """
+        ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
     """What a model reads captions with; a frozen dataclass of plain data, so that a checkpoint holds it."""
 

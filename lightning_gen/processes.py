@@ -80,6 +80,36 @@ def total(values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks; gradients come back from all of them."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        context.number = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[rank() * context.number :][: context.number]
+
+
+def gathered_with_gradient(rows: Tensor) -> Tensor:
+    """The rows of all ranks, `[N, ...]` to `[W N, ...]`, in the order of ranks, on all of them; with a graph.
+
+    The gradient of a row is the sum of what all ranks make of it. So where each rank has a loss of its own rows beside
+    all others, the mean of their gradients, which DDP takes, is the gradient of the mean of the losses.
+
+    Args:
+        rows: As many on every rank, on the device that ranks talk through.
+    """
+    gathered_rows: Tensor = _Gathered.apply(rows) if _running() else rows
+    return gathered_rows
+
+
 def gathered(rows: Sequence[Tensor], places: Sequence[Tensor], width: int) -> Tensor:
     """The rows of all ranks in the order of their places, on rank 0; elsewhere only its own.
 

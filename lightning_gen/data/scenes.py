@@ -224,10 +224,11 @@ class CaptionedScenes(_SceneDataModule):
         return _CaptionedSet(self.scenes[split], self.size, self.domain, self.seed if split == "train" else None)
 
     def captions(self) -> Iterator[str]:
-        """Captions of training pictures, from which a tokenizer may learn."""
+        """Captions of training pictures, from which a tokenizer may learn: those of as many epochs as make 2,000."""
         examples = self.dataset("train")
-        for i, classes in enumerate(examples.classes.tolist()):
-            yield examples.caption(Draw(0, i, i), classes)
+        for epoch in range(-(-2000 // len(examples))):
+            for i, classes in enumerate(examples.classes.tolist()):
+                yield examples.caption(Draw(epoch, i, i), classes)
 
 
 class UnpairedScenes(_SceneDataModule):

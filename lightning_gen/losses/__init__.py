@@ -19,6 +19,7 @@ from lightning_gen.losses.categorical import (
     levels_to_images,
 )
 from lightning_gen.losses.constraints import Constraint, WeightClipping
+from lightning_gen.losses.contrastive import contrastive_loss
 from lightning_gen.losses.densities import (
     gaussian_log_prob,
     logit_laplace_log_prob,
@@ -83,6 +84,7 @@ __all__ = [
     "categorical_log_prob",
     "categorical_sample",
     "categorical_token_kl",
+    "contrastive_loss",
     "free_bits",
     "gaussian_kl",
     "gaussian_latent_kl",

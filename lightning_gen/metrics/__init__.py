@@ -6,6 +6,7 @@ from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.extractors.module import ModuleFeatures, PointFeatures
 from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.metrics.attributes import AttributeAccuracy
+from lightning_gen.metrics.captions import CaptionScore
 from lightning_gen.metrics.codebook import CodebookUsage
 from lightning_gen.metrics.feature_metrics import (
     FrechetInceptionDistance,
@@ -26,6 +27,7 @@ __all__ = [
     "LPIPS",
     "AttributeAccuracy",
     "BitsPerDim",
+    "CaptionScore",
     "ClassifierFeatures",
     "CodebookUsage",
     "FeatureExtractor",

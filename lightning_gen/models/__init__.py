@@ -16,6 +16,7 @@ from lightning_gen.models.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from lightning_gen.models.pixelcnn import PixelCNN
 from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
+from lightning_gen.models.scorer import Scorer
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.vae import VAE
 from lightning_gen.models.vqgan import VQGAN
@@ -48,4 +49,5 @@ __all__ = [
     "PixelCNNPP",
     "PixelSNAIL",
     "RowLSTM",
+    "Scorer",
 ]

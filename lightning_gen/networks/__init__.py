@@ -3,6 +3,7 @@
 `small` of a class are the sizes of the smallest network of its kind, as tests and benchmarks make them.
 """
 
+from lightning_gen.networks.contrastive import CaptionEncoder, PictureEncoder
 from lightning_gen.networks.cyclegan import ResNetGenerator, UNetGenerator
 from lightning_gen.networks.dalle import DALLEDecoder, DALLEEncoder
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -22,6 +23,7 @@ from lightning_gen.networks.vqgan import GaussianLatent, VQGANDecoder, VQGANEnco
 from lightning_gen.networks.vqvae import VQVAE2Decoder, VQVAE2Encoder, VQVAEDecoder, VQVAEEncoder
 
 __all__ = [
+    "CaptionEncoder",
     "ConvDecoder",
     "ConvEncoder",
     "DALLEDecoder",
@@ -39,6 +41,7 @@ __all__ = [
     "MLPEncoder",
     "MLPGenerator",
     "PatchDiscriminator",
+    "PictureEncoder",
     "PixelCNNNetwork",
     "PixelCNNPPNetwork",
     "PixelDiscriminator",

@@ -31,6 +31,7 @@ from lightning_gen.capabilities import (
     HasLogProb,
     Reconstructs,
     Samples,
+    ScoresCaptions,
     Translates,
 )
 from lightning_gen.cli import main
@@ -285,7 +286,7 @@ def settings_of(config):
 def keeps_the_contract(model):
     capabilities = {
         Translates: translates, Samples: samples, HasLatents: generates, Classifier: classifies, HasLogProb: judges,
-        Completes: completes, Reconstructs: reconstructs, HasCodes: has_codes,
+        Completes: completes, Reconstructs: reconstructs, HasCodes: has_codes, ScoresCaptions: scores,
     }  # fmt: skip
     checks = [check for capability, check in capabilities.items() if isinstance(model, capability)]
     assert checks
@@ -483,6 +484,16 @@ def has_codes(model):
             model.decode(as_given(wrong))
     with pytest.raises(ValueError, match="Codes of this"):
         model.decode([*maps, maps[0]])
+
+
+def scores(model):
+    images = torch.rand(5, *model.image_shape) * 2 - 1
+    captions = ["a white house", "a house", "no house", "two trees", "one cloud"]
+    found = untouched(model, lambda: model.score(images, captions))
+    assert found.shape == (5,)
+    torch.testing.assert_close(model.score(images[1:3], captions[1:3]), found[1:3], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="needs 5 captions"):
+        model.score(images, captions[1:])
 
 
 def classifies(model):
