@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.adversarial import cyclegan, dcgan, sngan, wgan_gp
+from benchmarks.autoencoders import vqvae
 from benchmarks.contestants import ALONE, Contestants, Settings, Step
 
 
@@ -55,6 +56,7 @@ MODELS = {
     "CycleGAN": Entry(cyclegan, {"image_size": 128, "batch_size": 1, "filters": 64, "blocks": 9}),
     "DCGAN": Entry(dcgan, RESNETS),
     "SNGAN": Entry(sngan, RESNETS),
+    "VQVAE": Entry(vqvae, {"image_size": 32, "batch_size": 128, "filters": 128}),
     "WGANGP": Entry(wgan_gp, RESNETS),
 }
 
@@ -324,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = {
         "--image-size": "height and width",
         "--batch-size": "pictures, of each domain where there are two",
-        "--filters": "channels: of a CycleGAN network's first convolution, of a ResNet generator's all",
+        "--filters": "channels: of a CycleGAN network's first convolution, of a ResNet generator's or a VQ-VAE's all",
         "--blocks": "residual blocks of a CycleGAN generator",
         "--generator-batch-factor": "fakes in a generator update, as a multiple of the batch; 2 in SNGAN's paper",
     }
