@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
 from lightning_gen.layers.dropout import Dropout
+from lightning_gen.losses.precision import full
 from lightning_gen.networks.density import DensityNetwork
 from lightning_gen.networks.stepping import Run, call, places_of
 from lightning_gen.outlines import with_values
@@ -250,13 +251,23 @@ class Block(nn.Module):
         queries, keys, values = parts.unbind(2)  # [N, heads, tokens, width / heads]
         queries, keys = rotated(queries, rotation), rotated(keys, rotation)
         if memory is None:
-            mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            mixed = attend(queries, keys, values)
         else:
             seen = memory.mask.shape[1]
             keys = memory.keys.index_copy_(2, memory.indices, keys)[:, :, :seen]
             values = memory.values.index_copy_(2, memory.indices, values)[:, :, :seen]
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=memory.mask)
+            mixed = attend(queries, keys, values, memory.mask)
         return self.mix(mixed.transpose(1, 2).flatten(2))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Of values `[N, heads, tokens, size]` those that a mask lets each query see; without one, those up to itself."""
+    if queries.device.type != "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+    # Of bfloat16, going back takes up to four times as long there as of float32 (PyTorch 2.14).
+    with torch.autocast("cpu", enabled=False):
+        given = full(queries), full(keys), full(values)
+        return F.scaled_dot_product_attention(*given, attn_mask=mask, is_causal=mask is None).to(queries.dtype)
 
 
 @with_values()
