@@ -16,10 +16,18 @@ from lightning_gen.data import Digits
 from lightning_gen.evaluation.likelihood import likelihood
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.layers import ResidualQuantizer, VectorQuantizer
+from lightning_gen.models import VQVAE2
 from lightning_gen.models.autoencoder import Encoded, TrainedAutoencoder
 from lightning_gen.models.code_prior import CodePrior
-from lightning_gen.networks import GatedPixelCNNNetwork, GPTNetwork, PixelCNNNetwork, PixelSNAILNetwork
-from tests.shared import save, trainer
+from lightning_gen.networks import (
+    GatedPixelCNNNetwork,
+    GPTNetwork,
+    PixelCNNNetwork,
+    PixelSNAILNetwork,
+    VQVAE2Decoder,
+    VQVAE2Encoder,
+)
+from tests.shared import differences, save, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -119,6 +127,12 @@ def prior(kind=Mosaic, network="GPT", moved=0.3, **settings):
         for parameter in model.network.parameters():
             parameter.add_(moved * torch.randn_like(parameter))
     return model
+
+
+def grey_mosaic():
+    first = Mosaic((1, 8, 8))
+    first.colours.data = COLOURS[:, :1].clone()
+    return first
 
 
 def seeded(seed=0):
@@ -265,9 +279,7 @@ def test_the_first_stage_stays_and_works_in_its_own_precision():
 
 def test_figures_of_test_pictures_are_of_codes(tmp_path):
     """Whatever levels and binarization these have; in bits per dim of pixels they cannot be."""
-    first = Mosaic((1, 8, 8)).requires_grad_(False)
-    first.colours.data = COLOURS[:, :1].clone()
-    model = CodePrior((1, 8, 8), first, GPT)
+    model = CodePrior((1, 8, 8), grey_mosaic(), GPT)
     figures = likelihood(model, Digits(num_workers=0, binarization="static"), 32, 16, 0)
     assert figures.keys() == {"nll-codes", "nll_stderr-codes"}
     assert figures["nll-codes"]["value"] == pytest.approx(16 * math.log(3), rel=1e-5)  # before training
@@ -322,7 +334,14 @@ def _drawn_elsewhere(path, folder):
     return again.sample(8, generator=seeded(), temperature=0.9).tolist(), digest_weights(again.first_stage.state_dict())
 
 
-@pytest.mark.parametrize("kind", [Mosaic, TwoMaps, Depths])
+def small_vqvae2():
+    small = {
+        name: partial(each, **each.small) for name, each in (("encoder", VQVAE2Encoder), ("decoder", VQVAE2Decoder))
+    }
+    return VQVAE2((1, 16, 16), **small, quantizer=partial(VectorQuantizer, num_codes=3), channels=4)
+
+
+@pytest.mark.parametrize("kind", [Mosaic, TwoMaps, Depths, small_vqvae2])
 def test_its_checkpoint_is_enough(kind, fresh_process, tmp_path):
     """In another process and folder, of a first stage that came from a file which is no more."""
     torch.manual_seed(0)
@@ -340,6 +359,25 @@ def test_its_checkpoint_is_enough(kind, fresh_process, tmp_path):
     drawn, digest = fresh_process(_drawn_elsewhere, outer, elsewhere)
     assert torch.equal(torch.tensor(drawn), model.sample(8, generator=seeded(), temperature=0.9))
     assert digest == digest_weights(first.state_dict())
+
+
+def test_going_on_equals_never_having_stopped(tmp_path):
+    """With dropout of features and of labels, to the bit."""
+
+    def train(steps, path=None):
+        torch.manual_seed(3)
+        model = CodePrior((1, 8, 8), grey_mosaic(), GPT, num_classes=10)
+        loop = trainer(max_steps=steps, gradient_clip_val=1.0)
+        loop.fit(model, datamodule=Digits(batch_size=4, num_workers=0), ckpt_path=path, weights_only=True)
+        loop.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return torch.load(tmp_path / f"{steps}.ckpt", weights_only=True)
+
+    whole = train(4)
+    train(2)
+    again = train(4, tmp_path / "2.ckpt")
+    assert not differences(whole["state_dict"], again["state_dict"])
+    assert not differences(whole["optimizer_states"], again["optimizer_states"])
+    assert whole["images_seen"] == again["images_seen"] == 16
 
 
 # Wrong input

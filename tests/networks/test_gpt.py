@@ -175,6 +175,39 @@ def test_dropout_is_of_training_alone():
     assert not torch.equal(network(seen), network(seen))
 
 
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_compiles_as_one_graph_and_exports(num_classes):
+    network = moved((2, 3, 4), num_classes=num_classes)
+    seen = network.embed(torch.randint(5, (2, 2, 3, 4))).detach()
+    given = (seen,) if num_classes is None else (seen, torch.tensor([0, 2]))
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*given), network(*given))
+    torch.testing.assert_close(torch.export.export(network, given).module()(*given), network(*given))
+
+
+def test_steps_are_few_graphs_that_compile_and_look_at_what_has_begun():
+    """In one for each quarter of the sequence, keys and values beyond it are not read."""
+    network = moved((1, 4, 4))
+    seen = network.embed(torch.randint(5, (2, 1, 4, 4))).detach()
+    cache, kinds = network.init_cache(2, torch.device("cpu")), {}
+    cache.images.copy_(seen)
+
+    def run(piece, cache, place, *flags):
+        if flags not in kinds:
+            kinds[flags] = torch.compile(piece, fullgraph=True, dynamic=False, backend="eager")
+        return kinds[flags](cache, place, *flags)
+
+    expected = network(seen).flatten(3)
+    for position in range(16):
+        beyond = [kept[:, :, 4 * (position // 4 + 1) :] for kept in (*cache.keys, *cache.values)]
+        for kept in beyond:
+            kept.fill_(math.nan)
+        torch.testing.assert_close(network.step(cache, position, run), expected[..., position], atol=1e-4, rtol=1e-4)
+        for kept in beyond:
+            kept.zero_()
+    assert [*kinds] == [(1,), (2,), (3,), (4,)]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
