@@ -305,7 +305,8 @@ class GenerativeModule(pl.LightningModule):
             if captions is None or isinstance(captions, str) or len(captions) != number:
                 got = "none" if captions is None else repr(captions) if isinstance(captions, str) else len(captions)
                 raise ValueError(
-                    f"{name} needs {number} captions, a list of strings, got {got}. Give them (data needs a 'caption')."
+                    f"{name} needs {number} captions, a list of strings, got {got}. Give them (data needs a 'caption'; "
+                    "ImageFolder gives it with --data.captions true)."
                 )
             context["captions"] = (captions if isinstance(captions, Tensor) else self.text(captions)).to(self.device)
         return context
