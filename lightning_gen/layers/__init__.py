@@ -19,6 +19,7 @@ from lightning_gen.layers.orders import (
     transformed,
 )
 from lightning_gen.layers.quantize import (
+    DeepQuantizer,
     FiniteScalarQuantizer,
     GumbelQuantizer,
     Quantized,
@@ -52,6 +53,7 @@ from lightning_gen.layers.weight_norm import (
 __all__ = [
     "ConditionalBatchNorm2d",
     "ConvolutionSpectralNorm",
+    "DeepQuantizer",
     "DiagonalBiLSTMLayer",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",

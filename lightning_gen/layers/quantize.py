@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
@@ -584,3 +584,26 @@ class ResidualQuantizer(nn.Module):
         stages = cast(list[Quantizer], list(self.stages))
         parts = [stages[i].lookup(code) / self.growth**i for i, code in enumerate(codes.unbind(1))]
         return torch.stack(parts).sum(0)
+
+
+class DeepQuantizer(ResidualQuantizer):
+    """A `ResidualQuantizer` of so many quantizers of one kind, as configurations name it.
+
+    Args:
+        channels: C, of the features.
+        depth: How many, at least 1.
+        quantizer: Makes each.
+        growth: As of `ResidualQuantizer`.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        depth: int = 4,
+        quantizer: Callable[[int], Quantizer] = VectorQuantizer,
+        growth: float = 1.0,
+    ) -> None:
+        super().__init__([quantizer(channels) for _ in range(depth)], growth)

@@ -89,6 +89,8 @@ class Autoencoder(GenerativeModule):
             raise ValueError(f"channels must be at least 1, got {channels}.")
         self.encoder = made_by(encoder, nn.Module, self.image_shape, channels)
         self.quantizer = cast(Quantizer, made_by(quantizer, nn.Module, channels))
+        if not hasattr(self.quantizer, "vector_size"):
+            raise ValueError(f"{type(self.quantizer).__name__} is no quantizer, as those of lightning_gen.layers are.")
         self.decoder = made_by(decoder, nn.Module, self.image_shape, self.quantizer.vector_size, outputs)
         depth = len(self.quantizer.stages) if isinstance(self.quantizer, ResidualQuantizer) else 1
         number = getattr(self.quantizer, "num_codes", 0)

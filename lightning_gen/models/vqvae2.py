@@ -65,7 +65,8 @@ class VQVAE2(TrainedAutoencoder):
         self.decoder = made_by(decoder, nn.Module, self.image_shape, channels, self.image_shape[0])
         with torch.no_grad():
             features = self.encoder(torch.zeros(1, *self.image_shape))
-        self.quantizers = nn.ModuleList(made_by(quantizer, nn.Module, channels) for _ in features)
+        of_one_map: Any = Quantizer
+        self.quantizers = nn.ModuleList(made_by(quantizer, of_one_map, channels) for _ in features)
         self.declare_codes(self._quantizers()[0].num_codes, *[(each.shape[2], each.shape[3]) for each in features])
         self.check_fit()
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from benchmarks.shipped import small, small_model
 from lightning_gen.data import Scenes
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.layers import FiniteScalarQuantizer, ResidualQuantizer, VectorQuantizer
+from lightning_gen.layers import DeepQuantizer, FiniteScalarQuantizer, VectorQuantizer
 from lightning_gen.models import VQVAE, VQVAE2
 from lightning_gen.networks import VQVAE2Decoder, VQVAE2Encoder, VQVAEDecoder
 from tests.shared import differences, save, trainer
@@ -135,14 +135,10 @@ def test_losses_and_gradients_of_a_picture_do_not_depend_on_the_size_of_the_batc
 # -- codes and pictures ---------------------------------------------------------------------------------------------
 
 
-def in_depth(channels: int) -> ResidualQuantizer:
-    return ResidualQuantizer([VectorQuantizer(channels, 16) for _ in range(3)])
-
-
 QUANTIZERS = {
     "narrow": partial(VectorQuantizer, num_codes=32, code_size=2, normalize=True),
     "finite scalar": partial(FiniteScalarQuantizer, levels=(4, 3, 5)),
-    "residual": in_depth,
+    "residual": partial(DeepQuantizer, depth=3, quantizer=partial(VectorQuantizer, num_codes=16)),
 }
 
 
@@ -153,7 +149,7 @@ def test_any_quantizer(name, tmp_path):
     codes = model.codes(images)
     assert model.code_shape == ([(4, 4)] * 3 if name == "residual" else (4, 4))
     assert torch.equal(model.decode(codes), model.reconstruct(images))
-    loaded = GenerativeModule.load_from_checkpoint(save(model, tmp_path / "a.ckpt"), trust=("tests",))
+    loaded = GenerativeModule.load_from_checkpoint(save(model, tmp_path / "a.ckpt"))
     torch.testing.assert_close(loaded.reconstruct(images), model.reconstruct(images))
     results = trainer().validate(loaded, DataLoader(TensorDataset(images), 2), verbose=False)[0]
     assert results["val/reconstruction"] > 0
@@ -180,6 +176,10 @@ def test_parts_that_do_not_fit_are_refused():
         make("VQVAE2", channels=0)
     with pytest.raises(ValueError, match="height and width must be multiples of 8; got 12 x 16"):
         small_model(VQVAE2, (3, 12, 16))()
+    with pytest.raises(ValueError, match="Conv1d is no quantizer"):
+        make(quantizer=partial(torch.nn.Conv1d, out_channels=8, kernel_size=1))
+    with pytest.raises(ValueError, match="what makes a Quantizer, but it made DeepQuantizer"):
+        make("VQVAE2", quantizer=DeepQuantizer)
     with pytest.raises(ValueError, match="needs 1 channel and 2 codes at least"):
         make(quantizer=partial(VectorQuantizer, num_codes=1))
 
