@@ -73,7 +73,8 @@ def train_scene_reader(
         raise ValueError(f"Scenes are pictures of 3 channels, but these have {channels}.")
     batch_size = 64
     steps = max(1, num_scenes // batch_size)
-    with torch.random.fork_rng(devices=[]):
+    # Whoever measures, and so is the first to ask for a reader, does it without gradients.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = SceneReader(height, width)
         scenes = SceneAttributes.draw(num_scenes, (seed, 0))
