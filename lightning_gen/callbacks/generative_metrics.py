@@ -255,7 +255,7 @@ class GenerativeMetrics(pl.Callback):
         assert self.extractor is not None
         extractor = self.extractor.to(pl_module.device)
         protocol = self._protocol(self.figures, self.num_samples[prefix])
-        name = type(getattr(trainer, "datamodule", None) or pl_module).__name__
+        name = type(_data_of(trainer) or pl_module).__name__
         known = self.compared_with, prefix in self.originals
         if self.compared_with is None and (drawing := protocol.of("samples")):
             if not drawing.needs_reference:
@@ -304,9 +304,15 @@ class GenerativeMetrics(pl.Callback):
                 logger.log_hyperparams({"evaluation": record})
 
 
+def _data_of(trainer: pl.Trainer) -> Any:
+    """The data module that has the pictures, or None."""
+    data = getattr(trainer, "datamodule", None)
+    return getattr(data, "pictures", data)
+
+
 def _loader(trainer: pl.Trainer, split: str) -> Any:
     """The loader of a split: of the data module, or what the trainer was given."""
-    data = getattr(trainer, "datamodule", None)
+    data = _data_of(trainer)
     if data is not None:
         return getattr(data, f"{split}_dataloader")()
     given = {"train": "train_dataloader", "val": "val_dataloaders", "test": "test_dataloaders"}[split]

@@ -1,6 +1,7 @@
 """Data modules, and the built-in pictures."""
 
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, ResumableLoader
+from lightning_gen.data.codes import Codes
 from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
 from lightning_gen.data.scenes import CaptionedScenes, PairedScenes, Scenes, UnpairedScenes
@@ -20,6 +21,7 @@ __all__ = [
     "CIFAR10",
     "MNIST",
     "CaptionedScenes",
+    "Codes",
     "Digits",
     "Draw",
     "DrawSampler",

@@ -415,6 +415,11 @@ class ImageDataModule(pl.LightningDataModule):
         """Number of classes, or None where pictures have no labels."""
         return None
 
+    @property
+    def pictures(self) -> pl.LightningDataModule:
+        """The data module that has the pictures: this one, unless it gives something in place of them."""
+        return self
+
     def dataset(self, split: Split) -> Dataset[Any]:
         """The examples of a split: to train on, augmented; to validate and to test with, in order."""
         raise NotImplementedError(f"{type(self).__name__} has no dataset of the split {split!r}.")

@@ -144,14 +144,19 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         """
         images = self.checked_images(images).to(self.device)
         levels = self.to_levels(images)
+        return self._log_prob_given(self.seen(images, levels), levels, len(images), labels, condition)
+
+    def _log_prob_given(
+        self, seen: Tensor, levels: Tensor, number: int, labels: Tensor | int | None, condition: Tensor | None = None
+    ) -> Tensor:
+        """Nats `[N]` of levels and what the network looks at, in evaluation mode; without labels over all classes."""
         averaged = labels is None and self.num_classes is not None
-        context = self.context(len(images), 0 if averaged else labels, condition)
-        seen = self.seen(images, levels)
+        context = self.context(number, 0 if averaged else labels, condition)
         with evaluating(self.network):
             if not averaged:
                 return self._log_prob(seen, levels, context)
             classes = torch.arange(self.num_classes or 0, device=self.device)
-            every = [self._log_prob(seen, levels, {**context, "labels": c.expand(len(images))}) for c in classes]
+            every = [self._log_prob(seen, levels, {**context, "labels": c.expand(number)}) for c in classes]
             return torch.stack(every).logsumexp(0) - math.log(len(every))
 
     def _log_prob(self, seen: Tensor, levels: Tensor, context: Context) -> Tensor:

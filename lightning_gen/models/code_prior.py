@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gen.capabilities import HasCodes
+from lightning_gen.data.batches import parts_of
 from lightning_gen.generative import GenerativeModule, frozen
 from lightning_gen.layers.orders import raster_order
 from lightning_gen.losses import Categorical
@@ -27,7 +29,8 @@ class CodePrior(AutoregressiveModule):
     are clipped to norm 1 and computed in bfloat16, by the trainer's `gradient_clip_val` and `precision`. VQ-VAE's own
     prior (1711.00937) is a PixelCNN: `GatedPixelCNNNetwork` with an `embedding`.
 
-    Pictures are encoded as they come, without a graph. The first stage stays as it is, and the checkpoint holds it.
+    Pictures are encoded as they come, without a graph; `Codes` in place of the data module has done that before, and
+    leaves the first stage to the pictures that are drawn. It stays as it is, and the checkpoint holds it.
 
     Maps of several sizes, as of VQ-VAE-2 (1906.00446), have a network each, from coarse to fine, given the coarser
     codes: p(top) p(bottom | top). Each has a loss of its own, and nothing of one reaches another. Maps of one size that
@@ -92,17 +95,39 @@ class CodePrior(AutoregressiveModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Minimise -log p(codes), in nats a code, of each map given those that are coarser."""
         images, context = self.images_and_context(batch)
-        maps = self.to_levels(images)
+        maps = images if isinstance(images, list) else self.to_levels(images)
         log_probs = self.log_probs(self.network(maps, **self.training_context(context)), maps)
         losses = [-log_prob.mean() / codes[0].numel() for log_prob, codes in zip(log_probs, maps, strict=True)]
         loss = torch.stack(losses).sum()
-        self.images_seen += len(images) * self.trainer.world_size
+        self.images_seen += len(maps[0]) * self.trainer.world_size
         nats = -torch.stack(log_probs).detach().mean(1)
         self.log("train/nll-codes", nats.sum(), prog_bar=True)
         if len(maps) > 1:
             self.log_dict({f"train/nll-codes_{number}": nats[number] for number in range(len(maps))})
         self.watch({"nll-codes": loss})
         return loss
+
+    def log_prob(  # type: ignore[override]
+        self, images: Tensor | list[Tensor], labels: Tensor | int | None = None, condition: None = None
+    ) -> Tensor:
+        """The exact log-probability of each picture's codes, in nats, in evaluation mode.
+
+        Args:
+            images: `[N, C, H, W]` in `[-1, 1]`, or their codes as `to_levels` gives them.
+            labels: Classes `[N]`, int64, or one for all. None in a model with classes averages the probability over all
+                of them, as likely as each other.
+            condition: None.
+
+        Returns:
+            float32 `[N]`, with a graph if gradients are enabled.
+
+        Raises:
+            ValueError: If pictures have another shape, or labels do not fit.
+        """
+        if not isinstance(images, list):
+            return super().log_prob(images, labels, condition)
+        maps: Any = [codes.to(self.device) for codes in images]
+        return self._log_prob_given(maps, maps, len(maps[0]), labels, condition)
 
     def log_probs(self, parameters: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
         """Nats `[N]` of each map of codes."""
@@ -119,8 +144,29 @@ class CodePrior(AutoregressiveModule):
         """The codes of pictures `[N, C, H, W]`: int64 `[N, channels, h, w]` for each network, from coarse to fine."""
         with torch.autocast(self.device.type, enabled=False):  # the same codes in training of any precision
             codes = self.first_stage.codes(images)
-        maps = iter(codes if isinstance(codes, list) else [codes])
-        return [torch.stack([next(maps) for _ in range(channels)], dim=1) for channels, *_ in self.level_shapes]
+        return self._in_levels(codes if isinstance(codes, list) else [codes])
+
+    def _in_levels(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps `[N, h, w]`, of which those of one size that follow each other become channels."""
+        rest = iter(maps)
+        return [torch.stack([next(rest) for _ in range(channels)], dim=1) for channels, *_ in self.level_shapes]
+
+    def images_and_context(self, batch: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Pictures of a batch, or in place of them its "codes", as `to_levels` gives them; and the classes.
+
+        Raises:
+            ValueError: As the base, or if the codes are other maps than the first stage has.
+        """
+        if not (isinstance(batch, Mapping) and "codes" in batch):
+            return super().images_and_context(batch)
+        maps, stage = list(batch["codes"]), self.first_stage
+        shapes = stage.code_shape if isinstance(stage.code_shape, list) else [stage.code_shape]
+        if [tuple(each.shape[1:]) for each in maps] != shapes or {each.dtype for each in maps} != {torch.int64}:
+            wanted = " and ".join(f"[N, {height}, {width}]" for height, width in shapes)
+            found = [f"{each.dtype} {list(each.shape)}" for each in maps]
+            raise ValueError(f"Codes of a {type(stage).__name__} are int64 {wanted}, but the data gives {found}.")
+        labels = None if self.num_classes is None else parts_of(batch)[1]
+        return self._in_levels(maps), self.context(len(maps[0]), labels)
 
     def to_images(self, levels: list[Tensor]) -> Tensor:  # type: ignore[override]
         """What the first stage makes of codes: float32 `[N, C, H, W]` in `[-1, 1]`."""
