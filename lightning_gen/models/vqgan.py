@@ -179,7 +179,8 @@ class VQGAN(Autoencoder, AdversarialModule):
             gradients = [full(torch.autograd.grad(loss, last, retain_graph=True)[0]) for loss in losses]
             means = total(torch.stack(gradients)) / (world_size() * scale)
             ours, theirs = means.flatten(1).norm(dim=1)
-            return (ours / (theirs + 1e-4)).clamp(max=1e4)
+            # Of float16 that ran over there is none; the trainer will skip this step and make losses less large.
+            return (ours / (theirs + 1e-4)).nan_to_num(0.0, 0.0).clamp(max=1e4)
 
     # -- its pieces -------------------------------------------------------------------------------------------------
 

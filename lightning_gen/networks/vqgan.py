@@ -137,7 +137,12 @@ class _Residual(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.residual = nn.Sequential(
             *(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)),
-            *(_norm(outputs), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(outputs, outputs, 3, padding=1)),
+            *(
+                _norm(outputs),
+                nn.SiLU(),
+                nn.Dropout(dropout) if dropout else nn.Identity(),
+                nn.Conv2d(outputs, outputs, 3, padding=1),
+            ),
         )
 
     def forward(self, features: Tensor) -> Tensor:

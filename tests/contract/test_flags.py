@@ -20,6 +20,7 @@ from lightning_gen import callbacks
 from lightning_gen.capabilities import Completes, HasCodes, HasLogProb, Reconstructs, Samples, Translates
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
+from lightning_gen.extractors import FeatureDistance, SceneFeatures
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import levels_to_images, penalties
 from lightning_gen.models import (
@@ -29,6 +30,7 @@ from lightning_gen.models import (
     KDE,
     LSGAN,
     SNGAN,
+    VQGAN,
     VQVAE,
     VQVAE2,
     WGAN,
@@ -81,6 +83,14 @@ FAMILIES = {
     "PixelSNAIL": small_model(PixelSNAIL, GREY, **MIXTURE),
     "LMConv": small_model(LMConv, GREY, **MIXTURE, num_orders=1),
     "GumbelVAE": small_model(GumbelVAE, GREY, num_codes=4, code_size=3, features=8),
+    "VQGAN": small_model(
+        VQGAN,
+        (3, 16, 16),
+        discriminator=small(PatchDiscriminator, norm="batch"),
+        perceptual=FeatureDistance(partial(SceneFeatures, num_scenes=64, epochs=1)),
+        channels=4,
+        discriminator_start=0,
+    ),
     "VQVAE": small_model(VQVAE, GREY),
     "VQVAE2": small_model(VQVAE2, GREY),
     "CodePrior": small_model(
@@ -274,6 +284,7 @@ UNTIED = {
     "WGAN": PLAIN | SURE,
     "WGANGP": PLAIN,
     "SNGAN": PLAIN,
+    "VQGAN": {"discriminator": small(PatchDiscriminator), "adaptive": False},
     "CycleGAN": {},
     "Pix2Pix": {
         "generator": small(UNetGenerator, norm="instance", dropout=0),
