@@ -28,6 +28,7 @@ def attention(channels):
     return 2 * channels + 4 * conv(channels, channels, 1)
 
 
+SMALL = (3, 8, 8)
 MIDDLE = 2 * residual(512, 512) + attention(512)
 
 
@@ -87,6 +88,16 @@ def test_attention_is_where_maps_are_as_high_as_was_said():
     with torch.device("meta"):
         halvings = [i for i, x in enumerate(VQGANEncoder((3, 64, 64), 8).layers) if isinstance(x, _Downsampling)]
     assert halvings[1] < places(VQGANEncoder, 64)[0] < places(VQGANEncoder, 64)[1] < halvings[2]
+
+
+def test_dropout_is_there_where_it_was_asked_for():
+    kinds = [
+        sum(
+            isinstance(layer, nn.Dropout) for layer in VQGANEncoder(SMALL, 4, dropout=p, **VQGANEncoder.small).modules()
+        )
+        for p in (0.0, 0.1)
+    ]
+    assert kinds == [0, 4]
 
 
 def test_attention_is_the_softmax_of_products_over_the_root_of_the_channels():
