@@ -62,6 +62,8 @@ class Scorer(TrainedModule):
         ValueError: If a number is out of range; in a batch, if captions are missing or cannot be read.
     """
 
+    prediction_name = "score"
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
