@@ -162,7 +162,7 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
             return self.likelihood.mean(parameters, self.image_shape[0])
         shape = (self.likelihood.num_uniforms(self.image_shape[0]), *self.image_shape[1:])
         # A picture is a function of its latents, and so is its noise.
-        words = latents.float().cpu().numpy().view("uint32").tolist()
+        words = latents.float().cpu().contiguous().numpy().view("uint32").tolist()
         noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed_from(*row))) for row in words]
         return self.likelihood.sample(parameters, torch.stack(noise).to(self.device), self.image_shape[0])
 

@@ -280,6 +280,7 @@ def test_pixels_are_means_or_drawn_by_noise_of_the_latents():
     drawn = model.generate(latents, pixels="sample")
     assert set(drawn.unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(model.generate(latents[[4, 2]], pixels="sample"), drawn[[4, 2]])
+    assert torch.equal(model.generate(latents.T.contiguous().T, pixels="sample"), drawn)
     assert torch.equal(model.sample(6, generator=seeded(), pixels="sample"), drawn)
     repeated = model.generate(model.draw_latents(2000, seeded()) * 1e-3, pixels="sample").mean(0)
     assert (repeated - model.generate(torch.zeros(1, 3))[0]).abs().max() < 0.1  # 4.5 standard errors at most
@@ -302,8 +303,10 @@ def test_reconstructions_are_of_the_mean_and_of_the_likeliest_class():
     assert model.reconstruct(pictures[:0]).shape == (0, PIXELS, 1, 1)
 
 
-def test_forward_is_a_reconstruction_with_a_graph():
+def test_forward_is_a_reconstruction_with_a_graph_and_can_be_exported():
     model, images = small(), black_and_white(3)
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), model(images))
     assert torch.equal(model(images).detach(), model.reconstruct(images))
     model(images).sum().backward()
     assert model.encoder.head.weight.grad.any()
