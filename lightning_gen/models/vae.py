@@ -157,6 +157,8 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
         temperature: float = 1.0,
     ) -> Tensor:
         """The pictures of latents, with a graph and in the mode that the decoder is in; for settings see `sample`."""
+        if pixels not in ("mean", "sample"):
+            raise ValueError(f"pixels must be 'mean' or 'sample', got {pixels!r}.")
         parameters = self.decoded(temperature * latents, labels)
         if pixels == "mean":
             return self.likelihood.mean(parameters, self.image_shape[0])
@@ -215,7 +217,7 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
             latents = means + deviations * noise  # [part, N, D]
             repeated = {name: value.repeat(part) for name, value in context.items()}
             pictures = images.repeat(part, 1, 1, 1)
-            nats = self.judge(latents.flatten(0, 1), pictures, repeated, validate=not start).view(part, -1)
+            nats = self.judge(latents.flatten(0, 1), pictures, repeated, validate=not start).view(part, len(images))
             if number == 1:
                 return nats[0] - gaussian_kl(means, log_variances)
             # log p(z) - log q(z | x), in which log 2 pi cancels.
@@ -265,7 +267,8 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
             float32 `[N, C, H, W]` in `[-1, 1]`.
 
         Raises:
-            ValueError: If `num_samples` is negative, or labels are surplus, out of range or not `num_samples` many.
+            ValueError: If `num_samples` is negative, `pixels` is unknown, or labels are surplus, out of range or not
+                `num_samples` many.
         """
         labels = self.sampling_context(num_samples, labels).get("labels")
         latents = self.draw_latents(num_samples, generator)

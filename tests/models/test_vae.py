@@ -161,6 +161,7 @@ def test_samples_are_weighed_in_memory_that_does_not_grow(monkeypatch):
     model.decoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     model.log_prob(black_and_white(4), num_samples=9)
     assert sizes == [8, 8, 8, 8, 4]
+    assert model.log_prob(black_and_white(0), num_samples=9).shape == (0,)
 
 
 # -- the objective --------------------------------------------------------------------------------------------------
@@ -359,3 +360,5 @@ def test_data_and_pictures_that_do_not_fit_are_refused():
         model.reconstruct(torch.zeros(2, 1, 3, 3))
     with pytest.raises(ValueError, match="labels"):
         model.log_prob(black_and_white(2), 1)
+    with pytest.raises(ValueError, match="pixels must be 'mean' or 'sample', got 'mode'"):
+        model.sample(1, pixels="mode")
