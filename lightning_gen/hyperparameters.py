@@ -220,7 +220,7 @@ class Recipe:
     def _checked_call(self, value: Mapping[str, Any], base: type, *, factory: bool, where: str) -> _Call:
         class_path = value.get("class_path")
         try:
-            target = resolve(class_path, self._trust, self._loaded)
+            target = resolve(class_path, self._trust, self._loaded, base)
         except UntrustedNameError as error:
             raise CheckpointError(f"{where}: {error}") from error
         function = not inspect.isclass(target)

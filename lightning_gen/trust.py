@@ -32,6 +32,7 @@ ENVIRONMENT = "LIGHTNING_GEN_TRUST"
 _OWN_PARTS = tuple(f"lightning_gen.{part}" for part in ("models", "networks", "layers", "losses", "schedules", "text"))
 # Of perceptual losses. ModuleFeatures is not among them, for it takes a file that is a program.
 _READERS = ("FeatureDistance", "SceneFeatures", "ClassifierFeatures", "InceptionFeatures")
+_ASK_FOR_READERS = ("lightning_gen.losses.perceptual", "lightning_gen.extractors")
 _TORCH = ("torch.nn", "torch.optim")
 _PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
 _LIGHTNING = ("lightning.fabric.plugins", *(f"lightning.pytorch.{part}" for part in _PARTS))
@@ -79,13 +80,15 @@ def public_name(path: str) -> str:
     return path
 
 
-def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None) -> Any:
+def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None, base: type | None = None) -> Any:
     """The class or function that a checkpoint names.
 
     Args:
         path: Its import path.
         trust: Packages that are trusted beside those of the process.
         loaded: A package of which those modules are trusted that have been imported already.
+        base: What is asked for there. Extractors, which may train or read files when they are made, are let through
+            where a perceptual loss or its extractor is.
 
     Raises:
         UntrustedNameError: If it is not what a checkpoint may name, or names nothing.
@@ -96,7 +99,9 @@ def resolve(path: Any, trust: Sequence[str] = (), loaded: str | None = None) -> 
     path = public_name(path)
     module, _, name = path.rpartition(".")
     here = (loaded,) if loaded and _is_under(path, (loaded,)) and module in sys.modules else ()
-    allowed = (*_OWN_PARTS, *(f"lightning_gen.extractors.{name}" for name in _READERS), *_TORCH, *packages, *here)
+    asked_for = base is not None and _is_under(f"{base.__module__}.{base.__qualname__}", _ASK_FOR_READERS)
+    readers = tuple(f"lightning_gen.extractors.{name}" for name in _READERS) if asked_for else ()
+    allowed = (*_OWN_PARTS, *readers, *_TORCH, *packages, *here)
     _refuse_unless(_is_under(path, allowed) and not _is_excluded(path, packages), path)
     try:
         thing = getattr(sys.modules[module] if here else importlib.import_module(module), name)

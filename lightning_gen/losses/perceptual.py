@@ -202,7 +202,7 @@ class VGGDistance(PerceptualLoss):
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # what a layer gave is looked at after the next one
         places = _vgg_layers(self.depth)
-        return network[: max(places[name] for name in self.layers) + 1]
+        return nn.Sequential(_ImageNetColours(), *network[: max(places[name] for name in self.layers) + 1])
 
     def distances(self, network: Any, reconstructions: Tensor, images: Tensor) -> Tensor:
         """`[N]`."""
@@ -210,15 +210,26 @@ class VGGDistance(PerceptualLoss):
         return torch.stack([F.mse_loss(*pair, reduction="none").flatten(1).mean(1) for pair in maps]).sum(0)
 
     def _maps(self, network: nn.Sequential, images: Tensor) -> list[Tensor]:
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in _IMAGENET)
-        features, places, maps = (_as_rgb(images) * 0.5 + 0.5 - mean) / std, _vgg_layers(self.depth), []
-        for place, layer in enumerate(network):
+        features, places, maps = _as_rgb(images), _vgg_layers(self.depth), []
+        for place, layer in enumerate(network, -1):
             features = layer(features)
             maps += [features for name in self.layers if places[name] == place]
         return maps
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+class _ImageNetColours(nn.Module):
+    """Pictures in [-1, 1] as torchvision's classifiers take them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images * 0.5 + 0.5 - self.mean) / self.std
 
 
 def _vgg_layers(depth: int) -> dict[str, int]:

@@ -8,12 +8,19 @@ from torch import nn
 
 from lightning_gen.checkpoints import CheckpointError
 from lightning_gen.data.images import from_uint8
-from lightning_gen.extractors import ClassifierFeatures, FeatureDistance, ModuleFeatures, SceneFeatures
+from lightning_gen.extractors import (
+    ClassifierFeatures,
+    FeatureDistance,
+    FeatureExtractor,
+    ModuleFeatures,
+    SceneFeatures,
+)
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of, import_path
 from lightning_gen.losses import LPIPSDistance, PerceptualLoss
 from lightning_gen.losses.perceptual import layered_distances
 from lightning_gen.models import Classifier
+from lightning_gen.trust import UntrustedNameError, resolve
 from tests.shared import save
 
 SCENES = partial(SceneFeatures, num_scenes=64, epochs=1)
@@ -97,6 +104,16 @@ def test_a_checkpoint_holds_its_recipe_and_no_weight(tmp_path):
     model.double()
     images = from_uint8(pictures(1, 3, 32, 32))
     assert model.perceptual(images.double(), images.double().flip(3)) > 0
+
+
+def test_a_checkpoint_may_name_an_extractor_where_one_is_asked_for_alone():
+    with pytest.raises(UntrustedNameError):
+        resolve("lightning_gen.extractors.SceneFeatures")
+    for wrong in (nn.Module, GenerativeModule):
+        with pytest.raises(UntrustedNameError):
+            resolve("lightning_gen.extractors.SceneFeatures", base=wrong)
+    assert resolve("lightning_gen.extractors.SceneFeatures", base=FeatureExtractor) is SceneFeatures
+    assert resolve("lightning_gen.extractors.FeatureDistance", base=PerceptualLoss) is FeatureDistance
 
 
 def test_a_checkpoint_may_name_no_extractor_that_takes_a_program():

@@ -158,7 +158,7 @@ def test_vgg_compares_the_layers_that_were_asked_for(hub):
 
     expected = sum((x - y).square().mean() for x, y in zip(layers(a), layers(b), strict=True))
     torch.testing.assert_close(found, expected)
-    assert len(loss.network()) == 9, "of the network there is what is looked at"
+    assert len(loss.network()) == 10, "of the network there is what is looked at"
 
 
 def test_vgg_has_the_layers_of_the_papers():
