@@ -235,3 +235,16 @@ def test_input_that_does_not_fit():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.gpu
+def test_recorded_graphs_draw_the_same():
+    network, hole = moved((2, 4, 4)).cuda(), torch.ones(5, 4, 4, dtype=torch.bool)
+    cached, naive = (
+        draw_pixels(
+            network, Categorical(5), torch.zeros(5, 2, 4, 4, dtype=torch.int64), hole, torch.arange(16),
+            torch.Generator().manual_seed(0), top_k=3, top_p=0.9, method=method,
+        )
+        for method in ("cached", "naive")
+    )  # fmt: skip
+    assert torch.equal(cached, naive)
