@@ -36,7 +36,7 @@ class VQVAE(TrainedAutoencoder):
     Paper (1711.00937 and github.com/google-deepmind/sonnet, `examples/vqvae_example.ipynb`, CIFAR-10): 2 convolutions
     of stride 2 and 2 residual blocks, 128 wide, to 8 x 8; 512 codes of 64 by running means of 0.99 and epsilon 1e-5,
     commitment 0.25; Adam (3e-4); batch 32; 100,000 updates (the paper's text: 2e-4, 128, 250,000); 4.67 bits per dim
-    with the bound of a model in whose likelihood no prior was learned.
+    of the whole model, where a VAE has 4.51; here reconstructions are measured.
 
     Deviations: codes that are hardly used begin anew (`VectorQuantizer(restart_below=0)` is the paper's, and many of
     its codes may die), and their running means begin as the layer says. The example's own switch is at a codebook
