@@ -16,7 +16,7 @@ from lightning_gen.losses.perceptual import PerceptualLoss, layered_distances
 
 @dataclass
 class FeatureDistance(PerceptualLoss):
-    """How far pictures are from others in the layers of an extractor; LPIPS without what it has learned.
+    """How far pictures are from others in the layers of an extractor, relative to the size of features.
 
     With the extractors that train on the spot it needs no file from elsewhere. A figure by the extractor that a model
     was trained with flatters that model: judge it with another, such as `SceneFeatures(seed=1)`.

@@ -94,25 +94,21 @@ class PerceptualLoss(ABC):
             return self.distances(network, reconstructions.float(), images.detach().float()).mean()
 
 
-def layered_distances(layers: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """LPIPS without what it has learned (1801.03924, section 3): `[N]`, a sum over layers.
+def layered_distances(layers: Sequence[Tensor], originals: Sequence[Tensor]) -> Tensor:
+    """The squared distance of features over their mean square in the original, so that scales do not matter; `[N]`.
 
-    At each place the channels are brought to length 1, so that a layer's scale does not matter; then the squared
-    distance is averaged over places.
+    A sum over layers, each a mean over places. LPIPS brings features to one length place by place; where a small
+    network sees next to nothing, as in a clear sky, that makes much of it, and decoders learn to fill it with noise.
 
     Args:
         layers: Of some pictures, each `[N, C, h, w]`, or `[N, C]` of one place.
-        others: Of the other pictures, likewise.
+        originals: Of those that they should equal, likewise.
     """
-    sums = []
-    for one, other in zip(layers, others, strict=True):
-        squares = (_of_length_1(one) - _of_length_1(other)).square().sum(1)
-        sums.append(squares.flatten(1).mean(1) if squares.ndim > 1 else squares)
-    return torch.stack(sums).sum(0)
-
-
-def _of_length_1(features: Tensor) -> Tensor:
-    return features * (features.square().sum(1, keepdim=True) + 1e-8).rsqrt()  # eps: at 0 a root has no derivative
+    distances = []
+    for layer, original in zip(layers, originals, strict=True):
+        squares, scale = (layer - original).square().flatten(1).mean(1), original.square().flatten(1).mean(1)
+        distances.append(squares / (scale + 1e-8))
+    return torch.stack(distances).sum(0)
 
 
 def _as_rgb(images: Tensor) -> Tensor:

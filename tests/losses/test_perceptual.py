@@ -83,19 +83,23 @@ def test_what_the_network_cannot_read_is_said_before_the_run():
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
-def test_layers_are_compared_by_direction():
+def test_layers_are_compared_in_units_of_the_originals_features():
     a, b = torch.zeros(2, 2, 1, 2), torch.zeros(2, 2, 1, 2)
-    a[0, 0], b[0, 1] = 3.0, 5.0  # a right angle at both places: (1, 0) and (0, 1), squared distance 2
-    a[1, :, 0, 0], b[1, :, 0, 0] = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])  # |(0.4, -0.8)|^2 = 0.8, and 0
-    vectors, others = torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[-1.0, 0.0], [7.0, 7.0]])  # 4, and 0
-    expected = torch.tensor([2 + 4.0, 0.8 / 2 + 0.0])
-    torch.testing.assert_close(layered_distances([a, vectors], [b, others]), expected, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(layered_distances([a * 100, vectors], [b, others * 0.1]), expected, atol=1e-6, rtol=1e-6)
+    a[0, 0], b[0, 1] = 3.0, 4.0  # at both places |(3, -4)|^2 = 25, over |(0, 4)|^2 = 16
+    a[1, 0, 0, 0], b[1, 0, 0, 0] = 1.5, 1.0  # 0.25 over 1, at one of two places, of which the other is empty in both
+    vectors, others = torch.tensor([[2.0, 0.0], [7.0, 7.0]]), torch.tensor([[-1.0, 0.0], [7.0, 7.0]])  # 9, and 0
+    expected = torch.tensor([25 / 16 + 9, 0.25 + 0])
+    torch.testing.assert_close(layered_distances([a, vectors], [b, others]), expected)
+    torch.testing.assert_close(layered_distances([a * 100, vectors * 0.1], [b * 100, others * 0.1]), expected)
+    # A place where the original is empty does not count for more because it is.
+    noisy = b[:1].clone()
+    noisy[0, 0, 0, 0] += 0.01
+    assert layered_distances([noisy], [b[:1]]).item() < 1e-4
 
 
 def test_where_features_are_zero_there_is_a_finite_gradient():
     dark = torch.zeros(1, 3, 2, 2, requires_grad=True)
-    layered_distances([dark], [torch.ones(1, 3, 2, 2)]).sum().backward()
+    layered_distances([dark, dark], [torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)]).sum().backward()
     assert dark.grad.isfinite().all()
 
 
