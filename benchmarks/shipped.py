@@ -89,6 +89,8 @@ def _networks(model: type) -> list[tuple[str, Any]]:
 def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:
     """(channels, height, width) of the pictures of the data in a configuration; folders' are in colour."""
     arguments = data.get("init_args", {})
+    if data["class_path"] == "Codes":
+        return image_shape(arguments["data"])
     if data["class_path"] in SHAPES:
         return SHAPES[data["class_path"]]
     if "root" in arguments:

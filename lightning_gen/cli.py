@@ -33,6 +33,7 @@ Use a checkpoint (which is all they need):
   complete     draw the missing part of pictures:  lightning-gen complete --mask bottom --input PICTURES ...
   translate    map a file or a folder to the other domain, names and formats kept
   reconstruct  encode and decode a file or a folder, likewise:  --side_by_side true
+  encode       write the codes of pictures:  lightning-gen encode --checkpoint RUN --data Scenes --output codes.npz
   evaluate     FID, IS, KID and company, with all that they depend on:  lightning-gen evaluate --checkpoint RUN
   report       write RUN/index.html again from what the run has recorded
   import       turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
@@ -51,6 +52,7 @@ _FUNCTIONS = {
     "complete": "complete.complete",
     "translate": "translate.translate",
     "reconstruct": "reconstruct.reconstruct",
+    "encode": "encode.encode",
     "evaluate": "evaluate.evaluate",
     "report": "report.report",
     "import": "import_weights.import_weights",

@@ -171,7 +171,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         # Saved statistics serve also where the data is not.
         needs_data = (given.reference or "train") in SPLITS or given.floor or given.neighbours
         for name, found in {
-            "data": [config.get("data") for config in configs] if needs_data else [],
+            "data": [_pictures_of(config.get("data")) for config in configs] if needs_data else [],
             "extractor": [_extractor_of(config) for config in configs],
         }.items():
             if name in options or not found:
@@ -194,10 +194,16 @@ def _configuration(path: Path) -> Mapping[str, Any]:
     return config
 
 
+def _pictures_of(data: Any) -> Any:
+    """The setting of the data module that has the pictures, where another gives their codes."""
+    inner = (data.get("init_args") or {}).get("data") if isinstance(data, Mapping) else None
+    return inner if isinstance(inner, Mapping) and "class_path" in inner else data
+
+
 def _reads_other_data(extractor: Any, data: str, config: Mapping[str, Any]) -> str:
     """Why the extractor of a run is not taken for the data that is named; empty where it can be."""
     named = str(json.loads(data)["class_path"] if data.startswith("{") else data).rpartition(".")[2]
-    runs = str((config.get("data") or {}).get("class_path", "")).rpartition(".")[2]
+    runs = str((_pictures_of(config.get("data")) or {}).get("class_path", "")).rpartition(".")[2]
     if not extractor or not data or named == runs or not (words := reads(extractor)):
         return ""
     return f"The run's extractor is not taken: {words}, and the data is {named}."

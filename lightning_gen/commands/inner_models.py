@@ -15,6 +15,7 @@ from typing_extensions import is_protocol
 from lightning_gen import capabilities
 from lightning_gen.generative import GenerativeModule, load_model
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hints_of
+from lightning_gen.runs.folder import find_checkpoint
 
 
 class Parser(LightningArgumentParser):
@@ -26,9 +27,10 @@ class Parser(LightningArgumentParser):
         added = super().add_class_arguments(theclass, *args, skip={*(skip or ()), *paths}, **kwargs)
         for name in paths:
             default = inspect.signature(theclass).parameters[name].default
+            words = "Checkpoint of a model: a file, or RUN/best; or a configuration, NAME.yaml, to be trained first."
             given: dict[str, Any] = {"required": True} if default is inspect.Parameter.empty else {"default": default}
-            # A function for a type: what stands here later is no longer a string.
-            self.add_argument(f"--{name}", type=_path, help="Checkpoint of a model: a file, or RUN/best.", **given)
+            # A function for a type, as what stands here later is no string; and the parser shall not read the file.
+            self.add_argument(f"--{name}", type=_path, enable_path=False, help=words, **given)
         return added
 
 
@@ -77,3 +79,14 @@ def load_inner_models(model: Namespace, checkpoint: Mapping[str, Any] | None) ->
         elif arguments[argument] is not None:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             arguments[argument] = load_model(arguments[argument], kinds, f"cannot be {argument}, a {wanted}")
+
+
+def find_checkpoint_of(data: Namespace) -> None:
+    """Let a file stand where data of a model's codes names its checkpoint, as RUN or RUN/best; changed in place.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    arguments = data.get("init_args") or Namespace()
+    if isinstance(arguments.get("data"), Namespace) and arguments.get("checkpoint"):
+        arguments.checkpoint = str(find_checkpoint(arguments.checkpoint))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
 
-import lightning_gen.data
 from lightning_gen.data.datasets import MNIST, Digits, FashionMNIST
 from lightning_gen.data.scenes import Scenes
 from lightning_gen.data.toy import PointDataModule
-from lightning_gen.extractors.classifier import classifier_file
-from lightning_gen.files import cache_folder
 
 INCEPTION = "InceptionFeatures"
 READS = {
@@ -33,6 +28,18 @@ def reads(extractor: Mapping[str, Any]) -> str:
     return "" if own else f"{name} {READS[name]}"
 
 
+def class_of(setting: Namespace) -> Any:
+    """The class that a setting names, which the parser has imported; None where there is none."""
+    path, _, name = str(setting.class_path).rpartition(".")
+    return getattr(sys.modules.get(path), name, None)
+
+
+def pictures_of(data: Namespace) -> Namespace:
+    """The setting of the data module that has the pictures, where another gives their codes."""
+    inner = data.init_args.get("data") if data.get("init_args") else None
+    return inner if isinstance(inner, Namespace) and "class_path" in inner else data
+
+
 def follow_data(config: Namespace) -> list[str]:
     """Let the callbacks that measure samples suit the data that was chosen, or leave them out.
 
@@ -43,8 +50,8 @@ def follow_data(config: Namespace) -> list[str]:
 
     `trainer.callbacks` of a subcommand's configuration is changed in place; the words say how.
     """
-    path, _, name = str(config.data.class_path).rpartition(".")
-    data, settings = getattr(sys.modules.get(path), name, None), config.data.init_args  # the parser has imported it
+    pictures = pictures_of(config.data)
+    data, settings, name = class_of(pictures), pictures.init_args, str(pictures.class_path).rpartition(".")[2]
     if not isinstance(config.trainer.callbacks, list) or not isinstance(data, type):
         return []
     words: list[str] = []
@@ -102,30 +109,3 @@ def _reader_of(data: type, settings: Namespace) -> Namespace | None:
     else:
         name, arguments = "ClassifierFeatures", {"data": data.__name__, "image_shape": list(made.image_shape)}
     return Namespace(class_path=f"lightning_gen.metrics.{name}", init_args=Namespace(**arguments))
-
-
-def train_missing_classifiers(config: Namespace) -> None:
-    """Train what `ClassifierFeatures` in a configuration would look for in the cache in vain, in processes of its own.
-
-    So the random state of this one stays as it was. Under a launcher of several processes nothing is trained, and the
-    extractor says what is missing.
-    """
-    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1:
-        return
-    for callback in config.trainer.callbacks or ():
-        extractor = (callback.get("init_args") or Namespace()).get("extractor")
-        if not isinstance(extractor, Namespace) or not extractor.class_path.endswith(".ClassifierFeatures"):
-            continue
-        wanted = extractor.init_args
-        if wanted.get("weights") or not (wanted.get("data") and wanted.get("image_shape")):
-            continue
-        # The configuration may be a stranger's, so nothing in it becomes a class, or an option, of the new command.
-        if not hasattr(lightning_gen.data, wanted.data) or classifier_file(wanted.data, wanted.image_shape).is_file():
-            continue
-        print(f"There is no classifier for {wanted.data} yet: training one, which takes about a minute.", flush=True)
-        command = [sys.executable, "-m", "lightning_gen", "fit", "--config", "classifier", "--data", wanted.data]
-        own = config.data.init_args if config.data.class_path.endswith(f".{wanted.data}") else Namespace()
-        for name in ("root", "download", "image_size", "pad", "num_workers"):
-            if own.get(name) is not None:
-                command.append(f"--data.{name}={own.get(name)}")
-        subprocess.run([*command, f"--trainer.default_root_dir={cache_folder() / 'runs'}"], check=True)

@@ -22,11 +22,12 @@ from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import Pictures
 from lightning_gen.callbacks.report import Report
 from lightning_gen.checkpoints import CheckpointError, check_going_on, first_line, read_checkpoint
+from lightning_gen.commands.beforehand import train_first_stages, train_missing_classifiers
 from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over, with_configs
-from lightning_gen.commands.inner_models import Parser, load_inner_models
+from lightning_gen.commands.inner_models import Parser, find_checkpoint_of, load_inner_models
 from lightning_gen.commands.loggers import go_on_in_folder, prepare_wandb, record_at_step
 from lightning_gen.commands.predict import PredictionWriter
-from lightning_gen.commands.readers import follow_data, train_missing_classifiers
+from lightning_gen.commands.readers import follow_data
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer, quiet_lightning
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
@@ -140,7 +141,10 @@ class CommandLine(LightningCLI):
         prepare_wandb(config.trainer.logger, checkpoint)
         train_missing_classifiers(config)
         self._dump_config()  # as it was given, with the paths of models
+        if self.subcommand in ("fit", None) and checkpoint is None:
+            train_first_stages(config)
         load_inner_models(config.model, checkpoint)
+        find_checkpoint_of(config.data)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 

@@ -184,7 +184,7 @@ class CodePrior(AutoregressiveModule):
         """Codes, from coarse to fine."""
         maps = [torch.zeros(num_samples, *shape, dtype=torch.int64) for shape in self.level_shapes]
         holes = [torch.ones(num_samples, *shape[1:], dtype=torch.bool) for shape in self.level_shapes]
-        return self._fill_all(maps, holes, context, generator, **settings)
+        return self.fill_all(maps, holes, context, generator, **settings)
 
     def fill_hole(
         self, images: Tensor, hole: Tensor, context: Context, generator: torch.Generator, **settings: Any
@@ -196,11 +196,20 @@ class CodePrior(AutoregressiveModule):
         # A code stands for its share of the picture, and more pixels around it have but a say.
         touched = [F.adaptive_max_pool2d(hole.unsqueeze(1).float(), shape[1:]) > 0 for shape in self.level_shapes]
         holes = [each.squeeze(1) for each in touched]
-        return self.to_images(self._fill_all(maps, holes, context, generator, **settings))
+        return self.to_images(self.fill_all(maps, holes, context, generator, **settings))
 
-    def _fill_all(
+    def fill_all(
         self, maps: list[Tensor], holes: list[Tensor], context: Context, generator: torch.Generator, **settings: Any
     ) -> list[Tensor]:
+        """Codes as `to_levels` gives them, of which those in holes are drawn, each map given the coarser ones.
+
+        Args:
+            maps: Int64 `[N, channels, h, w]` each, on the CPU.
+            holes: Bool `[N, h, w]` each.
+            context: What networks are given besides, as `sampling_context` makes it.
+            generator: Of the noise, on the CPU.
+            **settings: As of `sample`.
+        """
         filled: list[Tensor] = []
         networks = cast(CodeNetworks, self.network)
         for number, (codes, hole, shape) in enumerate(zip(maps, holes, self.level_shapes, strict=True)):

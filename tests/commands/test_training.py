@@ -19,7 +19,7 @@ from PIL import Image
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
-from lightning_gen.commands import readers
+from lightning_gen.commands import beforehand
 from lightning_gen.commands.configs import config_folder
 from lightning_gen.commands.going_on import limit_reached, with_configs
 from lightning_gen.commands.loggers import prepare_wandb
@@ -826,9 +826,9 @@ def extractor_config(**settings):
 def test_a_classifier_that_is_missing_is_trained_first_on_the_data_at_hand(monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path))
     commands = []
-    monkeypatch.setattr(readers.subprocess, "run", lambda command, check: commands.append(command[1:]))
+    monkeypatch.setattr(beforehand.subprocess, "run", lambda command, check: commands.append(command[1:]))
     wanted = {"data": "MNIST", "image_shape": [1, 32, 32]}
-    readers.train_missing_classifiers(extractor_config(**wanted))
+    beforehand.train_missing_classifiers(extractor_config(**wanted))
     (command,) = commands
     assert command[:7] == ["-m", "lightning_gen", "fit", "--config", "classifier", "--data", "MNIST"]
     settings = dict(argument.split("=") for argument in command[7:])
@@ -836,14 +836,14 @@ def test_a_classifier_that_is_missing_is_trained_first_on_the_data_at_hand(monke
     assert "--data.batch_size" not in settings  # that is of the other model
 
     # Of a stranger's configuration, nothing names a class or adds an option.
-    readers.train_missing_classifiers(extractor_config(**wanted | {"data": "canary_module.Data"}))
+    beforehand.train_missing_classifiers(extractor_config(**wanted | {"data": "canary_module.Data"}))
     assert len(commands) == 1
 
-    readers.train_missing_classifiers(extractor_config(**wanted, weights="mine.ckpt"))
+    beforehand.train_missing_classifiers(extractor_config(**wanted, weights="mine.ckpt"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    readers.train_missing_classifiers(extractor_config(**wanted))  # each of several processes would train its own
+    beforehand.train_missing_classifiers(extractor_config(**wanted))  # each of several processes would train its own
     monkeypatch.delenv("WORLD_SIZE")
     (tmp_path / "classifiers").mkdir()
     (tmp_path / "classifiers" / "mnist-1x32x32.ckpt").touch()
-    readers.train_missing_classifiers(extractor_config(**wanted))
+    beforehand.train_missing_classifiers(extractor_config(**wanted))
     assert len(commands) == 1

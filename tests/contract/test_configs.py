@@ -35,12 +35,13 @@ from lightning_gen.capabilities import (
     Translates,
 )
 from lightning_gen.cli import main
+from lightning_gen.commands.inner_models import Parser
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import CommandLine
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.layers import quantize
 from lightning_gen.losses import levels_to_images, penalties
-from lightning_gen.models import GAN, KDE, Classifier, GumbelVAE
+from lightning_gen.models import GAN, KDE, Classifier, CodePrior, GumbelVAE
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.likelihood import LikelihoodModule
 from lightning_gen.models.training import TrainedModule
@@ -64,6 +65,7 @@ SMALL = {
     "crop": 32,
     "pool_size": 2,
     "num_components": 2,
+    "top_k": 8,
     "num_orders": 1,  # of those that a batch draws from, which two processes do apart
 }
 POINT_METRICS = {"num_samples": 20, "wasserstein_points": 10}
@@ -82,7 +84,8 @@ def shrunk_settings(config, root):
             return {"class_path": "FeatureDistance", "init_args": {"extractor": SCENES}}
         sizes = {key: SMALL[key] for key, value in config.items() if key in SMALL and not isinstance(value, str)}
         others = {key: shrunk_settings(value, root) for key, value in config.items()}
-        return others | sizes | ({"root": str(root)} if "root" in config else {})
+        folder = root / "classes" if config.get("labels") else root
+        return others | sizes | ({"root": str(folder)} if "root" in config else {})
     return [shrunk_settings(item, root) for item in config] if isinstance(config, list) else config
 
 
@@ -106,7 +109,8 @@ def shrink_model(settings):
     """At most two critic updates a step; returns how many."""
     cls = getattr(lightning_gen.models, settings["class_path"])
     if issubclass(cls, AutoregressiveModule):
-        settings["init_args"]["learning_rate"] = 0.05  # classes begin alike, and are to differ after 4 steps
+        # Classes begin alike, and are to differ after 4 steps; of a GPT the last layer begins at 0.
+        settings["init_args"]["learning_rate"] = 0.3 if cls is CodePrior else 0.05
     if not issubclass(cls, GAN):
         return 1
     arguments = settings["init_args"]
@@ -121,6 +125,9 @@ def model_class(settings):
 def shrink_data(settings, batches):
     """Pictures and batches as small as the model can take, and if possible so many batches an epoch."""
     by_pixel, settings = issubclass(model_class(settings), AutoregressiveModule), settings["data"]
+    if settings["class_path"] == "Codes":  # of a code for each 4 x 4 pixels or more
+        settings["init_args"] |= {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0}
+        by_pixel, settings = False, settings["init_args"]["data"]
     cls = getattr(lightning_gen.data, settings["class_path"])
     arguments = settings["init_args"]
     pairs = "Paired" in cls.__name__ or "Unpaired" in cls.__name__
@@ -167,6 +174,9 @@ def pictures(tmp_path_factory):
                 Image.fromarray(random.integers(0, 256, (40, 44, 3), np.uint8)).save(root / f"{split}{domain}/{i}.png")
             (root / split).mkdir(exist_ok=True)
             Image.fromarray(random.integers(0, 256, (40, 88, 3), np.uint8)).save(root / f"{split}/{i}.png")
+            of_class = root / "classes" / split / "ab"[i % 2]
+            of_class.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)).save(of_class / f"{i}.png")
     write_mnist(root / "MNIST" / "raw", random)
     write_cifar10(root / "cifar-10-batches-py", random)
     with pytest.MonkeyPatch.context() as patch:
@@ -175,11 +185,52 @@ def pictures(tmp_path_factory):
         yield root
 
 
+@pytest.fixture(scope="module")
+def trained_first(tmp_path_factory):
+    """Checkpoints of first stages, by the names of their configurations."""
+    return tmp_path_factory.mktemp("first_stages"), {}
+
+
+@pytest.fixture
+def first_stages(trained_first, pictures, fresh_process):
+    """Train the small copy of a configuration that another one names, once, and give its checkpoint."""
+    folder, known = trained_first
+
+    def train(name):
+        if name not in known:
+            place = folder / name.replace("/", "-").removesuffix(".yaml")
+            settings = small_settings(name.removesuffix(".yaml"), place, pictures)
+            settings["trainer"] |= {"max_steps": 2, "callbacks": None}
+            # Few steps are to tell pictures apart.
+            arguments = settings["model"]["init_args"]
+            spread = {"num_codes": SMALL["num_codes"], "kmeans_iterations": 5}
+            arguments["quantizer"] = {"class_path": "VectorQuantizer", "init_args": spread}
+            place.mkdir()
+            (place / "small.yaml").write_text(yaml.safe_dump(settings))
+            fresh_process(run, "fit", "--config", place / "small.yaml")
+            known[name] = last_checkpoint(place)
+        return known[name]
+
+    return train
+
+
 @pytest.fixture(params=NAMES)
-def config(request, tmp_path, pictures):
+def config(request, tmp_path, pictures, first_stages):
     """A small copy of one shipped configuration."""
-    settings = shrunk(shrunk_settings(yaml.safe_load((CONFIGS / f"{request.param}.yaml").read_text()), pictures))
+    settings = small_settings(request.param, tmp_path, pictures)
+    if "first_stage" in settings["model"]["init_args"]:
+        settings["model"]["init_args"]["first_stage"] = str(first_stages(settings["model"]["init_args"]["first_stage"]))
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def small_settings(name, tmp_path, pictures):
+    """A shipped configuration made small."""
+    settings = shrunk(shrunk_settings(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), pictures))
     shrink_data(settings, batches=3)
+    if "'labels': True" in str(settings["data"]):  # of `pictures`
+        settings["model"]["init_args"]["num_classes"] = 2
     settings["trainer"] |= {
         "max_steps": 4,
         "max_epochs": None,
@@ -199,9 +250,7 @@ def config(request, tmp_path, pictures):
         "checkpoint": {"every_n_steps": 4},
         "test_after_fit": False,
     }
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return settings
 
 
 def run(*arguments):
@@ -588,7 +637,8 @@ class Witness(pl.Callback):
         if trainer.world_size > 1:
             state = module.state_dict()
             weights = torch.cat([state[name].flatten() for name, _ in module.named_parameters()])
-            seen = torch.cat([x.flatten().float() for _, x in sorted(batch.items()) if isinstance(x, torch.Tensor)])
+            parts = [x for _, value in sorted(batch.items()) for x in (value if isinstance(value, list) else [value])]
+            seen = torch.cat([x.flatten().float() for x in parts if isinstance(x, torch.Tensor)])
             for mine, equal in ((weights, True), (seen, False), (torch.rand(3), False)):
                 others = [torch.empty_like(mine) for _ in range(trainer.world_size)]
                 dist.all_gather(others, mine)
@@ -639,6 +689,7 @@ def fit_with_witness(config, devices, path):
         subclass_mode_model=True,
         subclass_mode_data=True,
         trainer_class=Trainer,
+        parser_class=Parser,
         save_config_callback=None,
         seed_everything_default=0,
         args=["--config", str(config)],
