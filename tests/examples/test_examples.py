@@ -1,5 +1,6 @@
 """The mathematics that the example scripts stand on; the scripts themselves check their claims when they run."""
 
+import functools
 import importlib
 import math
 import sys
@@ -457,6 +458,32 @@ def test_distances_between_distributions_by_hand():
     softmax = script("gumbel_softmax")
     assert softmax.distance(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])) == 0.5
     assert softmax.chi_squared(torch.eye(2)[[0, 0, 0, 1]], torch.tensor([0.5, 0.5])) == 1.0
+
+
+@pytest.mark.parametrize("name", ["VAE", "VQ-VAE", "GumbelVAE", "VQGAN"])
+def test_every_autoencoder_has_so_many_bits(name, monkeypatch):
+    """8 x 8 codes of 8 bits; those of a VAE that has learned nothing are few."""
+    equal = script("equal_bits")
+    make, _ = equal.MODELS[name]
+    without = {"perceptual_weight": 0.0, "discriminator_start": 1, "discriminator_warmup": 0}
+    make = functools.partial(make, **without) if name == "VQGAN" else make
+    monkeypatch.setitem(equal.MODELS, name, (make, 2))
+    monkeypatch.setattr(equal, "scenes", lambda split: torch.rand(64, *equal.SHAPE) * 2 - 1)
+    pictures, bits = equal.learn(name)
+    assert pictures.shape == (64, *equal.SHAPE)
+    assert not pictures.requires_grad
+    model = make()
+    if name == "VAE":
+        assert 0 < bits < 100
+    else:
+        assert bits == math.prod(model.code_shape) * math.log2(model.num_codes)
+
+
+def test_squares_of_few_colours_are_kept():
+    equal = script("equal_bits")
+    colours = torch.rand(8, 3) * 2 - 1
+    images = colours[torch.randint(8, (40, 8, 8))].permute(0, 3, 1, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(equal.squares(images, images), images, rtol=0, atol=1e-5)
 
 
 def test_a_chart_draws_where_the_numbers_are(tmp_path):
