@@ -247,9 +247,8 @@ class Block(nn.Module):
 
     def attention(self, tokens: Tensor, rotation: Tensor, memory: Memory | None) -> Tensor:
         """Of each token the mean of values so far, weighted by softmax(q k / sqrt(width / heads)) head by head."""
-        parts = self.queries_keys_values(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3)
-        queries, keys, values = parts.unbind(2)  # [N, heads, tokens, width / heads]
-        queries, keys = rotated(queries, rotation), rotated(keys, rotation)
+        parts = self.queries_keys_values(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        (queries, keys), values = rotated(parts[:2], rotation), parts[2]  # [N, heads, tokens, width / heads]
         if memory is None:
             mixed = attend(queries, keys, values)
         else:
