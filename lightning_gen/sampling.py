@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,33 @@ Latents = Literal["normal", "uniform"]
 def samples_at_once(image_shape: tuple[int, int, int]) -> int:
     """How many pictures are drawn in one call of a network: 256, and fewer of those above 64 x 64 in colour."""
     return min(256, max(1, 2**22 // math.prod(image_shape)))
+
+
+def draw_best(
+    model: Any,
+    captions: Sequence[str],
+    candidates: int,
+    score: Callable[[Tensor, Sequence[str]], Tensor],
+    generator: torch.Generator,
+    **settings: Any,
+) -> Tensor:
+    """A picture for each caption, the best of several.
+
+    Args:
+        model: Draws pictures of captions.
+        captions: N texts.
+        candidates: Pictures drawn for each.
+        score: Of pictures `[M, C, H, W]` and M texts, `[M]`: more is better.
+        generator: Of the noise.
+        **settings: Of the model's own `sample`.
+
+    Returns:
+        float32 `[N, C, H, W]`.
+    """
+    repeated = [caption for caption in captions for _ in range(candidates)]
+    images: Tensor = model.sample(len(repeated), captions=repeated, generator=generator, **settings)
+    best = score(images, repeated).view(-1, candidates).argmax(1)
+    return images.unflatten(0, (-1, candidates))[torch.arange(len(best), device=best.device), best]
 
 
 class LatentSampling(GenerativeModule):

@@ -1,5 +1,6 @@
 """Callbacks: they know Lightning and the contract, never a model."""
 
+from lightning_gen.callbacks.caption_metrics import CaptionMetrics
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
 from lightning_gen.callbacks.ema import EMA, averaged_weights
@@ -18,6 +19,7 @@ from lightning_gen.runs.page import write_report
 
 __all__ = [
     "EMA",
+    "CaptionMetrics",
     "ColorMappingBaseline",
     "GenerativeMetrics",
     "Interruption",

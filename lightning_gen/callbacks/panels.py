@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_gen.capabilities import Direction, HasLatents, Reconstructs, Samples, Translates
 from lightning_gen.data.batches import as_floats, batch_pictures
-from lightning_gen.data.grids import picture_grid, square_grid
+from lightning_gen.data.grids import captioned_grid, picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.point_clouds import draw_points, landscape
 from lightning_gen.data.toy import PointDistribution
@@ -34,6 +34,7 @@ class FirstPictures:
     source: str = ""  # where the first ones came from; no others are taken
     paired: bool = False  # whether A and B show the same scenes
     passed: int = 0  # how many have come along in this pass over the source
+    captions: list[str | list[int]] = field(default_factory=list)  # of these pictures, or what a model made of them
 
     def take(self, batch: Any, source: str) -> None:
         """Take pictures from a batch until there are enough.
@@ -49,6 +50,10 @@ class FirstPictures:
                 known = max(0, len(taken) - self.passed)
                 new = images[known : known + self.limit - len(taken)]
                 taken.extend(to_uint8(as_floats(new.detach(), type(self).__name__)).cpu())
+                said = batch.get("caption") if isinstance(batch, Mapping) else None
+                if said is not None:
+                    said = said.tolist() if isinstance(said, Tensor) else said
+                    self.captions.extend(said[known : known + len(new)])
                 self.source, self.paired = source, "paired" in batch
             passed = self.passed + len(images)
         self.passed = passed
@@ -161,10 +166,11 @@ class SamplePanel(Panel):
         super().check(owner, trainer, pl_module)
         if isinstance(pl_module, GenerativeModule):
             shape, condition = pl_module.image_shape, pl_module.condition_channels
-            if shape[0] not in (1, 3) or shape[1:] == (1, 1) or condition is not None:
+            if shape[0] not in (1, 3) or shape[1:] == (1, 1) or condition is not None or pl_module.text is not None:
+                given = f"condition_channels {condition}" if pl_module.text is None else "captions"
                 raise ValueError(
                     f"{owner} draws pictures of 1 or 3 channels from noise and classes; {type(pl_module).__name__} has "
-                    f"image_shape {shape} and condition_channels {condition}. Take {owner} out of trainer.callbacks."
+                    f"image_shape {shape} and {given}. Take {owner} out of trainer.callbacks."
                 )
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
@@ -186,6 +192,34 @@ class SamplePanel(Panel):
             labels = torch.arange(min(num_classes, self.number))
             return labels, math.ceil(math.sqrt(len(labels)))
         return torch.arange(num_classes).repeat_interleave(in_a_row), in_a_row
+
+
+class CaptionPanel(Panel):
+    """Pictures drawn of captions of the data, from the same noise each time, as "captions"."""
+
+    needs = Samples
+    number = 16
+    shows_data = True
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether it draws pictures of captions."""
+        super().check(owner, trainer, pl_module)
+        model = cast(GenerativeModule, pl_module)
+        if getattr(model, "text", None) is None or model.image_shape[0] not in (1, 3):
+            raise ValueError(
+                f"{owner} draws pictures of 1 or 3 channels of captions; {type(model).__name__} does not. Take {owner} "
+                "out of trainer.callbacks."
+            )
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid."""
+        model: Any = pl_module
+        given = [said if isinstance(said, str) else model.text.decode(said) for said in inputs.captions[: self.number]]
+        if not given:
+            return {}
+        noise = torch.Generator().manual_seed(0)
+        images = model.sample(len(given), captions=given, generator=noise, **self.settings)
+        return {"captions": captioned_grid(list(to_uint8(images).cpu()), given)}
 
 
 class LatentMapPanel(SamplePanel):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_gen.callbacks.ema import averaged_weights
 from lightning_gen.callbacks.panels import (
+    CaptionPanel,
     FirstPictures,
     LatentMapPanel,
     Panel,
@@ -96,11 +97,11 @@ def looking(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None
 class Pictures(pl.Callback):
     """Shows what a model can do again and again while it learns: a panel for each of its capabilities.
 
-    Panels are those of `callbacks.panels`: translations; samples, as pictures or as points of which the data knows the
-    true distribution; a map of the latents, where there are two; reconstructions. It draws before training, whenever
-    the generator updates pass a multiple of `every_n_steps`, and after training. Only rank zero draws, and nothing is
-    communicated. Training does not notice: see `looking`. What another callback draws alone, such as a `SampleGrid`
-    with settings of its own, is left to it.
+    Panels are those of `callbacks.panels`: translations; samples, as pictures, as pictures of captions of the data, or
+    as points of which the data knows the true distribution; a map of the latents, where there are two; reconstructions.
+    It draws before training, whenever the generator updates pass a multiple of `every_n_steps`, and after training.
+    Only rank zero draws, and nothing is communicated. Training does not notice: see `looking`. What another callback
+    draws alone, such as a `SampleGrid` with settings of its own, is left to it.
 
     Pictures of the data are the first of the validation data, as the sanity check and the first validation bring them;
     without a sanity check, the first of the training data. They stay the same throughout the run and when it is
@@ -120,6 +121,7 @@ class Pictures(pl.Callback):
         TranslationPanel,
         PointPanel,
         SamplePanel,
+        CaptionPanel,
         LatentMapPanel,
         ReconstructionPanel,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 GAP = 2  # pixels around every picture of a grid
 MIN_CELL = 96  # pictures narrower than this are enlarged, so that a title fits above them
 MIN_SQUARE = 512  # grids without titles are enlarged until they are about as wide
+MIN_CAPTIONED = 144  # pictures narrower than this are enlarged, so that a caption below them has few lines
+LINE = 15  # pixels from one line of a caption to the next
 _GROUND, _INK = (32, 36, 44), (226, 230, 236)  # quiet on light and on dark pages
 
 
@@ -51,8 +54,29 @@ def square_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image
     return _grid(cells, math.ceil(MIN_SQUARE / max(1, columns)))
 
 
-def _grid(cells: Mapping[tuple[int, int], Image.Image], min_cell: int, titles: Sequence[str] = ()) -> Image.Image:
-    """Pictures at their places (row, column), under the titles of the columns if there are any."""
+def captioned_grid(pictures: Sequence[Tensor], captions: Sequence[str], columns: int | None = None) -> Image.Image:
+    """Pictures side by side in rows, each above its caption, which is broken into lines.
+
+    Args:
+        pictures: As in `square_grid`, but enlarged until each is `MIN_CAPTIONED` wide.
+        captions: One each.
+        columns: As in `square_grid`.
+
+    Raises:
+        ValueError: As `picture_grid`.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    cells = {divmod(i, columns): _pil(picture) for i, picture in enumerate(pictures)}
+    return _grid(cells, MIN_CAPTIONED, captions={divmod(i, columns): caption for i, caption in enumerate(captions)})
+
+
+def _grid(
+    cells: Mapping[tuple[int, int], Image.Image],
+    min_cell: int,
+    titles: Sequence[str] = (),
+    captions: Mapping[tuple[int, int], str] | None = None,
+) -> Image.Image:
+    """Pictures at their places (row, column), under the titles of the columns and above their captions, if any."""
     if not cells:
         raise ValueError("A grid needs at least one picture.")
     width, height = max(p.width for p in cells.values()), max(p.height for p in cells.values())
@@ -60,15 +84,21 @@ def _grid(cells: Mapping[tuple[int, int], Image.Image], min_cell: int, titles: S
     width, height = width * scale, height * scale
     font = ImageFont.load_default(size=min(20, max(12, width // 10)))
     header = round(1.9 * font.size) if titles else GAP  # type: ignore[union-attr]
+    small = ImageFont.load_default(size=12)
+    lines = {place: textwrap.wrap(text, max(8, width // 6)) for place, text in (captions or {}).items()}
+    footer = max(map(len, lines.values()), default=0) * LINE
     rows, columns = max(r for r, _ in cells) + 1, max(c for _, c in cells) + 1
     columns = max(columns, len(titles))
-    grid = Image.new("RGB", (GAP + columns * (width + GAP), header + rows * (height + GAP)), _GROUND)
+    grid = Image.new("RGB", (GAP + columns * (width + GAP), header + rows * (height + footer + GAP)), _GROUND)
     draw = ImageDraw.Draw(grid)
     for c, title in enumerate(titles):
         draw.text((GAP + c * (width + GAP) + width / 2, header / 2), title, font=font, fill=_INK, anchor="mm")
     for (r, c), picture in cells.items():
         enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        grid.paste(enlarged, (GAP + c * (width + GAP), header + r * (height + GAP)))
+        left, top = GAP + c * (width + GAP), header + r * (height + footer + GAP)
+        grid.paste(enlarged, (left, top))
+        for number, line in enumerate(lines.get((r, c), ())):
+            draw.text((left + 2, top + height + number * LINE), line, font=small, fill=_INK)
     return grid
 
 

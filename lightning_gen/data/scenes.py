@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split
 from lightning_gen.data.images import from_uint8, height_and_width
 from lightning_gen.data.scene_attributes import MAX_TREES, MIN_SIZE, ROOFS, WALLS, Array, SceneAttributes
-from lightning_gen.data.scene_captions import classes_of, draw_scenes, sentence
+from lightning_gen.data.scene_captions import classes_of, draw_scenes, sentence, split_of
 from lightning_gen.data.scene_painting import DOMAINS, look_of, render
 
 _NUMBERS = ("no", "one", "two", "three")
@@ -222,6 +222,10 @@ class CaptionedScenes(_SceneDataModule):
     def dataset(self, split: Split) -> _CaptionedSet:
         """The pictures of a split and their captions."""
         return _CaptionedSet(self.scenes[split], self.size, self.domain, self.seed if split == "train" else None)
+
+    def is_held_out(self, attributes: Tensor) -> Tensor:
+        """Whether training never shows such a combination: bool `[N]` of int64 `[N, 7]`."""
+        return torch.from_numpy(split_of(attributes.cpu().numpy()) != "train")
 
     def captions(self) -> Iterator[str]:
         """Captions of training pictures, from which a tokenizer may learn: those of as many epochs as make 2,000."""

@@ -18,6 +18,7 @@ from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.scorer import Scorer
 from lightning_gen.models.sngan import SNGAN
+from lightning_gen.models.text_to_image import TextToImage
 from lightning_gen.models.vae import VAE
 from lightning_gen.models.vqgan import VQGAN
 from lightning_gen.models.vqvae import VQVAE
@@ -50,4 +51,5 @@ __all__ = [
     "PixelSNAIL",
     "RowLSTM",
     "Scorer",
+    "TextToImage",
 ]

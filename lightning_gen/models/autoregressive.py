@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -236,6 +236,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         *,
         labels: Tensor | int | None = None,
         condition: Tensor | None = None,
+        captions: Sequence[str] | Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -250,6 +251,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             num_samples: N, any number.
             labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
             condition: `[N, condition_channels, H, W]`, where the model has one.
+            captions: N texts, where the model reads them.
             generator: On the CPU, whatever the model's device. Makes the result a function of its state; None draws
                 from fresh entropy.
             temperature: 1 draws from the model, less is closer to the likeliest; 0 always takes the likeliest level.
@@ -268,9 +270,9 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             float32 `[N, C, H, W]` in `[-1, 1]`, of levels only.
 
         Raises:
-            ValueError: If a setting is out of range, or labels or condition do not fit.
+            ValueError: If a setting is out of range, or labels, condition or captions do not fit.
         """
-        context = self.sampling_context(num_samples, labels, condition)
+        context = self.sampling_context(num_samples, labels, condition, captions)
         choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         settings = {**choice, "method": method, "compile": compile}
         return self.to_images(self.draw_levels(num_samples, context, generator or fresh_generator(), **settings))
@@ -283,6 +285,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         *,
         labels: Tensor | int | None = None,
         condition: Tensor | None = None,
+        captions: Sequence[str] | Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -301,6 +304,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             known: Bool, True where pixels stay: `[H, W]`, or `[N, H, W]` for a mask of its own for each picture.
             labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
             condition: `[N, condition_channels, H, W]`, where the model has one.
+            captions: N texts, where the model reads them.
             generator: As in `sample`.
             temperature: As in `sample`.
             top_k: As in `sample`.
@@ -319,7 +323,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         """
         images = self.checked_images(images).float().cpu()
         hole = self._checked_hole(known, len(images))
-        context = self.sampling_context(len(images), labels, condition)
+        context = self.sampling_context(len(images), labels, condition, captions)
         choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         settings = {**choice, "method": method, "compile": compile}
         filled = self.fill_hole(images, hole, context, generator or fresh_generator(), **settings)

@@ -166,7 +166,8 @@ class CodePrior(AutoregressiveModule):
             found = [f"{each.dtype} {list(each.shape)}" for each in maps]
             raise ValueError(f"Codes of a {type(stage).__name__} are int64 {wanted}, but the data gives {found}.")
         labels = None if self.num_classes is None else parts_of(batch)[1]
-        return self._in_levels(maps), self.context(len(maps[0]), labels)
+        captions = None if self.text is None else batch.get("caption")
+        return self._in_levels(maps), self.context(len(maps[0]), labels, captions=captions)
 
     def to_images(self, levels: list[Tensor]) -> Tensor:  # type: ignore[override]
         """What the first stage makes of codes: float32 `[N, C, H, W]` in `[-1, 1]`."""

@@ -18,6 +18,7 @@ from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
+from lightning_gen.networks.text_gpt import TextGPTNetwork
 from lightning_gen.networks.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from lightning_gen.networks.vqgan import GaussianLatent, VQGANDecoder, VQGANEncoder
 from lightning_gen.networks.vqvae import VQVAE2Decoder, VQVAE2Encoder, VQVAEDecoder, VQVAEEncoder
@@ -50,6 +51,7 @@ __all__ = [
     "ResidualDiscriminator",
     "ResidualGenerator",
     "RowLSTMNetwork",
+    "TextGPTNetwork",
     "UNetGenerator",
     "VQGANDecoder",
     "VQGANEncoder",

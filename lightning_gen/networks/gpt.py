@@ -58,6 +58,8 @@ class GPTNetwork(DensityNetwork):
     null_label: int | None
     """The number that stands for no label, or None where there is none."""
     rotation: Tensor
+    before: int = 0
+    """Tokens in front of the first one, of which a cache holds keys and values, too."""
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class GPTNetwork(DensityNetwork):
         channels, height, width = self.image_shape
         length, block = channels * height * width, self.blocks[0]
         new = self.head.weight.new_zeros
-        size = (batch, block.heads, length, self.in_channels // channels // block.heads)
+        size = (batch, block.heads, self.before + length, self.in_channels // channels // block.heads)
         inputs = new(batch, height * width + 1, self.in_channels)
         with torch.no_grad():
             # The first token stands where the last channel of a position before the first would.
@@ -141,7 +143,7 @@ class GPTNetwork(DensityNetwork):
             beside=beside,
             keys=[new(size) for _ in self.blocks],
             values=[new(size) for _ in self.blocks],
-            mask=torch.ones(length, length, dtype=torch.bool, device=device).tril_(),
+            mask=torch.ones(length, self.before + length, dtype=torch.bool, device=device).tril_(self.before),
             places=places_of(height, width, device),
         )
 
@@ -168,8 +170,8 @@ class GPTNetwork(DensityNetwork):
         beside = cache.beside
         if beside is not None:
             beside = beside.index_select(1, indices)
-        mask = cache.mask[:, : among * channels].index_select(0, indices)
-        memories = [Memory(*each, indices, mask) for each in zip(cache.keys, cache.values, strict=True)]
+        mask = cache.mask[:, : self.before + among * channels].index_select(0, indices)
+        memories = [Memory(*each, self.before + indices, mask) for each in zip(cache.keys, cache.values, strict=True)]
         return self._features(tokens, beside, self.rotation.index_select(1, indices), memories)
 
     def _first(self, batch: int, labels: Tensor | None) -> Tensor:
@@ -208,7 +210,7 @@ class Memory(NamedTuple):
     """What a block keeps of all tokens, and where those that are computed now belong."""
 
     keys: Tensor
-    """`[N, heads, H W C, width / heads]`, written in place."""
+    """`[N, heads, all tokens, width / heads]`, written in place."""
     values: Tensor
     """The same."""
     indices: Tensor
@@ -303,9 +305,9 @@ class GPTCache:
         images: `[N, width C, H, W]`, a view of the inputs.
         inputs: `[N, 1 + H W, width C]`: the first token, and the codes.
         beside: What is added to tokens, `[N or 1, H W C, width]`, or None.
-        keys: `[N, heads, H W C, width / heads]`.
+        keys: `[N, heads, B + H W C, width / heads]`, where B tokens stand in front of the first.
         values: The same.
-        mask: Bool `[H W C, H W C]`, True where a token may look.
+        mask: Bool `[H W C, B + H W C]`, True where a token may look.
         places: Of all positions, int64 `[H * W, 1]`.
     """
 

@@ -65,7 +65,8 @@ def draw_pixels(
         top_k: Draw among so many of the likeliest levels, for likelihoods that are a softmax; None is all.
         top_p: Draw among the fewest of the likeliest levels that have this probability together, likewise; 1 is all.
         guidance: s: parameters become null + s (parameters of the label - null), where null are those of no label, for
-            a network with a `null_label` (2207.12598); 1 leaves them as they are, at half the cost.
+            a network with a `null_label` (2207.12598); of captions, where there are some, those of a caption of nothing
+            else. 1 leaves them as they are, at half the cost.
         method: "cached" or "naive".
         compile: Whether pieces of cached steps go through `torch.compile`.
 
@@ -205,18 +206,20 @@ def _without_labels_too(
 ) -> dict[str, Any]:
     """Settings of twice as many pictures, of which the second half have no labels."""
     null: int | None = getattr(network, "null_label", None)
+    name = "captions" if "captions" in settings else "labels"
     if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance must be 1 (none), or another number of 0 or more and finite; got {guidance}.")
-    if null is None or not isinstance(settings.get("labels"), Tensor):
+    if null is None or not isinstance(settings.get(name), Tensor):
+        train = "a GPTNetwork with num_classes" if name == "labels" else "with captions"
         raise ValueError(
-            f"guidance={guidance:g} needs a network that has learnt what pictures without a label are, but this "
-            f"{type(network).__name__} was trained without dropping labels. Train a GPTNetwork with num_classes and a "
-            "label_dropout above 0, or leave guidance at 1."
+            f"guidance={guidance:g} needs a network that has learnt what pictures without {name} are, but this "
+            f"{type(network).__name__} was trained without dropping {name}. Train {train} and a label_dropout above 0, "
+            "or leave guidance at 1."
         )
     of_pictures = {name: value for name, value in settings.items() if isinstance(value, Tensor) and value.ndim}
     doubled = {name: torch.cat([value, value]) for name, value in of_pictures.items() if len(value) == number}
-    labels = settings["labels"]
-    return {**settings, **doubled, "labels": torch.cat([labels, torch.full_like(labels, null)])}
+    given = settings[name]
+    return {**settings, **doubled, name: torch.cat([given, torch.full_like(given, null)])}
 
 
 def _whole_passes(network: nn.Module, known: Tensor, settings: Mapping[str, Any]) -> Callable[[int], Tensor]:
