@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.callbacks.generative_metrics import _data_of, _loader
 from lightning_gen.callbacks.pictures import looking
@@ -37,6 +37,8 @@ class CaptionMetrics(pl.Callback):
     Args:
         num_samples: Captions of the validation split, and as many of the training data.
         test_num_samples: Likewise in a test.
+        reader: Gives int64 `[N, A]`, the value of each attribute, of pictures, and says by `attributes` which these
+            are, by name, and the values of each; None takes the one of the built-in scenes.
         batch_size: Pictures drawn at once.
         seed: Of the noise.
         sampling: Settings of the model's own `sample`, such as `{"guidance": 3.0}`.
@@ -52,6 +54,7 @@ class CaptionMetrics(pl.Callback):
         num_samples: int = 200,
         test_num_samples: int = 1000,
         *,
+        reader: nn.Module | None = None,
         batch_size: int = 64,
         seed: int = 0,
         sampling: dict[str, Any] | None = None,
@@ -63,7 +66,7 @@ class CaptionMetrics(pl.Callback):
                 f"{num_samples}, {test_num_samples} and {batch_size}."
             )
         self.num_samples = {"val": num_samples, "test": test_num_samples}
-        self.batch_size, self.seed, self.sampling = batch_size, seed, sampling
+        self.reader, self.batch_size, self.seed, self.sampling = reader, batch_size, seed, sampling
         self.metric: AttributeAccuracy | None = None  # of this validation or test
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -107,7 +110,8 @@ class CaptionMetrics(pl.Callback):
         if self.metric is not None or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data: Any = _data_of(trainer)
-        self.metric = AttributeAccuracy(domain=getattr(data, "domain", "day"))
+        attributes = None if self.reader is None else cast(Any, self.reader).attributes
+        self.metric = AttributeAccuracy(self.reader, attributes, domain=getattr(data, "domain", "day"))
         held_out = getattr(data, "is_held_out", None)
         with failing_together():
             for number, part in enumerate((split, "train")):

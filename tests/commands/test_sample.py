@@ -14,6 +14,7 @@ from lightning_gen.latents import numbered_latents
 from lightning_gen.models import GAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator
 from lightning_gen.randomness import generator_for
+from lightning_gen.text import ByteTokenizer
 from tests.shared import Mute, save
 
 
@@ -222,3 +223,91 @@ def test_outputs_and_checkpoints_that_are_none(tmp_path, command):
     ended = command("sample", "--checkpoint", tmp_path / "none.ckpt", "--output", tmp_path / "out")
     assert ended.code == 1
     assert "There is no checkpoint at" in ended.err
+
+
+class Said(GenerativeModule):
+    """Pictures are as grey as the number of letters that were asked for, but for a little noise."""
+
+    num_classes = None
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape)
+        self.save_hyperparameters()
+        self.declare_context(text=ByteTokenizer(length=12))
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def sample(self, num_samples, *, captions=None, labels=None, generator=None):
+        letters = torch.zeros(num_samples) if captions is None else (self.text(captions) > 0).sum(1) / 10
+        noise = 0.08 * torch.rand(num_samples, generator=generator)
+        return (letters + noise)[:, None, None, None].expand(-1, *self.image_shape) - 1
+
+    def log_prob(self, images, captions=None):
+        return -images.flatten(1).mean(1)
+
+
+class Judge(Said):
+    """Likes the brightest."""
+
+    def score(self, images, captions):
+        return images.flatten(1).mean(1)
+
+
+def greys(folder):
+    return {path.name: read_image(path)[0, 0, 0].item() / 127.5 for path in sorted(folder.glob("*.png"))}
+
+
+def test_prompts_take_turns_and_stand_in_the_names(draw, tmp_path):
+    found = greys(draw(Said((3, 8, 8)), "one", "--prompt", "A red, big", "--num_samples", 3))
+    assert list(found) == [f"{number:06d}_a-red-big.png" for number in range(3)]
+    assert all(0.98 < grey < 1.1 for grey in found.values())
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("house\n\n  ?!\n", encoding="utf-8")
+    folder = draw(Said((3, 8, 8)), "several", "--prompts", prompts, "--num_samples", 4, "--batch_size", 3)
+    found = greys(folder)
+    assert list(found) == ["000000_house.png", "000001.png", "000002_house.png", "000003.png"]
+    assert [round(grey, 1) for grey in found.values()] == pytest.approx([0.5, 0.2, 0.5, 0.2], abs=0.11)
+    assert folder.with_name("several_grid.png").is_file()
+    # What the command wrote, it replaces.
+    draw(Said((3, 8, 8)), "several", "--prompt", "house", "--num_samples", 1, "--overwrite", "true")
+    assert list(greys(folder)) == ["000000_house.png"]
+    assert list(greys(draw(Said((3, 8, 8)), "none", "--num_samples", 1))) == ["000000.png"]
+
+
+def test_the_best_of_several_is_kept(draw, tmp_path):
+    save(Judge((3, 8, 8)), tmp_path / "judge.ckpt")
+    plain, own, judged = (
+        np.mean(list(greys(draw(Said((3, 8, 8)), name, "--prompt", "house", "--num_samples", 12, *more)).values()))
+        for name, more in (
+            ("plain", ()),
+            ("own", ("--rerank", "own")),
+            ("judged", ("--rerank", tmp_path / "judge.ckpt", "--candidates", 16)),
+        )
+    )
+    # Of 8, and of 16 uniform numbers, the lowest and the highest.
+    assert own == pytest.approx(0.5 + 0.08 / 9, abs=0.015)
+    assert plain == pytest.approx(0.5 + 0.04, abs=0.03)
+    assert judged == pytest.approx(0.5 + 0.08 * 16 / 17, abs=0.015)
+
+
+def test_prompts_that_do_not_fit_are_said(command, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    save(Said((3, 8, 8)), tmp_path / "a.ckpt")
+    save(Dots((3, 8, 8)), tmp_path / "b.ckpt")
+    save(Judge((3, 4, 4)), tmp_path / "judge.ckpt")
+    for name, arguments, words in (
+        ("a", ("--prompt", ""), "says nothing"),
+        ("a", ("--prompt", "a house of stone"), "has 16 tokens, but the tokenizer has length=12"),
+        ("a", ("--prompts", tmp_path / "empty.txt"), "has no prompts"),
+        ("a", ("--prompts", tmp_path / "absent.txt"), "absent.txt"),
+        ("a", ("--prompts", tmp_path / "empty.txt", "--prompt", "a"), "Both prompt and prompts"),
+        ("a", ("--rerank", "own"), "none was given"),
+        ("a", ("--prompt", "a", "--rerank", tmp_path / "b.ckpt"), "says nothing about how well captions fit"),
+        ("a", ("--prompt", "a", "--rerank", tmp_path / "judge.ckpt"), "scores pictures of (3, 4, 4)"),
+        ("a", ("--prompt", "a", "--candidates", 0), "candidates must be at least 1"),
+        ("b", ("--prompt", "a"), "This Dots reads no captions"),
+    ):
+        output = tmp_path / "out"
+        ended = command("sample", "--checkpoint", tmp_path / f"{name}.ckpt", "--output", output, *arguments)
+        assert ended.code != 0
+        assert words in ended.err, ended.err
+        assert not output.exists()

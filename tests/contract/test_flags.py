@@ -17,7 +17,15 @@ from torch import nn
 import lightning_gen.models
 from benchmarks.shipped import small, small_model
 from lightning_gen import callbacks
-from lightning_gen.capabilities import Completes, HasCodes, HasLogProb, Reconstructs, Samples, Translates
+from lightning_gen.capabilities import (
+    Completes,
+    HasCodes,
+    HasLogProb,
+    Reconstructs,
+    Samples,
+    ScoresCaptions,
+    Translates,
+)
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.extractors import FeatureDistance, SceneFeatures
@@ -47,6 +55,8 @@ from lightning_gen.models import (
     PixelCNNPP,
     PixelSNAIL,
     RowLSTM,
+    Scorer,
+    TextToImage,
 )
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.autoregressive import AutoregressiveModule
@@ -57,6 +67,7 @@ from lightning_gen.networks import (
     ResidualDiscriminator,
     UNetGenerator,
 )
+from lightning_gen.text import ByteTokenizer
 
 LEVELS, CLASSES = 4, 2
 COLOUR, GREY = (3, 32, 32), (1, 8, 8)
@@ -96,6 +107,10 @@ FAMILIES = {
     "CodePrior": small_model(
         CodePrior, GREY, first_stage=small_model(VQVAE, GREY, data_variance=1.0)(), num_classes=CLASSES
     ),
+    "Scorer": small_model(Scorer, GREY, tokenizer=ByteTokenizer(length=8)),
+    "TextToImage": small_model(
+        TextToImage, GREY, first_stage=small_model(VQVAE, GREY, data_variance=1.0)(), tokenizer=ByteTokenizer(length=8)
+    ),
     "KDE": partial(KDE, GREY, num_levels=LEVELS),
     "Classifier": partial(Classifier, GREY, num_classes=CLASSES, keep=False),
 }
@@ -121,7 +136,8 @@ class Pictures(DrawDataset):
         random = torch.Generator().manual_seed(draw.index)
         a, b = (levels_to_images(torch.randint(LEVELS, self.shape, generator=random), LEVELS) for _ in "AB")
         label = torch.tensor(draw.index % CLASSES)
-        return {"image": a, "label": label, "A": a, "B": b, "paired": torch.ones(()), "index": torch.tensor(draw.index)}
+        others = {"A": a, "B": b, "paired": torch.ones(()), "index": torch.tensor(draw.index)}
+        return {"image": a, "label": label, "caption": "two" if draw.index % 2 else "one", **others}
 
 
 class Data(ImageDataModule):
@@ -345,6 +361,8 @@ def does_what_it_can(model):
         results.append(model.reconstruct(images))
     if isinstance(model, HasCodes):
         results.append(model.decode(model.codes(images)))
+    if isinstance(model, ScoresCaptions):
+        results.append(model.score(images, ["one", "two"]))
     assert all(result.dtype == torch.float32 for result in results)
     if isinstance(model, HasLogProb):
         results.append(model.log_prob(images))
@@ -469,6 +487,11 @@ def called(family):
     if isinstance(model, KDE):
         model.add(images)
         return model, (images,), {}, model.log_prob(images)
+    if model.text is not None:
+        tokens = model.text(["one", "two"])
+        if isinstance(model, ScoresCaptions):
+            return model, (images, tokens), {}, model.score(images, ["one", "two"])
+        return model, (images,), {"captions": tokens}, model.log_prob(images, captions=tokens)
     context = {"labels": labels} if model.num_classes else {"order": 0} if isinstance(model, LMConv) else {}
     return model, (images,), context, model.log_prob(images, context.get("labels"))
 
@@ -477,6 +500,8 @@ def meaning(model, images, result):
     """What a model's own method makes of what a call of it gives."""
     if isinstance(model, AutoregressiveModule):
         return model.log_prob_of_levels(result, model.to_levels(images))
+    if isinstance(model, ScoresCaptions):
+        return (result[0] * result[1]).sum(1)
     return result[1] if isinstance(model, Classifier) else result
 
 
