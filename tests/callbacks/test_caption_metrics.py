@@ -5,7 +5,7 @@ from argparse import ArgumentError
 import pytest
 import torch
 
-from lightning_gen.callbacks import CaptionMetrics, Pictures
+from lightning_gen.callbacks import CaptionMetrics, Pictures, caption_metrics
 from lightning_gen.callbacks.panels import CaptionPanel, FirstPictures, SamplePanel
 from lightning_gen.data import CaptionedScenes, Scenes
 from lightning_gen.data.base import in_order
@@ -92,6 +92,26 @@ def test_a_model_that_listens_is_all_right_and_one_that_does_not_is_not(run, par
     assert figures[f"{part}/attributes_held_out"] < 0.5
     # Combinations that training never shows all have a house.
     assert figures[f"{part}/attributes_held_out_pictures"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_processes_draw_and_count_what_one_does(monkeypatch):
+    class Keeps(CaptionMetrics):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.kept = self.metric.counts
+
+    def counted(place, number):
+        monkeypatch.setattr(caption_metrics, "rank", lambda: place)
+        monkeypatch.setattr(caption_metrics, "world_size", lambda: number)
+        data = CaptionedScenes(16, **DATA)
+        model, callback = painter(data, deaf=True), Keeps(8, reader=Reader(), batch_size=3)
+        trainer(callbacks=[callback]).validate(model, datamodule=data, verbose=False)
+        return callback.kept, sorted(model.noise)
+
+    (whole, noise), (one, first), (other, second) = (counted(*place) for place in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(one + other, whole)
+    assert sorted(first + second) == noise
+    assert one.sum() > 0 < other.sum()
 
 
 def test_what_does_not_fit_is_said():
