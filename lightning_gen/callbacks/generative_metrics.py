@@ -21,6 +21,7 @@ from lightning_gen.evaluation.engine import Batch, Evaluation, draw
 from lightning_gen.evaluation.protocol import (
     EvaluationProtocol,
     Figure,
+    check_wanted,
     default_extractor,
     figures_for,
     hindrances,
@@ -133,12 +134,13 @@ class GenerativeMetrics(pl.Callback):
         if not isinstance(pl_module, Reconstructs):
             require(Samples, "GenerativeMetrics", pl_module)
         self.settings["sampling"] = checked_settings(pl_module, self.sampling, "GenerativeMetrics")
+        hindered: dict[Figure, str] = {"likelihood": LOGGED_ANYWAY, **hindrances(pl_module)}
+        check_wanted(self.chosen, hindered)  # before weights of an extractor are looked for
         if self.extractor is None:
             self.extractor = default_extractor(self.chosen)
         shape = getattr(pl_module, "image_shape", None)
         if shape is not None:
             self.extractor.check_shape(shape)
-        hindered: dict[Figure, str] = {"likelihood": LOGGED_ANYWAY, **hindrances(pl_module)}
         number = min(self.num_samples.values())
         self.figures = figures_for(self.extractor, self.reference, self.chosen, number, hindered)
         for number in self.num_samples.values():

@@ -247,7 +247,7 @@ class LatentMapPanel(SamplePanel):
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
         """One grid."""
         side = math.isqrt(self.number)
-        shares = (torch.arange(side) + 0.5) / side
+        shares = (torch.arange(side, dtype=torch.float32) + 0.5) / side
         uniform = getattr(pl_module, "latent_distribution", "normal") == "uniform"
         places = shares * 2 - 1 if uniform else torch.special.ndtri(shares)
         up, right = torch.meshgrid(places.flip(0), places, indexing="ij")

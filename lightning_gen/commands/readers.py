@@ -13,6 +13,7 @@ from lightning_gen.data.scenes import Scenes
 from lightning_gen.data.toy import PointDataModule
 
 INCEPTION = "InceptionFeatures"
+OF_PIXELS = ("psnr", "ssim")
 READS = {
     "SceneFeatures": "reads built-in scenes",
     "PointFeatures": "reads points",
@@ -46,7 +47,8 @@ def follow_data(config: Namespace) -> list[str]:
     A configuration names an extractor for its own data; where other data takes its place, that extractor would refuse
     the pictures, or look in them for what is not there. So points are read as points, built-in scenes by the reader of
     their size and domain, MNIST and FashionMNIST by their classifiers. For other data there is none at hand, and the
-    callback is left out. An extractor of the user's own, one with weights of their own, and Inception by name stay.
+    callback keeps what compares the pixels of reconstructions, where the model makes some, or is left out. An extractor
+    of the user's own, one with weights of their own, and Inception by name stay.
 
     `trainer.callbacks` of a subcommand's configuration is changed in place; the words say how.
     """
@@ -63,7 +65,8 @@ def follow_data(config: Namespace) -> list[str]:
             continue
         given = callback.init_args.get("extractor") if kind == "GenerativeMetrics" else None
         reader = INCEPTION if given is None else str(given.class_path).rpartition(".")[2]
-        if kind == "GenerativeMetrics" and (given is None or reads(given.as_dict())):
+        alone = kind == "GenerativeMetrics" and set(callback.init_args.get("figures") or [INCEPTION]) <= set(OF_PIXELS)
+        if kind == "GenerativeMetrics" and not alone and (given is None or reads(given.as_dict())):
             own = _reader_of(data, settings)
             why = f"{reader} {READS[reader]}, and the data is {name}"
             if _suits(reader, given, data, settings):
@@ -73,14 +76,27 @@ def follow_data(config: Namespace) -> list[str]:
                 words.append(f"GenerativeMetrics takes {own.class_path.rpartition('.')[2]}: {why}.")
                 callback.init_args.extractor = own
             else:
+                figures = _without_extractor(config, callback, data)
+                left = f"keeps {' and '.join(figures)} alone" if figures else "is left out"
                 words.append(
-                    f"GenerativeMetrics is left out: {why}. An extractor that you name brings it back, as in "
-                    f"--trainer.callbacks.extractor {INCEPTION}."
+                    f"GenerativeMetrics {left}: {why}. An extractor that you name brings {'all' if figures else 'it'} "
+                    f"back, as in --trainer.callbacks.extractor {INCEPTION}."
                 )
-                continue
+                if not figures:
+                    continue
+                callback.init_args.update(Namespace(extractor=None, figures=figures))
         kept.append(callback)
     config.trainer.callbacks = kept
     return words
+
+
+def _without_extractor(config: Namespace, callback: Namespace, data: type) -> list[str]:
+    """Those of a callback's figures of the model's reconstructions that compare pixels."""
+    if not hasattr(class_of(config.model), "reconstruct"):
+        return []
+    possible = ["psnr"] if issubclass(data, Digits) else list(OF_PIXELS)  # digits are smaller than SSIM's window
+    chosen = callback.init_args.get("figures")
+    return [figure for figure in possible if chosen is None or figure in chosen]
 
 
 def _suits(reader: str, given: Namespace | None, data: type, settings: Namespace) -> bool:

@@ -22,6 +22,7 @@ from lightning_gen.evaluation.protocol import (
     OF_RECONSTRUCTIONS,
     EvaluationProtocol,
     Figure,
+    check_wanted,
     default_extractor,
     figures_for,
     hindrances,
@@ -90,6 +91,8 @@ class Bench:
         alone = (bool(few) or not draws) and not with_moments
         if data is None and (not draws or (reference in SPLITS and not alone)):
             raise ValueError(NO_DATA)
+        hindered = hindrances(model)
+        check_wanted(figures, hindered)  # before weights of an extractor are looked for
         extractor = (extractor or default_extractor(figures)).to(device)
         real = loader_of(data, reference) if data and reference in SPLITS else None
         shape = None if real is None else shape_of(real)
@@ -112,7 +115,6 @@ class Bench:
         _check_shape(one, shape, reference, extractor)
         compared = reference_of_file(reference, extractor) if real is None and not alone else None
         kind = str(compared.record.get("split", reference)) if compared else reference
-        hindered = hindrances(model)
         if data is None:
             nothing = "there is no data whose test pictures could be reconstructed; name it with --data"
             hindered = dict.fromkeys(OF_RECONSTRUCTIONS, nothing) | hindered

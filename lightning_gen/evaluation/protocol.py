@@ -159,11 +159,20 @@ def figures_for(
     least = 2 * extractor.num_features + 20
     if num_samples < least:
         hindered["fid_infinity"] = f"{extractor.num_features} features need {least} samples, of {num_samples}"
+    check_wanted(chosen, hindered)
+    possible: tuple[Figure, ...] = (*OF_SAMPLES, *OF_RECONSTRUCTIONS, "likelihood")
+    return tuple(f for f in chosen or possible if f not in hindered)
+
+
+def check_wanted(chosen: Sequence[Figure] | None, hindered: Mapping[Figure, str]) -> None:
+    """See whether the figures that are wanted can be had; what hinders some stands beside them.
+
+    Raises:
+        ValueError: If one can't.
+    """
     for figure in chosen or ():
         if figure in hindered:
             raise ValueError(f"{figure} can't be computed: {hindered[figure]}. Leave it out of figures.")
-    possible: tuple[Figure, ...] = (*OF_SAMPLES, *OF_RECONSTRUCTIONS, "likelihood")
-    return tuple(f for f in chosen or possible if f not in hindered)
 
 
 def hindrances(model: Any) -> dict[Figure, str]:

@@ -156,8 +156,9 @@ class Autoencoder(GenerativeModule):
         """The codes of pictures `[N, C, H, W]` in `[-1, 1]`: int64 `[N, h, w]`, or a list of such maps; see `HasCodes`.
 
         Raises:
-            ValueError: If they have another shape than the model's.
+            ValueError: If they have another shape than the model's, or it has no codes.
         """
+        self._code_shapes()
         maps = self._in_parts(images, lambda part: self.encode(self.own(part)).codes)
         return maps if isinstance(self.code_shape, list) else maps[0]
 
@@ -167,9 +168,9 @@ class Autoencoder(GenerativeModule):
 
         Raises:
             ValueError: If there are more or fewer maps than the model has, or one has another shape, is not int64, or
-                holds a number that is no code.
+                holds a number that is no code; or the model has no codes.
         """
-        shapes = self.code_shape if isinstance(self.code_shape, list) else [self.code_shape]
+        shapes = self._code_shapes()
         maps = codes if isinstance(codes, list) else [codes]
         if [tuple(each.shape[1:]) for each in maps] != shapes or len({len(each) for each in maps}) != 1:
             wanted = " and ".join(f"[N, {height}, {width}]" for height, width in shapes)
@@ -179,6 +180,15 @@ class Autoencoder(GenerativeModule):
         for each in maps:
             check_codes(each, self.num_codes)
         return self._in_parts(maps, lambda *part: [self.pictures_of(self.decoded(self.look_up([*part]))).float()])[0]
+
+    def _code_shapes(self) -> list[tuple[int, int]]:
+        """(h, w) of each map, from coarse to fine."""
+        if not hasattr(self, "code_shape"):
+            raise ValueError(
+                f"This {type(self).__name__} has no codes: in place of a quantizer, such as VectorQuantizer, it has a "
+                f"{type(self.quantizer).__name__}, whose latents are numbers. It can reconstruct all the same."
+            )
+        return self.code_shape if isinstance(self.code_shape, list) else [self.code_shape]
 
     def _in_parts(self, given: Tensor | list[Tensor], function: Callable[..., list[Tensor]]) -> list[Tensor]:
         """What a function gives of pictures or of maps of codes, in evaluation mode, so many at a time as are drawn."""

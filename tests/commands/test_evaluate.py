@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from benchmarks.shipped import small_model
 from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.commands.evaluate import evaluate, with_run
 from lightning_gen.data import Digits
@@ -30,7 +31,7 @@ from lightning_gen.extractors.base import FeatureExtractor, Features
 from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.metrics import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
-from lightning_gen.models import GAN, CycleGAN
+from lightning_gen.models import GAN, VQVAE, CycleGAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
 from lightning_gen.randomness import generator_for
 from tests.shared import save
@@ -711,6 +712,19 @@ def test_what_cannot_be_done_is_said(settings, message):
     assert message in str(error.value)
     assert not Path("evaluations.json").exists()
     assert Path("text.npz").read_text() == "text"
+
+
+def test_figures_of_samples_are_refused_before_weights_are_looked_for(monkeypatch):
+    """Of a model that only reconstructs; by default the published Inception would read its pictures."""
+    save(small_model(VQVAE, (1, 8, 8))(), Path("a.ckpt"))
+    monkeypatch.setattr("lightning_gen.evaluation.protocol.InceptionFeatures", lambda: pytest.fail("looked for"))
+    with pytest.raises(ValueError, match="fid can't be computed: this VQVAE draws no pictures; it has no sample"):
+        evaluate(checkpoint="a.ckpt", data=Digits(num_workers=0), figures="fid", **SETTINGS)
+    metrics = GenerativeMetrics(figures=["psnr", "kid"])
+    with pytest.raises(ValueError, match="kid can't be computed: this VQVAE draws no pictures"):
+        metrics.setup(
+            pl.Trainer(logger=False, accelerator="cpu"), GenerativeModule.load_from_checkpoint("a.ckpt"), "fit"
+        )
 
 
 def test_points_have_no_neighbours_to_look_at():

@@ -32,7 +32,9 @@ def followed(data, extractor, *others, **settings):
     callbacks = [namespace("lightning_gen.callbacks.EMA"), *(namespace(other) for other in others), metrics]
     path = "lightning_gen.data" if "." not in data else data.rpartition(".")[0]
     config = Namespace(
-        data=namespace(f"{path}.{data.rpartition('.')[2]}", **settings), trainer=Namespace(callbacks=callbacks)
+        model=namespace("lightning_gen.models.DCGAN"),
+        data=namespace(f"{path}.{data.rpartition('.')[2]}", **settings),
+        trainer=Namespace(callbacks=callbacks),
     )
     words = follow_data(config)
     left = config.trainer.callbacks
@@ -90,6 +92,38 @@ def test_where_no_reader_is_at_hand_none_is_taken(data, extractor):
         f"and the data is {name}. An extractor that you name brings it back, as in --trainer.callbacks.extractor "
         "InceptionFeatures."
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "figures", "left"),
+    [
+        ("ImageFolder", None, ["psnr", "ssim"]),
+        ("ImageFolder", ["fid", "rfid", "ssim"], ["ssim"]),
+        ("ImageFolder", ["rfid"], None),
+        ("Digits", None, ["psnr"]),
+    ],
+)
+def test_of_reconstructions_figures_that_need_no_reader_are_kept(data, figures, left):
+    config = Namespace(
+        model=namespace("lightning_gen.models.VQVAE"),
+        data=namespace(f"lightning_gen.data.{data}"),
+        trainer=Namespace(
+            callbacks=[
+                namespace(
+                    "lightning_gen.callbacks.GenerativeMetrics",
+                    extractor=namespace(**SCENES),
+                    figures=figures,
+                    num_samples=7,
+                )
+            ]
+        ),
+    )
+    (word,) = follow_data(config)
+    kept = [callback.init_args for callback in config.trainer.callbacks]
+    assert kept == ([Namespace(extractor=None, figures=left, num_samples=7)] if left else [])
+    said = f"GenerativeMetrics {f'keeps {chr(32).join(left)} alone' if left else 'is left out'}: SceneFeatures reads"
+    assert word.replace(" and ", " ", 1).startswith(said)
+    assert follow_data(config) == []  # as when the run goes on
 
 
 class Mine:

@@ -30,7 +30,7 @@ from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.extractors import FeatureDistance, SceneFeatures
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.losses import levels_to_images, penalties
+from lightning_gen.losses import Categorical, Pixelwise, levels_to_images, penalties
 from lightning_gen.models import (
     DCGAN,
     FGAN,
@@ -38,6 +38,7 @@ from lightning_gen.models import (
     KDE,
     LSGAN,
     SNGAN,
+    VAE,
     VQGAN,
     VQVAE,
     VQVAE2,
@@ -93,6 +94,7 @@ FAMILIES = {
     "PixelCNNPP": small_model(PixelCNNPP, GREY, **MIXTURE),
     "PixelSNAIL": small_model(PixelSNAIL, GREY, **MIXTURE),
     "LMConv": small_model(LMConv, GREY, **MIXTURE, num_orders=1),
+    "VAE": small_model(VAE, GREY, likelihood=Pixelwise(Categorical(LEVELS)), latent_size=2, importance_samples=2),
     "GumbelVAE": small_model(GumbelVAE, GREY, num_codes=4, code_size=3, features=8),
     "VQGAN": small_model(
         VQGAN,
@@ -482,7 +484,7 @@ def called(family):
         return model, (images,), {}, model.translate(images)
     if isinstance(model, Classifier):
         return model, (images,), {}, model.network(images)[1]
-    if isinstance(model, HasCodes):
+    if isinstance(model, Reconstructs):
         return model, (images,), {}, model.reconstruct(images)
     if isinstance(model, KDE):
         model.add(images)
@@ -516,6 +518,7 @@ EXPORTED = [
     "SNGAN",
     "CycleGAN",
     "Pix2Pix",
+    "VAE",
     "GumbelVAE",
     "VQVAE",
     "VQVAE2",

@@ -272,6 +272,9 @@ def test_with_a_gaussian_latent_there_are_no_codes():
     assert not isinstance(model, HasCodes)
     images = batches(1)[0]["image"]
     assert torch.equal(model.reconstruct(images), model.reconstruct(images))
+    for lacking in (model.codes, model.decode):
+        with pytest.raises(ValueError, match=r"This VQGAN has no codes: .* it has a GaussianLatent"):
+            lacking(images)
     # Latent diffusion has sums over a picture: |x - x'| + beta KL. Here all of it is over the 768 numbers.
     means, log_variances = model.encoder(images).chunk(2, 1)
     kl = 0.5 * (means**2 + log_variances.exp() - 1 - log_variances).sum((1, 2, 3)).mean()
