@@ -30,7 +30,7 @@ class Parser(LightningArgumentParser):
             words = "Checkpoint of a model: a file, or RUN/best; or a configuration, NAME.yaml, to be trained first."
             given: dict[str, Any] = {"required": True} if default is inspect.Parameter.empty else {"default": default}
             # A function for a type, as what stands here later is no string; and the parser shall not read the file.
-            self.add_argument(f"--{name}", type=_path, enable_path=False, help=words, **given)
+            self.add_argument(f"--{name}", type=_path, sub_configs=False, help=words, **given)
         return added
 
 

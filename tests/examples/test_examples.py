@@ -511,3 +511,18 @@ def test_ticks_are_round_and_within(low, high):
 def test_a_table_keeps_words_and_rounds_numbers(tmp_path):
     script("plot").write_table(tmp_path / "t.csv", ["name", "value"], [("KL, reverse", 1 / 3), ("n", 8)])
     assert (tmp_path / "t.csv").read_text() == 'name,value\n"KL, reverse",0.333333\nn,8\n'
+
+
+def test_codes_drawn_without_a_prior_are_as_often_as_they_are_used():
+    """At each place, or anywhere; and uniformly, whether used or not."""
+    places, number = torch.tensor([[0, 3, 5], [0, 3, 7], [0, 4, 5], [0, 3, 5]]), 8000
+    found = script("what_a_prior_adds").drawn(places, number)
+    assert all(codes.shape == (number, 3) for codes in found.values())
+    of_place, anywhere = found["by use there"], found["by use"]
+    assert (of_place[:, 0] == 0).all()
+    assert set(of_place[:, 1].tolist()) == {3, 4}
+    assert (of_place[:, 1] == 3).double().mean().item() == pytest.approx(3 / 4, abs=0.03)  # 6 standard deviations
+    both = ((of_place[:, 1] == 4) & (of_place[:, 2] == 7)).double().mean().item()  # never together in a picture
+    assert both == pytest.approx(1 / 16, abs=0.017)
+    assert (anywhere == 0).double().mean().item() == pytest.approx(1 / 3, abs=0.02)
+    assert len(found["uniform"].unique()) == 128
