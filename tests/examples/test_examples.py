@@ -526,3 +526,9 @@ def test_codes_drawn_without_a_prior_are_as_often_as_they_are_used():
     assert both == pytest.approx(1 / 16, abs=0.017)
     assert (anywhere == 0).double().mean().item() == pytest.approx(1 / 3, abs=0.02)
     assert len(found["uniform"].unique()) == 128
+
+
+def test_differences_of_pictures_of_one_caption_by_hand():
+    said = script("what_was_said")
+    pictures = torch.tensor([[0.0, 0.3], [1.0, 1.0]])[..., None, None, None].expand(-1, -1, 3, 4, 4)
+    assert said.spread(pictures) == pytest.approx(math.sqrt(0.3**2 / 2))
