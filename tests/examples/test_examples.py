@@ -4,6 +4,7 @@ import functools
 import importlib
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from PIL import Image
 from torch import nn
 
 from lightning_gen.data.toy import Line, Mixture
+from lightning_gen.layers import VectorQuantizer
 from lightning_gen.losses import FDivergence, Minimax, NonSaturating
 from lightning_gen.metrics.frechet import Gaussian, frechet_distance
 from lightning_gen.metrics.scores import kernel_distance
+from lightning_gen.models import VQVAE2, CodePrior
+from lightning_gen.networks import GPTNetwork, VQVAE2Decoder, VQVAE2Encoder
 from lightning_gen.testing import receptive_field_report
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -532,3 +536,21 @@ def test_differences_of_pictures_of_one_caption_by_hand():
     said = script("what_was_said")
     pictures = torch.tensor([[0.0, 0.3], [1.0, 1.0]])[..., None, None, None].expand(-1, -1, 3, 4, 4)
     assert said.spread(pictures) == pytest.approx(math.sqrt(0.3**2 / 2))
+
+
+def test_fine_codes_are_redrawn_and_coarse_ones_stay():
+    details = script("redrawn_details")
+    parts = partial(VQVAE2Encoder, filters=4, residual_filters=2, blocks=1), partial(VQVAE2Decoder, filters=4)
+    torch.manual_seed(0)
+    first = VQVAE2((3, 16, 16), *parts, partial(VectorQuantizer, num_codes=8), channels=4)
+    prior = CodePrior((3, 16, 16), first, partial(GPTNetwork, width=8, layers=1, heads=2)).eval()
+    given = []
+    prior.to_images = lambda maps: given.append(maps) or torch.zeros(5, 3, 16, 16)
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    for seed in (0, 0, 1):
+        details.redrawn(prior, images, seed)
+    (top, bottom), again, other = given
+    assert torch.equal(top, prior.to_levels(images)[0])
+    assert all(torch.equal(a, b) for a, b in zip((top, bottom), again, strict=True))
+    assert torch.equal(other[0], top)
+    assert not torch.equal(other[1], bottom)
