@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"{path} is not a checkpoint of plain data and was refused: loading it could run code of its own. It holds "
             f"{held}. There is no option to load it; save it again as tensors and plain data."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is cut short or not a checkpoint ({first_line(error)}).") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} holds no 'state_dict': it is not a checkpoint of a Lightning run.")

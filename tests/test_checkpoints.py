@@ -177,6 +177,15 @@ def test_pickled_objects_are_refused_without_running_them(tmp_path):
     assert not called
 
 
+@pytest.mark.parametrize("text", [b"hello\n", b"j", b"M", b"notes of mine", b"{}", b"model: VQVAE"])
+def test_a_text_is_no_checkpoint(tmp_path, text):
+    """Whatever the words mean where they are taken for a pickle."""
+    path = tmp_path / "notes.ckpt"
+    path.write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"notes\.ckpt is .*not a checkpoint"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_checkpoint_cut_short_is_said_to_be_so(saved, share):
     data = saved[1].read_bytes()

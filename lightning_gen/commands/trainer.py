@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.sharding import ShardedStrategy
 
 # Settings that Lightning refuses beside `barebones`, which many a configuration has.
 REFUSED_BY_BAREBONES = (
@@ -28,7 +29,7 @@ REFUSED_BY_BAREBONES = (
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer with checkpoints written atomically, in one folder, and our progress bar and summary.
+    """Lightning's Trainer with checkpoints written atomically, in one folder, and our `fsdp`, progress bar and summary.
 
     The limits are declared again because the command line would otherwise read 1, one batch, as 1.0, all of them.
     """
@@ -56,6 +57,8 @@ class Trainer(pl.Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
                 name_flatly(callback)
+        if kwargs.get("strategy") == "fsdp":  # Lightning's own has checkpoints and weights in pieces
+            kwargs["strategy"] = ShardedStrategy()
         super().__init__(
             *args,
             callbacks=callbacks,
