@@ -72,6 +72,14 @@ MODELS = {
     "WGAN": ("wgan", "paper/wgan_lsun"),
     "GAN": ("gan", "paper/gan_mnist"),
     "FGAN": ("fgan", "paper/fgan_mnist"),
+    "VQGAN": ("vqgan", "paper/vqgan_imagefolder"),
+    "VQVAE": ("vqvae", "paper/vqvae_cifar10"),
+    "VAE": ("vae", "paper/vae_mnist"),
+    "GumbelVAE": ("gumbel_vae", "paper/gumbel_vae_dalle"),
+    "CodePrior": ("vqvae_prior", "paper/gpt_b_imagenet256"),
+    "TextToImage": ("text_to_image", "text_to_image"),
+    "VQVAE2": ("vqvae2", "paper/vqvae2_ffhq"),
+    "Scorer": ("scorer", "scorer"),
     "Classifier": ("classifier", "classifier"),
 }
 KINDS = ("tests", "sync", "train", "sampling", "extractor", "compiled")

@@ -50,6 +50,9 @@ def model_of(settings: dict[str, Any], **changes: Any) -> GenerativeModule:
     # Critic updates before the first steps would be all that is seen of a short run.
     arguments |= {"warmup_critic_updates": None} if "warmup_critic_updates" in arguments else {}
     arguments |= {"image_shape": image_shape(settings["data"]), **changes}
+    if str(first := arguments.get("first_stage", "")).endswith(".yaml"):  # which `fit` would train
+        stage = settings_of(first.removesuffix(".yaml"))
+        arguments["first_stage"] = model_of(stage, image_shape=arguments["image_shape"])
     made: GenerativeModule = _instance_of(GenerativeModule, model)
     return made
 
@@ -94,7 +97,7 @@ def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:
     if data["class_path"] in SHAPES:
         return SHAPES[data["class_path"]]
     if "root" in arguments:
-        size = arguments.get("crop") or arguments["image_size"]
+        size = arguments["image_size"] if "image_size" in arguments else arguments["crop"]
         return 3, size, size
     shape: tuple[int, int, int] = _instance_of(pl.LightningDataModule, data).image_shape
     return shape

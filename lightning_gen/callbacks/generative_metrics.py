@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_gen.callbacks.panels import require
 from lightning_gen.callbacks.pictures import looking
 from lightning_gen.capabilities import Reconstructs, Samples
+from lightning_gen.data.base import ImageDataModule
 from lightning_gen.evaluation.engine import Batch, Evaluation, draw
 from lightning_gen.evaluation.protocol import (
     EvaluationProtocol,
@@ -309,7 +310,7 @@ class GenerativeMetrics(pl.Callback):
 def _data_of(trainer: pl.Trainer) -> Any:
     """The data module that has the pictures, or None."""
     data = getattr(trainer, "datamodule", None)
-    return getattr(data, "pictures", data)
+    return data.pictures if isinstance(data, ImageDataModule) else data
 
 
 def _loader(trainer: pl.Trainer, split: str) -> Any:

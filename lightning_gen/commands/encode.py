@@ -13,7 +13,7 @@ import lightning_gen.data  # noqa: F401  (so that short class names are known)
 from lightning_gen.capabilities import HasCodes
 from lightning_gen.checkpoints import digest_weights
 from lightning_gen.commands.common import device_of
-from lightning_gen.data.base import Split
+from lightning_gen.data.base import ImageDataModule, Split
 from lightning_gen.data.codes import check_shape, kept_codes, shapes_of
 from lightning_gen.files import opened_atomically
 from lightning_gen.generative import load_model
@@ -55,7 +55,7 @@ def encode(
         raise FileExistsError(f"{output} is there already. Name another file, or replace it with --overwrite true.")
     file = find_checkpoint(checkpoint)
     model = load_model(file, HasCodes, "makes no codes of pictures").to(device_of(accelerator))
-    pictures: Any = getattr(data, "pictures", data)
+    pictures: Any = data.pictures if isinstance(data, ImageDataModule) else data
     check_shape(model, pictures)
     pictures.prepare_data()
     pictures.setup("test" if split == "test" else "fit")

@@ -306,7 +306,7 @@ def test_an_evaluation_that_failed_leaves_nothing_to_the_next(tmp_path):
 
 
 def test_the_time_is_told_once(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS))
     told = [r.getMessage() for r in caplog.records if "70 samples against 64 pictures" in r.getMessage()]
     assert len(told) == 1

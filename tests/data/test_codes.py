@@ -222,7 +222,7 @@ def test_the_cache_follows_all_that_may_move_codes(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_that_has_changed_is_named(checkpoint, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     data = digits()
     Codes(data, checkpoint).dataset("val")
     assert "Encoding 163 pictures (Digits, val) by Blocks" in caplog.text
