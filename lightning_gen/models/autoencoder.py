@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -110,6 +111,7 @@ class Autoencoder(GenerativeModule):
                 f"{tuple(shape[1:])}, but they are to be {self.image_shape}. Both need the same stride."
             )
 
+    @abstractmethod
     def terms(self, images: Tensor, encoded: Encoded) -> dict[str, Tensor]:
         """The terms of the objective by name, weighted: scalars that are means over pictures."""
         raise NotImplementedError
