@@ -10,7 +10,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_gen.data.images import ImageError, Kernel, find_images, fit_image
+from lightning_gen.data.images import ImageError, Kernel, fit_image
+from lightning_gen.data.listing import find_images
 
 Labels = int | list[int | str] | str
 """A class or several, by number or by name."""

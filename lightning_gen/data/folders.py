@@ -25,18 +25,14 @@ from torchvision.transforms.v2 import functional as geometry
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split, data_root
 from lightning_gen.data.images import (
     ImageError,
-    Search,
     background_color,
     check_channels,
-    count_endings,
-    faults_of,
     height_and_width,
-    in_words,
     read_image,
     resize_image,
-    search_images,
     to_float,
 )
+from lightning_gen.data.listing import Search, count_endings, faults_of, in_words, search_images
 from lightning_gen.files import digest
 from lightning_gen.processes import everywhere
 

@@ -19,15 +19,13 @@ from lightning_gen.data.images import (
     ImageError,
     Kernel,
     check_channels,
-    faults_of,
-    find_images,
     image_size,
-    in_words,
     read_image,
     resize_image,
     to_float,
     to_uint8,
 )
+from lightning_gen.data.listing import faults_of, find_images, in_words
 from lightning_gen.extractors.base import FeatureExtractor, Features
 
 Pictures: TypeAlias = Tensor | list[Tensor]

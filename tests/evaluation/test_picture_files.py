@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from lightning_gen.commands.evaluate import evaluate
-from lightning_gen.data.images import ImageError, find_images, image_size, read_image, resize_image
+from lightning_gen.data.images import ImageError, image_size, read_image, resize_image
+from lightning_gen.data.listing import find_images
 from lightning_gen.extractors.base import FeatureExtractor, Features
 from lightning_gen.metrics import InceptionScore, KernelInceptionDistance
 from lightning_gen.metrics.frechet import Moments
