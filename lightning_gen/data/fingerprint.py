@@ -26,7 +26,7 @@ _BATCH_SIZE = 64
 
 @runtime_checkable
 class HasRecipe(Protocol):
-    """A dataset that can say what its pictures are without reading them."""
+    """A dataset, or a source of one, that can say what its pictures are without reading them."""
 
     def recipe(self) -> Any:
         """All that decides the pictures, as `digest` takes it: settings, seeds, tensors, paths of files."""
@@ -74,9 +74,9 @@ def digest(value: Any) -> str:
 
     Args:
         value: None, bools, numbers, strings, sequences and mappings with strings as keys; tensors and arrays, by type,
-            shape and bytes; dataclasses, by class and fields; functions and their partials, by name and arguments;
-            paths of files, by size and time of last change and by their place below the folder that all paths of the
-            same sequence have in common.
+            shape and bytes; what `HasRecipe`, by that; dataclasses, by class and fields; functions and their partials,
+            by name and arguments; paths of files, by size and time of last change and by their place below the folder
+            that all paths of the same sequence have in common.
 
     Returns:
         64 hexadecimal digits.
@@ -105,6 +105,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
         return _files(value) if value and all(isinstance(item, Path) for item in value) else [_plain(v) for v in value]
+    if isinstance(value, HasRecipe) and not isinstance(value, type):
+        return _plain(value.recipe())
     if is_dataclass(value) and not isinstance(value, type):
         return {_name(type(value)): {field.name: _plain(getattr(value, field.name)) for field in fields(value)}}
     if isinstance(value, partial):

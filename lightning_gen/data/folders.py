@@ -1,87 +1,55 @@
-"""Data modules over folders of picture files: unpaired domains, pairs side by side, and plain collections.
-
-Every random choice (crop, flip, unpaired partner) comes from `draw.rng(seed)`, so an example depends on the seed, the
-epoch and its place in the epoch, and on nothing else.
-"""
+"""Data modules over folders of picture files: unpaired domains, pairs side by side, and plain collections."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split, data_root
-from lightning_gen.data.images import (
-    ImageError,
-    background_color,
-    check_channels,
-    height_and_width,
-    read_image,
-    resize_image,
-    to_float,
-)
+from lightning_gen.data.augmentation import CropFlip, PairedPictures, UnpairedPictures
+from lightning_gen.data.base import Split, data_root
+from lightning_gen.data.collection import Collection, PictureDataModule
+from lightning_gen.data.images import ImageError, height_and_width
 from lightning_gen.data.listing import Search, count_endings, faults_of, in_words, search_images
+from lightning_gen.data.preparation import Keep, Preparation, Stretch
+from lightning_gen.data.sources import (
+    CaptionError,
+    CaptionFiles,
+    Captions,
+    FileSource,
+    Source,
+    caption_file,
+    captions_of,
+)
 from lightning_gen.files import digest
 from lightning_gen.processes import everywhere
 
-_Reader = Callable[[Path], Tensor]
-_Captions = Literal["none", "first", "drawn"]  # which one of a picture's
 
-
-class FolderDataModule(ImageDataModule):
-    """Base of the data modules of folders: how files are read, and that all processes see the same ones.
+class FolderDataModule(PictureDataModule):
+    """Base of the data modules of folders, which see to it that all processes see the same files.
 
     A subclass sets `image_size`, (height, width), and `files`.
 
     Args:
         root: The folder of the data set.
-        channels: 3 for RGB, 1 for gray; files of the other kind are converted.
-        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
-        skip_broken: Whether picture files that cannot be read, as far as a look at all files tells when the module is
-            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
-        **loader: As `ImageDataModule`.
+        **reading: As `PictureDataModule` and `ImageDataModule`.
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no pictures.
-        ValueError: If an argument is out of range.
-        ImageError: If files are broken and not to be skipped; while loading, if a file cannot be read.
+        ValueError, ImageError: As `PictureDataModule`.
     """
 
-    image_size: tuple[int, int]
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        channels: int = 3,
-        background: str = "white",
-        skip_broken: bool = False,
-        **loader: Any,
-    ) -> None:
-        super().__init__(**loader)
+    def __init__(self, root: str | Path, **reading: Any) -> None:
+        super().__init__(**reading)
         self.root = data_root(root)
-        self.channels = check_channels(channels)
-        background_color(background)  # checked now rather than at the first transparent picture
-        self.read: _Reader = partial(read_image, channels=channels, background=background)
-        self.skip_broken = skip_broken
         self.files: dict[str, Any] = {}
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every picture; of each half of a pair."""
-        return (self.channels, *self.image_size)
 
     def setup(self, stage: str) -> None:
         """Compare what the processes have found; a `RuntimeError` if they differ."""
@@ -135,8 +103,8 @@ class UnpairedImageFolder(FolderDataModule):
         **reading: Any,
     ) -> None:
         super().__init__(root, **reading)
-        self.transform = _ResizeCropFlip.checked(resize, crop, flip)
-        self.image_size = self.transform.crop
+        self.resize, self.image_size = _resize_and_crop(resize, crop)
+        self.flip = flip
         self.paired_evaluation = paired_evaluation
         found = _find_splits(
             self.root,
@@ -151,10 +119,10 @@ class UnpairedImageFolder(FolderDataModule):
 
     def dataset(self, split: Split) -> Dataset[Any]:
         """Pictures of A, each with a random one of B and augmented to train on, else in order."""
-        if split == "train":
-            return _UnpairedImages(self.files[split], self.read, self.transform, self.seed)
-        transform = self.transform.for_evaluation()
-        return _UnpairedImages(self.files[split], self.read, transform, seed=None, paired=self.paired_evaluation)
+        source_A, source_B = (_resized(self, files, split) for files in self.files[split])
+        transform, training = CropFlip(self.image_size, random_crop=True, flip=self.flip), split == "train"
+        seed = self.seed if training else None
+        return UnpairedPictures(source_A, source_B, transform, seed, paired=self.paired_evaluation and not training)
 
 
 class PairedImageFolder(FolderDataModule):
@@ -193,8 +161,8 @@ class PairedImageFolder(FolderDataModule):
         **reading: Any,
     ) -> None:
         super().__init__(root, **reading)
-        self.transform = _ResizeCropFlip.checked(resize, crop, flip)
-        self.image_size = self.transform.crop
+        self.resize, self.image_size = _resize_and_crop(resize, crop)
+        self.flip = flip
         self.swap = swap
         layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
         found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken)
@@ -202,36 +170,30 @@ class PairedImageFolder(FolderDataModule):
 
     def dataset(self, split: Split) -> Dataset[Any]:
         """The pairs of a split; to train on, augmented."""
-        if split == "train":
-            return _PairedImages(self.files[split], self.read, self.transform, self.seed, self.swap)
-        return _PairedImages(self.files[split], self.read, self.transform.for_evaluation(), None, self.swap)
+        source = _resized(self, self.files[split], split, halves=True)
+        transform = CropFlip(self.image_size, random_crop=True, flip=self.flip)
+        return PairedPictures(source, transform, self.seed if split == "train" else None, self.swap)
 
 
-class ImageFolder(FolderDataModule):
+class ImageFolder(Collection, FolderDataModule):
     """A collection of pictures, with class labels or captions if wanted.
 
     `root` holds the folders `train`, and `val` or `test` or both (one then serves for both). Where there is `train`
     alone, or none of the three, all its pictures are split by a hash of their place below it: the same split on every
     machine and with every seed. With `labels`, the first folder below names the class.
 
-    Pictures are resized, keeping their aspect ratio, to just cover `image_size`, and what sticks out is cropped off.
+    With `captions`, each picture has a text file (UTF-8) of its name beside it, as a.png and a.txt, with a caption in
+    each line.
 
-    With `captions`, each picture has a text file (UTF-8) of its name beside it, as a.png and a.txt. Each of its lines
-    is a caption of its own: one is drawn anew each time a training picture is shown, evaluation has the first.
-
-    Items are `{"image"}`, float32 `[channels, *image_size]` in `[-1, 1]`, with `labels` also `{"label"}`, int64, and
-    with `captions` also `{"caption"}`, a string.
+    Sizes, crops and what items hold are as `Collection` says.
 
     Args:
         root: The folder of the data set.
-        image_size: Size of the pictures given: (height, width), or an int for a square.
-        crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
-        flip: Whether training pictures are mirrored left to right, half of them.
         labels: Whether the folders are classes, numbered in the order of their names, in which digits count as numbers.
         captions: Whether each picture has captions in a file beside it.
         val_fraction: Share of the pictures split off for validation, where no folder settles it.
         test_fraction: Share of the pictures split off for testing, where no folder settles it.
-        **reading: As `FolderDataModule` and `ImageDataModule`.
+        **reading: As `Collection`, `FolderDataModule`, `PictureDataModule` and `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, there are too few pictures to split, or classes are asked for and a
@@ -244,29 +206,20 @@ class ImageFolder(FolderDataModule):
         self,
         root: str | Path,
         *,
-        image_size: int | tuple[int, int] = 64,
-        crop: Literal["center", "random"] = "center",
-        flip: bool = False,
         labels: bool = False,
         captions: bool = False,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
-        batch_size: int = 64,
         **reading: Any,
     ) -> None:
-        super().__init__(root, batch_size=batch_size, **reading)
-        if crop not in ("center", "random"):
-            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}.")
+        super().__init__(root=root, **reading)
         if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
             raise ValueError(
                 "val_fraction and test_fraction must be above 0 and together below 1, "
                 f"got {val_fraction} and {test_fraction}."
             )
-        self.image_size = height_and_width("image_size", image_size)
-        self.random_crop = crop == "random"
         self.labels = labels
         self.captioned = captions
-        self.flip = flip
 
         folder = self.root / "train" if (self.root / "train").is_dir() else self.root
         self._class_place = len(folder.parts) - len(self.root.parts)  # of the class folder in a path below root
@@ -286,16 +239,20 @@ class ImageFolder(FolderDataModule):
         """Number of class folders, or None without `labels`."""
         return len(self.class_names) if self.class_names else None
 
-    def dataset(self, split: Split) -> Dataset[Any]:
-        """The pictures of a split; to train on, augmented."""
-        files, training = self.files[split], split == "train"
-        labels = None
-        if self.class_names:
-            numbers = {name: number for number, name in enumerate(self.class_names)}
-            labels = [numbers[self._class_of(path)] for path in files]
-        random_crop, flip = self.random_crop and training, self.flip and training
-        captions: _Captions = "none" if not self.captioned else "drawn" if training else "first"
-        return _Images(files, labels, captions, self.read, self.image_size, random_crop, flip, self.seed)
+    def source(self, split: Split, prepare: Preparation) -> Source:
+        """The files of a split."""
+        return FileSource(self.files[split], prepare)
+
+    def labels_of(self, split: Split) -> Sequence[int] | None:
+        """The number of each picture's class folder, with `labels`."""
+        if not self.class_names:
+            return None
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        return [numbers[self._class_of(path)] for path in self.files[split]]
+
+    def captions_of(self, split: Split) -> Captions | None:
+        """Those in the text files beside the pictures, with `captions`."""
+        return CaptionFiles(self.files[split]) if self.captioned else None
 
     def captions(self) -> Iterator[str]:
         """All captions of training pictures, from which a tokenizer may learn.
@@ -305,7 +262,7 @@ class ImageFolder(FolderDataModule):
         """
         if not self.captioned:
             raise ValueError("This ImageFolder has no captions. Give it captions=True (--data.captions true).")
-        return (caption for path in self.files["train"] for caption in _captions_of(path))
+        return (caption for path in self.files["train"] for caption in captions_of(path))
 
     def _find_classes(self, search: Search, split_by_folder: bool) -> list[str]:
         names = {split: {self._class_of(path) for path in files} for split, files in self.files.items()}
@@ -332,173 +289,24 @@ class ImageFolder(FolderDataModule):
         return parts[self._class_place]
 
 
-@dataclass(frozen=True)
-class _ResizeCropFlip:
-    """The augmentation of CycleGAN and pix2pix, in its order; sizes are (height, width)."""
-
-    resize: tuple[int, int] | None
-    crop: tuple[int, int]
-    flip: bool
-
-    @classmethod
-    def checked(cls, resize: int | tuple[int, int] | None, crop: int | tuple[int, int], flip: bool) -> _ResizeCropFlip:
-        """Build it from what the user gave."""
-        before = None if resize is None else height_and_width("resize", resize)
-        after = height_and_width("crop", crop)
-        if before and (before[0] < after[0] or before[1] < after[1]):
-            raise ValueError(f"resize must be as large as crop or larger, both ways, got {resize} and {crop}.")
-        return cls(before, after, flip)
-
-    def for_evaluation(self) -> _ResizeCropFlip:
-        """Straight to the size of the crop, if pictures are resized at all, and no flip."""
-        return _ResizeCropFlip(self.resize and self.crop, self.crop, flip=False)
-
-    def __call__(self, pixels: Tensor, rng: np.random.Generator | None, name: str) -> Tensor:
-        """Pixels `[..., H, W]` as read to float `[..., *crop]`, the centre without rng. Errors name the picture."""
-        if self.resize:
-            pixels = resize_image(pixels, self.resize)
-        return _finish(_crop(pixels, self.crop, rng, name), rng if self.flip else None)
+def _resize_and_crop(
+    resize: int | tuple[int, int] | None, crop: int | tuple[int, int]
+) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """Both as (height, width), checked."""
+    before = None if resize is None else height_and_width("resize", resize)
+    after = height_and_width("crop", crop)
+    if before and (before[0] < after[0] or before[1] < after[1]):
+        raise ValueError(f"resize must be as large as crop or larger, both ways, got {resize} and {crop}.")
+    return before, after
 
 
-@dataclass(frozen=True, eq=False)
-class _UnpairedImages(DrawDataset):
-    """Pictures of A, each with a random one of B; without a seed, both in order."""
-
-    files: list[list[Path]]  # of A and of B
-    read: _Reader
-    transform: _ResizeCropFlip
-    seed: int | None
-    paired: bool = False
-
-    def __len__(self) -> int:
-        return max(len(files) for files in self.files)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        rng = None if self.seed is None else draw.rng(self.seed)
-        files_a, files_b = self.files
-        partner = draw.index if rng is None else int(rng.integers(len(files_b)))
-        paths = {"A": files_a[draw.index % len(files_a)], "B": files_b[partner % len(files_b)]}
-        item = {side: self.transform(self.read(path), rng, str(path)) for side, path in paths.items()}
-        return item | {"paired": torch.tensor(True)} if self.paired else item
-
-
-@dataclass(frozen=True, eq=False)
-class _PairedImages(DrawDataset):
-    """The halves of A|B files; without a seed, as for evaluation."""
-
-    files: list[Path]
-    read: _Reader
-    transform: _ResizeCropFlip
-    seed: int | None
-    swap: bool
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        path = self.files[draw.index]
-        pixels = self.read(path)
-        if pixels.shape[-1] % 2:
-            raise ImageError(f"{path} is {pixels.shape[-1]} pixels wide; a pair A|B must have an even width.")
-        halves = torch.stack(pixels.chunk(2, dim=-1))  # one picture of [2, C, H, W], so that crop and flip are shared
-        rng = None if self.seed is None else draw.rng(self.seed)
-        left, right = self.transform(halves, rng, f"Each half of {path}")
-        a, b = (right, left) if self.swap else (left, right)
-        return {"A": a, "B": b, "paired": torch.tensor(True)}
-
-
-@dataclass(frozen=True, eq=False)
-class _Images(DrawDataset):
-    """Pictures, perhaps with labels and captions."""
-
-    files: list[Path]
-    labels: list[int] | None
-    captions: _Captions
-    read: _Reader
-    size: tuple[int, int]
-    random_crop: bool
-    flip: bool
-    seed: int
-
-    def recipe(self) -> Any:
-        pictures = {name: value for name, value in super().recipe().items() if name != "captions"}
-        return pictures | {"seed": self.seed if self.random_crop or self.flip else None}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        path = self.files[draw.index]
-        rng = draw.rng(self.seed)
-        pixels = _crop(_cover(self.read(path), self.size), self.size, rng if self.random_crop else None, str(path))
-        item: dict[str, Any] = {"image": _finish(pixels, rng if self.flip else None)}
-        if self.labels is not None:
-            item["label"] = torch.tensor(self.labels[draw.index])
-        if self.captions != "none":
-            found = _captions_of(path)
-            item["caption"] = found[int(rng.integers(len(found))) if self.captions == "drawn" else 0]
-        return item
-
-
-def _captions_of(path: Path) -> list[str]:
-    """The captions of a picture, in the text file beside it.
-
-    Raises:
-        CaptionError: If the file is missing, no text or empty.
-    """
-    text = _caption_file(path)
-    try:
-        lines = text.read_text(encoding="utf-8-sig").splitlines()
-        if captions := [line.strip() for line in lines if line.strip()]:
-            return captions
-        raise CaptionError(path, "an empty caption")
-    except FileNotFoundError:
-        raise CaptionError(path, "no caption") from None
-    except UnicodeDecodeError:
-        raise CaptionError(path, "a caption that is not UTF-8") from None
-    except OSError as error:
-        raise CaptionError(path, f"a caption that cannot be read ({error.strerror})") from error
-
-
-class CaptionError(ImageError):
-    """A picture has no caption that can be read: `path` is the picture, `fault` what is wrong in a few words."""
-
-    def __init__(self, path: Path, fault: str) -> None:
-        super().__init__(f"{path} has {fault}: {_caption_file(path).name} must hold one caption a line, in UTF-8.")
-        self.path, self.fault = path, fault
-
-
-def _caption_file(path: Path) -> Path:
-    return path.with_suffix(".txt")
-
-
-def _cover(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize, keeping the aspect ratio, to the smallest picture that covers (height, width)."""
-    height, width = pixels.shape[-2:]
-    scale = max(size[0] / height, size[1] / width)
-    return resize_image(pixels, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
-
-
-def _crop(pixels: Tensor, size: tuple[int, int], rng: np.random.Generator | None, name: str) -> Tensor:
-    """A random part of (height, width), or the central one without rng."""
-    height, width = pixels.shape[-2:]
-    spare = height - size[0], width - size[1]
-    if min(spare) < 0:
-        raise ImageError(
-            f"{name} is {height} x {width} (height x width), smaller than the crop of {size[0]} x {size[1]}. "
-            "Choose a smaller crop, or let pictures be resized."
-        )
-    top, left = (n // 2 if rng is None else int(rng.integers(n + 1)) for n in spare)
-    cropped: Tensor = geometry.crop(pixels, top, left, *size)
-    return cropped
-
-
-def _finish(pixels: Tensor, rng: np.random.Generator | None) -> Tensor:
-    """Mirror half of the pictures, if there is an rng, and give them as models see them."""
-    if rng is not None and rng.random() < 0.5:
-        pixels = geometry.horizontal_flip(pixels)
-    # Contiguous, because strides that depend on the file or the workers would change the rounding of convolutions.
-    return to_float(pixels).contiguous()
+def _resized(
+    module: UnpairedImageFolder | PairedImageFolder, files: Sequence[Path], split: Split, halves: bool = False
+) -> Source:
+    """Pictures to crop from; to evaluate with, they are brought straight to the size of the crop, or its center."""
+    size, center = (module.resize, None) if split == "train" else (module.image_size, module.image_size)
+    sizing = Stretch(size) if module.resize and size else Keep()
+    return FileSource(files, module.preparation(sizing, center=center, halves=halves))
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -555,14 +363,14 @@ def _faults_of_captions(images: Sequence[Path], texts: Sequence[Path]) -> dict[P
 
     def fault(path: Path) -> str:
         try:
-            _captions_of(path)
+            captions_of(path)
             return ""
         except CaptionError as error:
             return error.fault
 
     with ThreadPoolExecutor(16) as threads:  # on a disk elsewhere each file is a wait
         found = dict(zip(images, threads.map(fault, images), strict=True))
-    told = {_caption_file(path) for path in images}
+    told = {caption_file(path) for path in images}
     found |= {path: "a caption without a picture" for path in texts if path not in told}
     return {path: words for path, words in found.items() if words}
 

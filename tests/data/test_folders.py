@@ -454,7 +454,7 @@ def test_classes_are_numbered_in_the_order_of_numbers(tmp_path):
     module = ImageFolder(tmp_path, image_size=4, labels=True)
     assert module.class_names == ["1", "02", "3", "12", "a9", "a10"]
     for dataset in (module.train_set(), module.test_set()):
-        for path, item in zip(dataset.files, items(dataset), strict=True):
+        for path, item in zip(dataset.source.files, items(dataset), strict=True):
             assert module.class_names[item["label"]] == path.parent.name
 
 
@@ -607,7 +607,7 @@ def test_arguments_parse_from_yaml(unpaired, size, expected):
         warnings.simplefilter("ignore", DeprecationWarning)  # jsonargparse 5 will rename it
         module = parser.instantiate_classes(config).data
     assert module.image_shape == (3, *expected)
-    assert module.transform.resize is None
+    assert module.resize is None
 
 
 # Captions beside pictures
@@ -632,7 +632,7 @@ def test_captions_are_drawn_to_train_on_and_the_first_else(told, caplog):
     train = module.train_set()
     epochs = [[item["caption"] for item in items(train, epoch)] for epoch in range(8)]
     assert epochs[3] == [item["caption"] for item in items(train, 3)]
-    for shown, path in zip(zip(*epochs, strict=True), train.files, strict=True):
+    for shown, path in zip(zip(*epochs, strict=True), train.source.files, strict=True):
         assert {caption.partition(" of ")[2] for caption in shown} == {path.stem}
     assert {caption.partition(" of ")[0] for shown in epochs for caption in shown} == {"first", "second", "third"}
     other = ImageFolder(told, image_size=4, captions=True, seed=1).train_set()
@@ -640,7 +640,7 @@ def test_captions_are_drawn_to_train_on_and_the_first_else(told, caplog):
     batch = next(iter(module.train_dataloader()))
     assert [f"{caption}" for caption in batch["caption"]] == batch["caption"]
     assert sorted(module.captions()) == sorted(
-        f"{which} of {path.stem}" for path in train.files for which in ("first", "second", "third")
+        f"{which} of {path.stem}" for path in train.source.files for which in ("first", "second", "third")
     )
 
 
@@ -695,6 +695,6 @@ def test_captions_in_folders_of_splits(told):
 
 def test_a_caption_that_goes_away_while_training_is_named(told):
     train = ImageFolder(told, image_size=4, captions=True).train_set()
-    train.files[0].with_suffix(".txt").unlink()
-    with pytest.raises(ImageError, match=rf"{train.files[0].stem}.png has no caption: .*one caption a line"):
+    train.source.files[0].with_suffix(".txt").unlink()
+    with pytest.raises(ImageError, match=rf"{train.source.files[0].stem}.png has no caption: .*one caption a line"):
         train[Draw(0, 0, 0)]

@@ -1,0 +1,111 @@
+"""What data modules have in common whose pictures must be read, wherever they lie."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch.utils.data import Dataset
+
+from lightning_gen.data.augmentation import CropFlip, Pictures
+from lightning_gen.data.base import ImageDataModule, Split
+from lightning_gen.data.images import background_color, check_channels, height_and_width
+from lightning_gen.data.preparation import Cover, Keep, Preparation, Stretch
+from lightning_gen.data.sources import Captions, Source
+
+
+class PictureDataModule(ImageDataModule):
+    """Base of the data modules of picture files: how they are read.
+
+    A subclass sets `image_size`, (height, width).
+
+    Args:
+        channels: 3 for RGB, 1 for gray; pictures of the other kind are converted.
+        background: Colour behind transparent pixels: any name or `#rrggbb` that Pillow knows.
+        skip_broken: Whether picture files that cannot be read, as far as a look at all of them tells when the module is
+            made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
+        **loader: As `ImageDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        ImageError: If files are broken and not to be skipped; while loading, if one cannot be read.
+    """
+
+    image_size: tuple[int, int]
+
+    def __init__(
+        self, *, channels: int = 3, background: str = "white", skip_broken: bool = False, **loader: Any
+    ) -> None:
+        super().__init__(**loader)
+        self.channels = check_channels(channels)
+        background_color(background)  # checked now rather than at the first transparent picture
+        self.background = background
+        self.skip_broken = skip_broken
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every picture; of each half of a pair."""
+        return (self.channels, *self.image_size)
+
+    def preparation(self, sizing: Cover | Keep | Stretch, **options: Any) -> Preparation:
+        """How pictures are read and brought to a size; options are the others of `Preparation`."""
+        return Preparation(sizing, channels=self.channels, background=self.background, **options)
+
+
+class Collection(PictureDataModule):
+    """Base of the data modules of plain collections, whose pictures may have class labels or captions.
+
+    Pictures are resized, keeping their aspect ratio, to just cover `image_size`, and what sticks out is cropped off.
+
+    Items are `{"image"}`, float32 `[channels, *image_size]` in `[-1, 1]`, with labels also `{"label"}`, int64, and with
+    captions also `{"caption"}`, a string: of several, one is drawn anew each time a training picture is shown, and
+    evaluation has the first.
+
+    Args:
+        image_size: Size of the pictures given: (height, width), or an int for a square.
+        crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
+        flip: Whether training pictures are mirrored left to right, half of them.
+        **reading: As `PictureDataModule` and `ImageDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 64,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        batch_size: int = 64,
+        **reading: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **reading)
+        if crop not in ("center", "random"):
+            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}.")
+        self.image_size = height_and_width("image_size", image_size)
+        self.random_crop = crop == "random"
+        self.flip = flip
+
+    @abstractmethod
+    def source(self, split: Split, prepare: Preparation) -> Source:
+        """The pictures of a split."""
+
+    def labels_of(self, split: Split) -> Sequence[int] | None:
+        """The classes of the pictures of a split, from 0, if they have any."""
+        return None
+
+    def captions_of(self, split: Split) -> Captions | None:
+        """The captions of the pictures of a split, if they have any."""
+        return None
+
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The pictures of a split; to train on, augmented."""
+        training = split == "train"
+        transform = CropFlip(self.image_size, self.random_crop and training, self.flip and training)
+        prepare = self.preparation(Cover(self.image_size), center=None if transform.random_crop else self.image_size)
+        captions = self.captions_of(split)
+        is_random = training and (self.random_crop or self.flip or captions is not None)
+        seed = self.seed if is_random else None
+        return Pictures(self.source(split, prepare), transform, seed, self.labels_of(split), captions)
