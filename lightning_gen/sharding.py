@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -51,6 +52,8 @@ class ShardedStrategy(ModelParallelStrategy):
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
+        # Parameters of a distribution are views of what the last layer gives, and nothing here is written into them.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(\w+\) returned a view tensor")
         if not isinstance(network, FSDPModule):  # as it is in a test after training
             fully_shard(network, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
         self.barrier()

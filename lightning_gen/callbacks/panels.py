@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -46,17 +46,22 @@ class FirstPictures:
         passed = self.passed
         for domain, images in batch_pictures(batch).items():
             taken = self.pictures.setdefault(domain, [])
-            if len(taken) < self.limit:
-                known = max(0, len(taken) - self.passed)
-                new = images[known : known + self.limit - len(taken)]
+            if len(new := images[self._new(taken)]):
                 taken.extend(to_uint8(as_floats(new.detach(), type(self).__name__)).cpu())
-                said = batch.get("caption") if isinstance(batch, Mapping) else None
-                if said is not None:
-                    said = said.tolist() if isinstance(said, Tensor) else said
-                    self.captions.extend(said[known : known + len(new)])
                 self.source, self.paired = source, "paired" in batch
             passed = self.passed + len(images)
+        said = batch.get("caption") if isinstance(batch, Mapping) else None
+        if said is not None:  # also of codes, where there are no pictures
+            said = said.tolist() if isinstance(said, Tensor) else said
+            self.captions.extend(said[self._new(self.captions)])
+            passed = self.passed + len(said)
+            self.source = source
         self.passed = passed
+
+    def _new(self, taken: Sequence[Any]) -> slice:
+        """Which of a batch are wanted and not known yet."""
+        known = max(0, len(taken) - self.passed)
+        return slice(known, known + max(0, self.limit - len(taken)))
 
 
 class Panel(ABC):

@@ -85,9 +85,15 @@ class Pictures(DrawDataset):
         if self.labels is not None:
             item["label"] = torch.tensor(self.labels[draw.index])
         if self.captions is not None:
-            found = self.captions[draw.index]
-            item["caption"] = found[0 if rng is None else int(rng.integers(len(found)))]
+            item["caption"] = self.caption(draw)
         return item
+
+    def caption(self, draw: Draw) -> str:
+        """One of the captions of a picture, drawn from a stream of its own, whatever crop and flip draw."""
+        assert self.captions is not None
+        found = self.captions[draw.index]
+        rng = None if self.seed is None else draw.rng(self.seed).spawn(1)[0]
+        return found[0 if rng is None else int(rng.integers(len(found)))]
 
 
 @dataclass(frozen=True, eq=False)

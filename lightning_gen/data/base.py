@@ -67,6 +67,11 @@ class DrawDataset(Dataset[dict[str, Tensor]]):
         """All that decides the examples of epoch 0, for `fingerprint`: the fields."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def caption(self, draw: Draw) -> str:
+        """The caption of an example; a subclass may say it without making the picture."""
+        caption: Any = self[draw]["caption"]
+        return str(caption)
+
 
 class DrawSampler(DistributedSampler[Draw]):
     """Yields `Draw`s: shuffled by (seed, epoch) for training, in order for evaluation.

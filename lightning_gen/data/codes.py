@@ -9,12 +9,12 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,14 +23,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lightning_gen.capabilities import HasCodes
 from lightning_gen.checkpoints import CheckpointError, digest_weights, read_checkpoint
-from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, Split, examples_of, in_order
+from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, InOrder, Split, examples_of, in_order
 from lightning_gen.data.batches import images_and_labels
+from lightning_gen.data.collection import Collection
 from lightning_gen.data.fingerprint import digest, fingerprint
-from lightning_gen.data.folders import ImageFolder
 from lightning_gen.data.images import resize_image
 from lightning_gen.files import cache_folder, opened_atomically, write_atomically
 from lightning_gen.hyperparameters import CLASS_KEY, import_path
@@ -53,12 +54,13 @@ class Codes(ImageDataModule):
     they are needed, however many there are.
 
     Items are `{"codes"}`, a list of int64 `[h, w]`, a map each from coarse to fine, and where the pictures have them
-    `"label"`, int64.
+    `"label"`, int64, and `"caption"`, which is asked of their data each time and not kept: in training one of several
+    is drawn anew. Datasets of this library say it without making the picture.
 
     Codes that are made once would freeze what is random about pictures. So a training picture has several views, and
     each time it is shown one of them is drawn, by seed, epoch and position. LlamaGen (2406.06525) has ten: the corners
     and the center of pictures that are 1.1 times as large as what is cut out, and each mirrored; or 1.05 times as
-    large. An `ImageFolder` gives larger pictures from its files; those of other data are enlarged, bicubic. Validation
+    large. Collections such as `ImageFolder` give larger pictures; those of other data are enlarged, bicubic. Validation
     and test pictures have one view, which is themselves.
 
     Args:
@@ -67,7 +69,8 @@ class Codes(ImageDataModule):
             with a `first_stage`, as `CodePrior`: its codes, whatever file it came from.
         crops: Of each training picture: 1 is the picture itself, 5 are corners and center at 1.1, 10 are those at 1.05
             and at 1.1.
-        flip: Whether each crop is there mirrored left to right, too.
+        flip: Whether each crop is there mirrored left to right, too; captions and labels stay, so leave it out where
+            they tell left from right.
         batch_size: Examples per process and training step.
         **loader: The others of `ImageDataModule`, but for `growing`.
 
@@ -126,6 +129,18 @@ class Codes(ImageDataModule):
         """The names of the pictures' classes, by number, where they have names."""
         return getattr(self.data, "class_names", None)
 
+    def captions(self) -> Iterable[str]:
+        """Captions of training pictures, from which a tokenizer may learn.
+
+        Raises:
+            ValueError: If the pictures have none.
+        """
+        captions = getattr(self.data, "captions", None)
+        if not callable(captions):
+            raise ValueError(f"{type(self.data).__name__}, whose codes these are, has no captions() to learn from.")
+        found: Iterable[str] = captions()
+        return found
+
     def prepare_data(self) -> None:
         """As the data of the pictures does."""
         self.data.prepare_data()
@@ -145,7 +160,7 @@ class Codes(ImageDataModule):
         path = kept_codes(model, self.data, split, crops, flip, self.checkpoint)
         if model is self._loaded:
             model.cpu()
-        return CodeSet(path, shapes_of(model), self.seed)
+        return CodeSet(path, shapes_of(model), self.seed, _captioned(_pictures_of(self.data, split, 1)))
 
     def autoencoder(self) -> Any:
         """The model whose codes these are.
@@ -183,11 +198,13 @@ class CodeSet(DrawDataset):
         path: Of the file, rows of "codes" `[views, all maps end to end]` and perhaps "label".
         shapes: (h, w) of each map.
         seed: Of the view that is shown.
+        pictures: What has their captions, if anything.
     """
 
     path: Path
     shapes: list[tuple[int, int]]
     seed: int
+    pictures: Dataset[Any] | None = None
 
     @cached_property
     def rows(self) -> NDArray[np.void]:
@@ -208,7 +225,16 @@ class CodeSet(DrawDataset):
         item: dict[str, Any] = {"codes": as_maps(torch.from_numpy(views[view].astype(np.int64)), self.shapes)}
         if "label" in row.dtype.names:
             item["label"] = torch.tensor(int(row["label"]))
+        if self.pictures is not None:
+            item["caption"] = self.caption(draw)
         return item
+
+    def caption(self, draw: Draw) -> str:
+        """The caption of a picture, by which it is the same in all views."""
+        if isinstance(self.pictures, DrawDataset):
+            return self.pictures.caption(draw)
+        caption: Any = cast(Any, self.pictures)[draw.index]["caption"]
+        return str(caption)
 
 
 # -- making them ----------------------------------------------------------------------------------------------------
@@ -361,10 +387,21 @@ def _pictures_of(data: Any, split: Split, crops: int) -> Any:
     if isinstance(data, ImageDataModule):
         data = copy.copy(data)
         data.batch_size, data.growing, data._sets = 1, None, {}  # which are those of training on pictures
-        if crops > 1 and isinstance(data, ImageFolder):
+        if crops > 1 and isinstance(data, Collection):
             height, width = (round(max(SCALES[crops]) * side) for side in data.image_size)
             data.image_size = height, width
     return getattr(data, f"{split}_dataloader")()
+
+
+def _captioned(loader: Any) -> Dataset[Any] | None:
+    """The dataset of pictures, if its examples have captions."""
+    examples = examples_of(loader)
+    with isolate_rng():
+        first = examples[0]
+    if not (isinstance(first, Mapping) and isinstance(first.get("caption"), str)):
+        return None
+    own = examples.dataset if isinstance(examples, InOrder) else examples
+    return own if isinstance(own, DrawDataset) else examples
 
 
 def _described(
@@ -383,7 +420,7 @@ def _described(
         "schema": SCHEMA,
         "data": re.sub(r"\W+", "_", type(data).__name__),
         "split": split,
-        "pictures": fingerprint(loader) if rank() == 0 else "",
+        "pictures": fingerprint(loader, _what_is_kept) if rank() == 0 else "",
         "count": len(examples),  # type: ignore[arg-type]
         "crops": crops,
         "flip": flip,
@@ -393,6 +430,11 @@ def _described(
         "numbers": number,
     }
     return record, np.dtype(row)
+
+
+def _what_is_kept(batch: Any) -> Any:
+    """A batch without captions, which are not."""
+    return {name: value for name, value in batch.items() if name != "caption"} if isinstance(batch, Mapping) else batch
 
 
 def _name_of(cls: type) -> str:

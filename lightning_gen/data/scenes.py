@@ -8,7 +8,7 @@ picture of a pair tells the other.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -80,16 +80,16 @@ class _CaptionedSet(_SceneSet):
     def examples(self, draws: list[Draw]) -> dict[str, Any]:
         indices = [draw.index for draw in draws]
         images, classes = self.images(self.scenes[indices], self.domain), self.classes[indices]
-        sentences = [self.caption(draw, row) for draw, row in zip(draws, classes.tolist(), strict=True)]
+        sentences = [self.caption(draw) for draw in draws]
         return {"image": images, "caption": sentences, "attributes": torch.from_numpy(classes)}
 
-    def caption(self, draw: Draw, classes: Sequence[int]) -> str:
+    def caption(self, draw: Draw) -> str:
         """The caption of one showing."""
         choice = 0
         if self.seed is not None:  # not draw.rng, which would take a tenth of the time that painting does
             place = f"{self.seed} {draw.epoch} {draw.position}".encode()
             choice = int.from_bytes(blake2b(place, digest_size=8).digest(), "big")
-        return sentence(classes, look_of(self.domain).body_name, choice)
+        return sentence(self.classes[draw.index].tolist(), look_of(self.domain).body_name, choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,8 +231,8 @@ class CaptionedScenes(_SceneDataModule):
         """Captions of training pictures, from which a tokenizer may learn: those of as many epochs as make 2,000."""
         examples = self.dataset("train")
         for epoch in range(-(-2000 // len(examples))):
-            for i, classes in enumerate(examples.classes.tolist()):
-                yield examples.caption(Draw(epoch, i, i), classes)
+            for i in range(len(examples)):
+                yield examples.caption(Draw(epoch, i, i))
 
 
 class UnpairedScenes(_SceneDataModule):

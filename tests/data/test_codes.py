@@ -4,18 +4,21 @@ import json
 import os
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 import lightning_gen.data.codes as module
 from lightning_gen.checkpoints import CheckpointError, digest_weights
-from lightning_gen.data import Codes, Digits, Draw, ImageFolder
+from lightning_gen.data import CaptionedScenes, Codes, Digits, Draw, ImageFolder
 from lightning_gen.data.codes import kept_codes, views_of
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.models.code_prior import CodePrior
@@ -183,6 +186,90 @@ def test_a_folder_gives_larger_pictures_for_crops_from_its_files(tmp_path):
     )
     assert np.array_equal(found.rows["codes"], expected.numpy())
     assert data.image_size == (20, 20)
+
+
+# Captions
+
+
+def told(folder, **settings):
+    """12 pictures, each with three captions, by one of which it can be told."""
+    folder.mkdir(exist_ok=True)
+    for i in range(12):
+        Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"first of {i}\nsecond of {i}\nthird of {i}\n")
+    return ImageFolder(folder, image_size=16, captions=True, num_workers=0, **settings)
+
+
+def scenes(**settings):
+    return CaptionedScenes(16, num_train=24, num_val=6, num_test=6, num_workers=0, **settings)
+
+
+class Own(pl.LightningDataModule):
+    """Pictures and captions of a user's own."""
+
+    image_shape = (3, 16, 16)
+
+    class Items(Dataset):
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, i):
+            return {"image": torch.full((3, 16, 16), i / 8 - 1), "caption": f"number {i}"}
+
+    def train_dataloader(self):
+        return DataLoader(self.Items(), 4, shuffle=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "scenes"])
+def test_captions_are_those_that_the_pictures_have_and_no_picture_is_made_for_them(kind, tmp_path, monkeypatch):
+    path = save(Blocks((3, 16, 16)), tmp_path / "first.ckpt")
+    data, other = (told(tmp_path / "told", seed=s) if kind == "folder" else scenes(seed=s) for s in (3, 4))
+    found = {split: Codes(data, path).dataset(split) for split in ("train", "val", "test")}
+    draws = [Draw(epoch, position, (position + 1) % 4) for epoch in (0, 5) for position in range(4)]
+    expected = {split: [data.dataset(split)[d]["caption"] for d in draws if d.index < 1] for split in found}
+    expected["train"] = [data.dataset("train")[draw]["caption"] for draw in draws]
+    assert len(set(expected["train"])) > 4
+    # Neither the seed of words nor, of a folder, the words themselves have codes made anew.
+    if kind == "folder":
+        (tmp_path / "told" / "0.txt").write_text("another")
+    no_encoding(monkeypatch)
+    assert Codes(other, path).dataset("train").path == found["train"].path
+    for place in ("lightning_gen.data.scenes.render", "lightning_gen.data.preparation.Preparation.__call__"):
+        monkeypatch.setattr(place, lambda *_: 1 / 0)
+    if kind == "folder":
+        (tmp_path / "told" / "0.txt").write_text("first of 0\nsecond of 0\nthird of 0\n")
+    for split, codes in found.items():
+        sent = pickle.loads(pickle.dumps(codes))
+        shown = [draw for draw in draws if split == "train" or draw.index < 1]
+        assert [codes[draw]["caption"] for draw in shown] == expected[split]
+        assert [sent[draw]["caption"] for draw in shown] == expected[split]
+    assert sorted(Codes(data, path).captions()) == sorted(data.captions())
+
+
+def test_captions_of_a_user_s_own_data_come_along(tmp_path):
+    found = Codes(Own(), save(Blocks((3, 16, 16)), tmp_path / "first.ckpt"), batch_size=4, num_workers=0)
+    batch = next(iter(found.train_dataloader()))
+    for codes, caption in zip(batch["codes"][0], batch["caption"], strict=True):
+        image = Own.Items()[int(caption.partition(" ")[2])]["image"]
+        assert torch.equal(codes, Blocks((3, 16, 16)).codes(image[None])[0])
+    with pytest.raises(ValueError, match=r"Own, whose codes these are, has no captions\(\)"):
+        found.captions()
+
+
+def test_which_caption_is_drawn_says_nothing_about_the_view(tmp_path):
+    data = told(tmp_path / "told")
+    for i in range(12):  # brighter on the left
+        Image.fromarray(np.arange(250, 10, -15, np.uint8)[:16][None, :, None].repeat(16, 0).repeat(3, 2)).save(
+            tmp_path / "told" / f"{i}.png"
+        )
+    found = Codes(data, save(Blocks((3, 16, 16)), tmp_path / "first.ckpt"), flip=True).dataset("train")
+    shown = Counter()
+    for position in range(600):
+        item = found[Draw(0, position, 0)]
+        codes = item["codes"][0]
+        shown[bool(codes[0, 0] > codes[0, -1]), item["caption"].partition(" ")[0]] += 1
+    assert len(shown) == 6
+    assert all(60 < number < 140 for number in shown.values())  # 4 standard deviations of 9
 
 
 # The cache

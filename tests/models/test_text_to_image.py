@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.shipped import small
 from lightning_gen.capabilities import HasLogProb, Samples
+from lightning_gen.data import CaptionedScenes, Codes
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import Categorical
 from lightning_gen.models import TextToImage
@@ -184,6 +185,41 @@ def test_it_learns_what_words_mean():
     assert (drawn == asked).float().mean() > 0.95
     # Without a caption all colours come.
     assert model.first_stage.codes(model.sample(60, generator=seeded())).unique().tolist() == [0, 1, 2]
+
+
+class OfScenes(Mosaic):
+    """Encodes landscapes, unless it must not."""
+
+    may = True
+
+    def codes(self, images):
+        assert self.may
+        return super().codes(images)
+
+
+def test_on_codes_it_learns_bit_for_bit_what_it_learns_on_pictures(monkeypatch, tmp_path):
+    """Captions are drawn and dropped, joins passed over, and the vocabulary is learnt from the data."""
+    monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path))
+
+    def fitted(codes):
+        data = CaptionedScenes(16, num_train=24, num_val=8, num_test=6, batch_size=6, num_workers=0)
+        data = Codes(data, batch_size=6, eval_batch_size=64, num_workers=0) if codes else data
+        torch.manual_seed(3)
+        tokenizer = BPETokenizer(length=90, num_tokens=80, dropout=0.2)
+        model = TextToImage((3, 16, 16), OfScenes((3, 16, 16)), partial(NETWORK, label_dropout=0.3), tokenizer)
+        loop = trainer(max_steps=6, max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=3)
+        loop.fit(model, datamodule=data)
+        figures = dict(loop.callback_metrics)
+        (tested,) = loop.test(model, datamodule=data, verbose=False)
+        return model.state_dict(), figures, tested, loop.predict(model, datamodule=data), model.text
+
+    pictures = fitted(codes=False)
+    fitted(codes=True)
+    monkeypatch.setattr(OfScenes, "may", False)
+    again = fitted(codes=True)
+    for one, other in zip(pictures, again, strict=True):
+        assert not differences(one, other)
+    assert pictures[1].keys() >= {"train/nll-text", "val/nll-codes", "val/nll-text"}
 
 
 class Still:
