@@ -24,7 +24,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gen.capabilities import Tokenizer
 from lightning_gen.checkpoints import CheckpointError, check_going_on, digest_weights, first_line, read_checkpoint
+from lightning_gen.data.base import ImageDataModule
 from lightning_gen.data.batches import batch_pictures, check_range, images_and_labels, parts_of
+from lightning_gen.data.images import from_uint8
 from lightning_gen.hyperparameters import (
     CLASS_KEY,
     WEIGHTS_KEY,
@@ -111,12 +113,12 @@ class GenerativeModule(pl.LightningModule):
         return next(floats, torch.float32)
 
     def own(self, tensor: Tensor) -> Tensor:
-        """Floats as the networks take them: of the type of the weights.
+        """Floats as the networks take them: of the type of the weights. uint8 is taken for pictures, in `[-1, 1]` then.
 
         All that comes into a model passes here, so that weights of any type can be trained and sampled from. Under
         mixed precision weights are float32, and autocast does the rest.
         """
-        return tensor.to(self.dtype)
+        return (from_uint8(tensor) if tensor.dtype == torch.uint8 else tensor).to(self.dtype)
 
     # -- clipping ---------------------------------------------------------------------------------------------------
 
@@ -300,7 +302,7 @@ class GenerativeModule(pl.LightningModule):
                     f"{name} needs a condition of shape {list(shape)}, got "
                     f"{'none' if condition is None else list(condition.shape)}."
                 )
-            context["condition"] = self.own(condition.to(self.device))
+            context["condition"] = condition.to(self.device, self.dtype)  # numbers as they are, also of uint8
         if self.text is not None:
             if captions is None or isinstance(captions, str) or len(captions) != number:
                 got = "none" if captions is None else repr(captions) if isinstance(captions, str) else len(captions)
@@ -427,9 +429,10 @@ class GenerativeModule(pl.LightningModule):
         return np.random.default_rng(seed_from(self.noise_seed, self.global_rank, place, 2))
 
     def _changed_on_device(self) -> bool:
-        things = (self, getattr(self.trainer, "datamodule", None))
+        data = getattr(self.trainer, "datamodule", None)
+        known = ImageDataModule if isinstance(data, ImageDataModule) else None  # which leaves floats as they are
         hooks = ("transfer_batch_to_device", "on_after_batch_transfer")
-        return any(is_overridden(hook, thing) for hook in hooks for thing in things)
+        return any(is_overridden(hook, self) or is_overridden(hook, data, known) for hook in hooks)
 
     # -- what is logged, shown and saved ----------------------------------------------------------------------------
     #

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -28,10 +30,10 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
-    default_collate,
 )
 
-from lightning_gen.data.images import average_down
+from lightning_gen.data.batches import DOMAINS, PICTURES, collate, pictures_as_floats
+from lightning_gen.data.images import average_down, from_uint8
 from lightning_gen.loops import use_own_loop
 from lightning_gen.schedules import Growing, Stage
 
@@ -239,7 +241,7 @@ def _examples(dataset: Dataset[Any], draws: list[Draw]) -> list[Any]:
 class AtResolution(Dataset[Any]):
     """A dataset of draws, indexed by the draws of a whole batch: examples at the resolution that each draw asks for.
 
-    Pictures, floats `[C, H, W]`, are averaged down.
+    What is float `[C, H, W]` is averaged down, and so are pictures of uint8, which become floats in `[-1, 1]`.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -249,12 +251,15 @@ class AtResolution(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, draws: list[Draw]) -> list[Any]:
-        def fits(value: Any, height: int) -> Any:
-            is_picture = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
-            return average_down(value, height) if height and is_picture else value
+        def fits(name: str, value: Any, height: int) -> Any:
+            if not (height and isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] != height):
+                return value
+            if value.dtype == torch.uint8 and name in (*DOMAINS, *PICTURES):
+                value = from_uint8(value)
+            return average_down(value, height) if value.is_floating_point() else value
 
         examples = zip(_examples(self.dataset, draws), draws, strict=True)
-        return [{name: fits(value, draw.resolution) for name, value in each.items()} for each, draw in examples]
+        return [{name: fits(name, value, draw.resolution) for name, value in each.items()} for each, draw in examples]
 
 
 class InOrder(Dataset[Any]):
@@ -343,7 +348,7 @@ def in_order(
     examples = examples_of(data)
     total = len(examples)  # type: ignore[arg-type]
     numbers = range(rank, -(-total // batch_size), num_replicas)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"collate_fn": collate}
     if isinstance(data, DataLoader):
         if not makes_batches(data):
             raise ValueError(
@@ -369,7 +374,9 @@ class ImageDataModule(pl.LightningDataModule):
     """Base of all data modules: seeded, resumable loaders over the datasets that a subclass builds.
 
     A subclass implements `image_shape`, and `dataset` or the three sets that it gives. Items are dictionaries of
-    tensors, with pictures as float32 `[C, H, W]` in `[-1, 1]`; its datasets are indexed by a `Draw`.
+    tensors, with pictures as uint8 or as float32 in `[-1, 1]`, `[C, H, W]`; its datasets are indexed by a `Draw`.
+    Batches of uint8 become floats where a trainer has put them on the device. Whoever takes them from a loader has
+    `lightning_gen.data.batches.pictures_as_floats`.
 
     Args:
         batch_size: Examples per process and training step.
@@ -455,9 +462,25 @@ class ImageDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Loader over the test examples, plain, because Lightning shares it out among the ranks by itself."""
-        return DataLoader(InOrder(self.test_set()), batch_size=self.eval_batch_size)
+        return DataLoader(InOrder(self.test_set()), batch_size=self.eval_batch_size, collate_fn=collate)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make floats in `[-1, 1]` of pictures that are uint8, as the trainer's precision would have floats.
+
+        The hook of the same name of the model in training comes after it.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return pictures_as_floats(batch)
+        batch = pictures_as_floats(batch, trainer.precision_plugin.convert_input)
+        model = trainer.lightning_module
+        if is_overridden("on_after_batch_transfer", model):  # which Lightning leaves out where the data has one
+            batch = model.on_after_batch_transfer(batch, dataloader_idx)
+        return batch
 
     def _loader(self, split: Split) -> ResumableLoader:
+        # Of the model's own hook, which ours calls.
+        warnings.filterwarnings("ignore", message="You have overridden `on_after_batch_transfer` in both")
         training = split == "train"
         if split not in self._sets:
             self._sets[split] = {"train": self.train_set, "val": self.val_set, "test": self.test_set}[split]()
@@ -474,7 +497,7 @@ class ImageDataModule(pl.LightningDataModule):
             self._check_growing(self.growing, overfitting)
             batch_size = max(self.growing.batch_sizes)
             sampler: DrawSampler = GrowingSampler(dataset, self.growing, **options)
-            batching = {"dataset": AtResolution(dataset), "batch_size": None, "collate_fn": default_collate}
+            batching = {"dataset": AtResolution(dataset), "batch_size": None}
         else:
             sampler = (DrawSampler if shuffle else InOrderSampler)(dataset, **options)
             batching = {"dataset": dataset, "batch_size": batch_size, "drop_last": training}
@@ -488,6 +511,7 @@ class ImageDataModule(pl.LightningDataModule):
             workers = min(8, max(0, (os.cpu_count() or 1) // world - 2))
         loader = ResumableLoader(
             **batching,
+            collate_fn=collate,
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,

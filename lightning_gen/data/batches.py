@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from lightning_gen.data.images import from_uint8
 
 PICTURES = ("image", "images", "pixel_values", "img")
+DOMAINS = ("A", "B")
 LABELS = ("label", "labels")
 ROUNDING = 1e-4  # by which a value may lie outside [-1, 1]
 
@@ -94,10 +96,41 @@ def check_range(images: Tensor, name: str, what: str) -> float:
 def batch_pictures(batch: Any) -> dict[str, Tensor]:
     """The pictures `[N, C, H, W]` of a batch by name, as they are, whatever form it has: none, one or two domains."""
     if isinstance(batch, Mapping):
-        found = {str(key): batch[key] for key in ("A", "B", *PICTURES) if key in batch}
+        found = {key: batch[key] for key in (*DOMAINS, *PICTURES) if key in batch}
     else:
         found = {"pictures": batch[0] if isinstance(batch, list | tuple) and batch else batch}
     return {key: value for key, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
+
+
+def pictures_as_floats(batch: Any, convert: Callable[[Tensor], Tensor] | None = None) -> Any:
+    """A batch whose `batch_pictures` of uint8 have become float32 in `[-1, 1]`; all else in it stays as it is.
+
+    Args:
+        batch: Of whatever form.
+        convert: What else is done to these floats, such as a trainer's precision asks for; None does nothing.
+    """
+    made = {name: from_uint8(images) for name, images in batch_pictures(batch).items() if images.dtype == torch.uint8}
+    if not made:
+        return batch
+    made = made if convert is None else {name: convert(images) for name, images in made.items()}
+    if isinstance(batch, Mapping):
+        return {**batch, **made}
+    if isinstance(batch, list | tuple):
+        parts = (made["pictures"], *batch[1:])
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return made["pictures"]
+
+
+def collate(examples: Sequence[Any]) -> Any:
+    """As torch's `default_collate`, but where pictures of uint8 stand beside some of floats, all become floats.
+
+    A stack of both would take levels of uint8 for floats.
+    """
+    if isinstance(examples[0], Mapping):
+        for name in (*DOMAINS, *PICTURES):
+            if name in examples[0] and len({example[name].dtype for example in examples}) > 1:
+                examples = [{**example, name: as_floats(example[name], "A batch")} for example in examples]
+    return default_collate(list(examples))
 
 
 def batch_size(batch: Any) -> int:

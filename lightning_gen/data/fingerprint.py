@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_gen import files
 from lightning_gen.data.base import InOrder, collate_sizes, examples_of, in_order
+from lightning_gen.data.batches import collate
 
 PROBES = 64  # pictures that are looked at where the rest is known without
 _BATCH_SIZE = 64
@@ -60,11 +61,11 @@ def fingerprint(data: DataLoader[Any] | Dataset[Any], pictures: Callable[[Any], 
     examples = examples_of(data)
     dataset = examples.dataset if isinstance(examples, InOrder) else examples
     with isolate_rng():  # a dataset of the user's own may draw from the global random state
-        collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
-        if isinstance(dataset, HasRecipe) and collate in (default_collate, collate_sizes):
+        together = data.collate_fn if isinstance(data, DataLoader) else collate
+        if isinstance(dataset, HasRecipe) and together in (collate, default_collate, collate_sizes):
             total = len(examples)  # type: ignore[arg-type]
             number = min(PROBES, total)
-            probes = collate([examples[i * total // number] for i in range(number)])
+            probes = together([examples[i * total // number] for i in range(number)])
             return digest([_name(type(dataset)), total, dataset.recipe(), pictures(probes)])
         return digest([digest(pictures(batch)) for _, batch in in_order(data, _BATCH_SIZE)])
 

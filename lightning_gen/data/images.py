@@ -50,17 +50,25 @@ def to_uint8(images: Tensor) -> Tensor:
     """Quantize pictures by rounding; metrics, panels and files all use this.
 
     Args:
-        images: Float tensor of any shape in `[-1, 1]`; values outside are clipped.
+        images: Float tensor of any shape in `[-1, 1]`; values outside are clipped. uint8 stays as it is.
 
     Returns:
         uint8 tensor of the same shape: -1 becomes 0, +1 becomes 255.
     """
+    if images.dtype == torch.uint8:
+        return images
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """The exact inverse of `to_uint8` on its 256 levels: uint8 of any shape to float32 in `[-1, 1]`."""
-    return images.to(torch.float32).div(127.5).sub(1)
+    """The exact inverse of `to_uint8` on its 256 levels: uint8 of any shape to float32 in `[-1, 1]`.
+
+    The floats are the same on all devices.
+    """
+    # A GPU divides by a number as it multiplies by its inverse, which for 111 of the levels is not the same float; by a
+    # tensor it divides. In place, because new memory takes longer than the arithmetic.
+    half = torch.full((), 127.5, dtype=torch.float32, device=images.device)
+    return images.to(torch.float32, copy=True).div_(half).sub_(1)
 
 
 def to_float(pixels: Tensor) -> Tensor:

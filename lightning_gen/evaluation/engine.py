@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     number: int
     """Over all ranks."""
     images: Pictures
-    """Floats in `[-1, 1]`."""
+    """Uint8, or floats in `[-1, 1]`."""
     originals: Tensor | None = None
     """What they are reconstructions of, on the same device."""
 

@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from lightning_gen.data.base import Draw, DrawDataset, collate_sizes
-from lightning_gen.data.batches import images_and_labels
+from lightning_gen.data.batches import collate, images_and_labels, parts_of
 from lightning_gen.data.images import (
     ImageError,
     Kernel,
     check_channels,
+    from_uint8,
     image_size,
     read_image,
     resize_image,
@@ -29,21 +30,28 @@ from lightning_gen.data.listing import faults_of, find_images, in_words
 from lightning_gen.extractors.base import FeatureExtractor, Features
 
 Pictures: TypeAlias = Tensor | list[Tensor]
-"""A batch `[N, C, H, W]`; or N pictures `[C, H, W]` of different sizes, for an extractor that `resizes`."""
+"""A batch `[N, C, H, W]`; or N pictures `[C, H, W]` of different sizes, for an extractor that `resizes`.
+
+Either uint8 or floats in `[-1, 1]`.
+"""
 
 
 def pictures_in(batch: Any) -> Pictures:
-    """Those of a batch, in `[-1, 1]`."""
+    """Those of a batch: uint8, or floats in `[-1, 1]`."""
     if isinstance(batch, Mapping) and isinstance(batch.get("image"), list):  # of `collate_sizes`
         pictures: list[Tensor] = batch["image"]
         return pictures
-    return images_and_labels(batch, "An evaluation")[0]
+    images: Any = parts_of(batch)[0]
+    is_uint8 = isinstance(images, Tensor) and images.dtype == torch.uint8
+    return images if is_uint8 else images_and_labels(batch, "An evaluation")[0]
 
 
 def as_read(images: Pictures, extractor: FeatureExtractor) -> Pictures:
-    """Float pictures in `[-1, 1]`, finite ones alone, as the extractor takes them: of 8 bits, or points as they are."""
+    """Pictures, uint8 or finite floats in `[-1, 1]`, as the extractor takes them: of 8 bits, or points as they are."""
     if isinstance(images, list):
         return [as_read(image[None], extractor)[0] for image in images]
+    if images.dtype == torch.uint8:
+        return images if extractor.quantized else from_uint8(images)
     broken = (~images.isfinite()).flatten(1).any(1)
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
@@ -125,7 +133,7 @@ class Sizing:
 
 @dataclass(frozen=True, eq=False)
 class PictureFiles(DrawDataset):
-    """Pictures of a folder in gray or colour: `{"image"}`, float32 `[C, H, W]` in `[-1, 1]`."""
+    """Pictures of a folder in gray or colour: `{"image"}`, `[C, H, W]`, uint8 or (deeper ones) float32 in `[-1, 1]`."""
 
     files: list[Path]
     channels: int
@@ -142,7 +150,7 @@ class PictureFiles(DrawDataset):
         if wanted and pixels.shape[1:] != wanted:
             found, others = (" x ".join(map(str, size)) for size in (pixels.shape[1:], wanted))
             raise ImageError(f"{file} is {found} pixels, unlike its header says, and others are {others}.")
-        return {"image": to_float(pixels)}
+        return {"image": pixels if pixels.dtype == torch.uint8 else to_float(pixels)}
 
 
 def folder_loaders(
@@ -177,7 +185,7 @@ def folder_loaders(
             PictureFiles(inside, check_channels(channels), sizing),
             batch_size=64,
             num_workers=min(8, max(0, (os.cpu_count() or 1) - 2)),
-            collate_fn=default_collate if sizing.size else collate_sizes,
+            collate_fn=collate if sizing.size else collate_sizes,
         )
         for folder, inside in found.items()
     }

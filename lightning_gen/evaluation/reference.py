@@ -72,7 +72,8 @@ def reference_of_loader(
 
     def pictures_of(batch: Any) -> Pictures:
         images = pictures_in(batch)
-        if extractor.quantized and isinstance(images, Tensor):  # to 8 bits all outside would be black or white
+        if extractor.quantized and isinstance(images, Tensor) and images.is_floating_point():
+            # To 8 bits, all outside would be black or white.
             check_range(images, "An evaluation", "the data")
         return as_read(images, extractor)
 

@@ -49,7 +49,7 @@ def shape_of(loader: Any) -> tuple[int, int, int]:
 
 
 def pictures_at(loader: Any, places: Sequence[int]) -> Pictures:
-    """Some of the pictures of a loader, in `[-1, 1]`."""
+    """Some of the pictures of a loader."""
     examples = examples_of(loader)
     return pictures_in(loader.collate_fn([examples[place] for place in places]))
 

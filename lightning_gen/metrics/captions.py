@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.capabilities import ScoresCaptions
+from lightning_gen.data.batches import as_floats
 from lightning_gen.metrics.base import FullPrecision
 
 
@@ -42,13 +43,13 @@ class CaptionScore(FullPrecision):
         """Score pictures.
 
         Args:
-            images: `[N, C, H, W]` in `[-1, 1]`.
+            images: `[N, C, H, W]`, uint8 or floats in `[-1, 1]`.
             captions: N texts.
 
         Raises:
-            ValueError: As the scorer does.
+            ValueError: As the scorer does, or if the pictures are neither.
         """
-        (scorer,) = self._scorer
+        (scorer,), images = self._scorer, as_floats(images, "CaptionScore")
         scores = [scorer.score(images, captions)]
         if len(captions) > 1:  # a picture alone has no other's caption
             scores.append(scorer.score(images, [*captions[1:], captions[0]]))

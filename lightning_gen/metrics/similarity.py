@@ -22,7 +22,7 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture by itself, in dB: 10 log10(255^2 / mean squared error).
 
     Args:
-        images: `[N, C, H, W]` in `[-1, 1]`; values outside are clipped.
+        images: `[N, C, H, W]`, uint8 or floats in `[-1, 1]`; values outside are clipped.
         targets: What they should be, same shape.
 
     Returns:
@@ -39,7 +39,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     edges out).
 
     Args:
-        images: `[N, C, H, W]` in `[-1, 1]`, H and W at least 6; values outside are clipped.
+        images: `[N, C, H, W]`, uint8 or floats in `[-1, 1]`, H and W at least 6; values outside are clipped.
         targets: What they should be, same shape.
 
     Returns:
@@ -93,7 +93,7 @@ class MeanSimilarity(FullPrecision):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, targets: Tensor) -> None:
-        """Add pictures `[N, C, H, W]` in `[-1, 1]` and their targets."""
+        """Add pictures `[N, C, H, W]` and their targets, as the function takes them."""
         # Not in place: a state made under inference mode could not be added to outside of it.
         self.total = self.total + self.function(images, targets).sum().to(self.total)
         self.count = self.count + len(images)

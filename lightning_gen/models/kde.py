@@ -130,7 +130,7 @@ class KDE(LikelihoodModule):
         Raises:
             ValueError: If a picture has another shape, is not finite, or is off the levels.
         """
-        self._check(images)
+        images = self._checked(images)
         self._new.append(images.detach().to(self.centres))
 
     @property
@@ -159,7 +159,7 @@ class KDE(LikelihoodModule):
             ValueError: If a picture has another shape, is not finite, or is off the levels; if there is no data yet, or
                 a bandwidth cannot be chosen.
         """
-        self._check(images)
+        images = self._checked(images)
         self._choose()
         return self._log_prob(images.to(self.device), self.width.item())
 
@@ -235,8 +235,9 @@ class KDE(LikelihoodModule):
 
     # -- data and bandwidth -----------------------------------------------------------------------------------------
 
-    def _check(self, images: Tensor) -> None:
-        faults = {"have pixels that are NaN or infinite": ~self.checked_images(images).isfinite()}
+    def _checked(self, images: Tensor) -> Tensor:
+        images = self.checked_images(images)
+        faults = {"have pixels that are NaN or infinite": ~images.isfinite()}
         if self.num_levels is not None:
             levels, last = self._levels(images), self.num_levels - 1
             off = ((levels - levels.round()).abs() > 0.01) | (levels < -0.01) | (levels > last + 0.01)
@@ -247,6 +248,7 @@ class KDE(LikelihoodModule):
                     f"{len(numbers)} of {len(images)} pictures of this batch {fault}, the first being picture "
                     f"{numbers[0]}."
                 )
+        return images
 
     def _join(self) -> None:
         """Take the new pictures into the buffer; then the bandwidth is to be chosen anew."""

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from lightning_gen.data.batches import as_floats
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.metrics.likelihood import likelihood_metrics, update_likelihoods
 
@@ -52,17 +53,17 @@ class LikelihoodModule(GenerativeModule):
         raise NotImplementedError
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """Pictures of the model's shape.
+        """Pictures of the model's shape, as `lightning_gen.data.batches.as_floats` gives them.
 
         Raises:
-            ValueError: If they are of another.
+            ValueError: If they are of another, or it refuses them.
         """
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"Pictures must be [N, {', '.join(map(str, self.image_shape))}] for this {type(self).__name__}, got "
                 f"{list(images.shape)}."
             )
-        return images
+        return as_floats(images, f"This {type(self).__name__}")
 
     def batch_log_prob(self, batch: Any, **settings: Any) -> Tensor:
         """Nats of each picture of a batch, `[N]`, given what else in it the model takes."""

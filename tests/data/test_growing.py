@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_gen.data import Scenes, UnpairedScenes
 from lightning_gen.data.base import Draw, DrawDataset, ImageDataModule, in_order
+from lightning_gen.data.batches import pictures_as_floats
 from lightning_gen.data.fingerprint import fingerprint
-from lightning_gen.data.images import average_down
+from lightning_gen.data.images import average_down, from_uint8
 from lightning_gen.evaluation.sources import evenly_spaced
 from lightning_gen.schedules import Growing
 
@@ -107,6 +109,31 @@ def test_pictures_are_those_of_the_dataset_averaged_down():
             torch.testing.assert_close(image, blocks.mean((2, 4)))
             assert torch.equal(label, own["label"])
     assert average_down(own["image"], 4) is own["image"]
+
+
+@dataclass(frozen=True, eq=False)
+class Levels(DrawDataset):
+    """Pictures and a mask of 8 bits, or the same pictures as floats."""
+
+    floats: bool
+
+    def __len__(self):
+        return TOTAL
+
+    def __getitem__(self, draw):
+        pixels = torch.from_numpy(draw.rng(3).integers(256, size=(2, 4, 8), dtype=np.uint8))
+        return {"B": from_uint8(pixels) if self.floats else pixels, "mask": pixels[:1]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_of_8_bits_are_averaged_as_floats_and_masks_stay(workers):
+    found, expected = (Data(num_workers=workers, seed=1, growing=GROWING) for _ in range(2))
+    found._sets["train"], expected._sets["train"] = Levels(False), Levels(True)
+    batches = epochs(found.train_dataloader(), 0, 1, 2)
+    types = {(batch["B"].shape[2], batch["B"].dtype) for batch in batches}
+    assert types == {(2, torch.float32), (4, torch.uint8)}, "whole ones travel as they are"
+    assert {(batch["mask"].shape[1:], batch["mask"].dtype) for batch in batches} == {((1, 4, 8), torch.uint8)}
+    assert same([pictures_as_floats(batch) for batch in batches], epochs(expected.train_dataloader(), 0, 1, 2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
