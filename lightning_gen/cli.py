@@ -26,6 +26,9 @@ Train (Lightning's command line; every setting is an option, and a misspelt one 
   test         measure on the test data:   lightning-gen test --ckpt_path RUN/checkpoints/last.ckpt
   predict      write what the model makes of the test data: translations, samples, log-probabilities
 
+Look first:
+  data         show what a model will see, and how fast:  lightning-gen data --config cyclegan
+
 Use a checkpoint (which is all they need):
   sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR
   interpolate  draw what lies between pairs of latents
@@ -109,6 +112,12 @@ def _run(arguments: list[str]) -> int:
 
         set_yaml_loader()
         return run_trainer(arguments)
+    if command == "data":
+        from lightning_gen.commands.configs import set_yaml_loader
+        from lightning_gen.commands.data import run_look
+
+        set_yaml_loader()
+        return run_look(arguments)
     if command in _FUNCTIONS:
         from jsonargparse import auto_cli
 

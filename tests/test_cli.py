@@ -15,6 +15,7 @@ COMMANDS = [
     "validate",
     "test",
     "predict",
+    "data",
     "sample",
     "evaluate",
     "interpolate",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,29 @@ def train_first_stages(config: Namespace) -> None:
         FileNotFoundError: If there is no such configuration.
         RuntimeError: Under a launcher, if it has yet to be trained.
     """
+    for argument, named, settings, folder in _first_stages(config):
+        kept = _kept(folder)
+        if not kept.is_file():
+            _train_first_stage(argument, named, settings, folder, str(config.trainer.accelerator))
+            last = _last_in(folder)
+            assert last is not None
+            write_atomically(kept, last.read_bytes())
+        config.model.init_args[argument] = str(kept)
+
+
+def take_kept_first_stages(config: Namespace) -> list[str]:
+    """As `train_first_stages`, but nothing is trained: the names of the configurations that have yet to be."""
+    missing = []
+    for argument, named, _, folder in _first_stages(config):
+        if _kept(folder).is_file():
+            config.model.init_args[argument] = str(_kept(folder))
+        else:
+            missing.append(named)
+    return missing
+
+
+def _first_stages(config: Namespace) -> Iterator[tuple[str, str, dict[str, Any], Path]]:
+    """The arguments that name a configuration, its name, what is trained by it, and in which folder."""
     arguments = config.model.get("init_args") or Namespace()
     for argument in models_asked_for_by(class_of(config.model)):
         named = arguments.get(argument)
@@ -69,14 +92,12 @@ def train_first_stages(config: Namespace) -> None:
             continue
         settings = load_yaml(Path(find_config(named)).read_text(encoding="utf-8"))
         settings["data"] = with_pictures_of(settings["data"], pictures_of(config.data))
-        folder = cache_folder() / "first_stages" / f"{Path(named).stem}-{_digest(settings)}"
-        kept = folder.with_name(f"{folder.name}.ckpt")
-        if not kept.is_file():
-            _train_first_stage(argument, named, settings, folder, str(config.trainer.accelerator))
-            last = _last_in(folder)
-            assert last is not None
-            write_atomically(kept, last.read_bytes())
-        arguments[argument] = str(kept)
+        yield argument, named, settings, cache_folder() / "first_stages" / f"{Path(named).stem}-{_digest(settings)}"
+
+
+def _kept(folder: Path) -> Path:
+    """The checkpoint of what has been trained in a folder."""
+    return folder.with_name(f"{folder.name}.ckpt")
 
 
 def with_pictures_of(data: Mapping[str, Any], pictures: Namespace) -> dict[str, Any]:

@@ -145,8 +145,7 @@ class CommandLine(LightningCLI):
             train_first_stages(config)
         load_inner_models(config.model, checkpoint)
         find_checkpoint_of(config.data)
-        if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
-            torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        use_all_cores()
 
     def _run_logger(self, config: Namespace) -> Namespace | bool:
         if self.subcommand not in ("fit", None):
@@ -193,12 +192,20 @@ class CommandLine(LightningCLI):
                 print(f"Report: {run_folder(self.trainer) / PAGE}")
 
 
-def run_trainer(arguments: list[str]) -> int:
-    """Run `fit`, `validate`, `test` or `predict`."""
+def use_all_cores() -> None:
+    """Where a CPU trains, let it do so on all cores that this process may use, unless the user says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+def run_trainer(
+    arguments: list[str], kind: type[CommandLine] = CommandLine, trainer_class: type[Trainer] = Trainer
+) -> int:
+    """Run `fit`, `validate`, `test` or `predict`, or the subcommands of another kind of command line."""
     quiet_lightning()
     try:
         with _naming_damage():
-            CommandLine(
+            kind(
                 GenerativeModule,
                 pl.LightningDataModule,
                 subclass_mode_model=True,
@@ -207,7 +214,7 @@ def run_trainer(arguments: list[str]) -> int:
                 seed_everything_default=0,
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-                trainer_class=Trainer,
+                trainer_class=trainer_class,
                 parser_class=Parser,
                 # Errors of the parser are raised, so that the command line can say them in fewer words.
                 parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},

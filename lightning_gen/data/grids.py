@@ -18,8 +18,11 @@ LINE = 15  # pixels from one line of a caption to the next
 _GROUND, _INK = (32, 36, 44), (226, 230, 236)  # quiet on light and on dark pages
 
 
-def picture_grid(columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, Iterable[Tensor]]]) -> Image.Image:
-    """Pictures in rows under a row of column titles.
+def picture_grid(
+    columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, Iterable[Tensor]]],
+    captions: Mapping[tuple[int, int], str] | None = None,
+) -> Image.Image:
+    """Pictures in rows under a row of column titles, if any of them has words.
 
     Pixels are kept as they are; pictures narrower than `MIN_CELL` are enlarged by repeating each pixel a whole number
     of times. All cells are as large as the largest picture, with `GAP` pixels around them.
@@ -27,13 +30,16 @@ def picture_grid(columns: Mapping[str, Iterable[Tensor]] | Sequence[tuple[str, I
     Args:
         columns: Title of each column, and its pictures from top to bottom: each uint8 `[1 or 3, H, W]`. Pairs allow a
             title to come twice.
+        captions: What stands below pictures, by their places (row, column). With captions, pictures narrower than
+            `MIN_CAPTIONED` are enlarged.
 
     Raises:
         ValueError: If there is nothing to show, or a picture is not uint8 `[1 or 3, H, W]`.
     """
     pairs = list(columns.items() if isinstance(columns, Mapping) else columns)
     cells = {(r, c): _pil(picture) for c, (_, column) in enumerate(pairs) for r, picture in enumerate(column)}
-    return _grid(cells, MIN_CELL, [title for title, _ in pairs])
+    titles = [title for title, _ in pairs]
+    return _grid(cells, MIN_CAPTIONED if captions else MIN_CELL, titles if any(titles) else (), captions)
 
 
 def square_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image.Image:

@@ -1,0 +1,178 @@
+"""How many pictures a second a loader gives, how many a model takes, and which loader feeds which model."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_gen.data.batches import batch_size
+
+FED = 0.95
+"""A model is fed if it trains at this share of the rate that it has alone, or more."""
+_AGAIN = 4  # batches that a model is given in turn, which costs no loading
+_WARM_UP = 3  # steps, or as many as take a second: the first ones choose kernels and fill caches
+_LEAST = 5  # batches that are counted, as many as there are to a step of many a critic
+
+
+def numbers_of_workers() -> list[int]:
+    """0, 2, 4, 8 and so on up to the cores that this process may use; on one core 0 and 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    powers = [2**n for n in range(1, cores.bit_length()) if 2**n < cores]
+    return [0, *powers, cores]
+
+
+def loading_rate(data: pl.LightningDataModule, workers: int | None, seconds: float = 2.0) -> float:
+    """Examples a second that the training loader of a data module gives to someone who only takes them.
+
+    The time that workers take to start does not count. Small data is gone through again. The global random state stays
+    as it is.
+
+    Args:
+        data: Prepared and set up.
+        workers: Loader processes; None leaves the module's own number.
+        seconds: How long is measured at least, and at least some batches of each worker.
+
+    Raises:
+        ValueError: If the loader gives nothing, or as the loader does.
+    """
+    with isolate_rng():
+        batches = _epochs(_with_workers(data, workers).train_dataloader())
+        for _ in range(max(1, workers or 0)):  # when each worker has given one, all of them are at work
+            next(batches)
+        examples, start = 0, time.perf_counter()
+        for number in count(1):
+            examples += batch_size(next(batches))
+            elapsed = time.perf_counter() - start
+            if elapsed >= seconds and number >= max(_LEAST, 2 * (workers or 0)):
+                break
+        batches.close()
+    return examples / elapsed
+
+
+def training_rate(
+    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, seconds: float = 2.0
+) -> float:
+    """Examples a second that a model takes if it never waits for them: steps of training on a few loaded batches.
+
+    The steps are real ones, so the model is another afterwards. The global random state stays as it is.
+
+    Args:
+        trainer: One that has not run. It should measure and write nothing, and have many steps to go.
+        model: That is trained.
+        data: Gives the first batches, and all that the model asks of its data.
+        seconds: How long is measured at least, after a warm-up.
+
+    Raises:
+        RuntimeError: If the training ends before anything is measured.
+    """
+    clock = _Clock(seconds)
+    with isolate_rng():
+        given = _with_workers(data, 0)
+        loader = given.train_dataloader()
+        batches = list(islice(_epochs(loader), _AGAIN))
+        again = _Again(batches, len(loader) if hasattr(loader, "__len__") else _AGAIN)
+        given.train_dataloader = lambda: again
+        trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+        trainer.fit(model, datamodule=given)
+    if not clock.rate:
+        raise RuntimeError(
+            f"The training ended after {trainer.global_step} steps, which are too few to measure how fast the model is."
+        )
+    return clock.rate
+
+
+def rate_together(loading: float, training: float, workers: int) -> float:
+    """Examples a second of a training, from the rates of its two halves.
+
+    Workers load while the model trains, so the slower one decides; without workers it is one after the other.
+    """
+    return min(loading, training) if workers else 1 / (1 / loading + 1 / training)
+
+
+def feeding(loading: Mapping[int, float], training: float) -> int | None:
+    """The smallest number of workers that feeds a model, as `FED` says; None if none does.
+
+    Args:
+        loading: Examples a second by numbers of workers.
+        training: Examples a second that the model takes.
+    """
+    return next((n for n in sorted(loading) if rate_together(loading[n], training, n) >= FED * training), None)
+
+
+def _with_workers(data: pl.LightningDataModule, workers: int | None) -> Any:
+    """A copy of a data module with so many loader processes; its own number, where it has none to set."""
+    copied: Any = copy.copy(data)
+    if workers is not None and hasattr(copied, "num_workers"):
+        copied.num_workers = workers
+    return copied
+
+
+def _epochs(loader: Any) -> Generator[Any]:
+    """The batches of a loader, one epoch after the other."""
+    for epoch in count():
+        sampler: Any = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        number = -1
+        for number, batch in enumerate(loader):  # noqa: B007
+            yield batch
+        if number < 0:
+            raise ValueError(f"The training loader gives no batches, a {type(loader).__name__}.")
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A few batches over and over, as many as an epoch has."""
+
+    batches: Sequence[Any]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.batches[number % len(self.batches)] for number in range(self.length))
+
+
+@dataclass
+class _Clock(pl.Callback):
+    """Warms a training up, measures its rate, and ends it."""
+
+    seconds: float
+    rate: float = 0.0
+    start: float = 0.0
+    steps: int = 0
+    examples: int = 0
+    begun: float = field(default_factory=time.perf_counter)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        if not self.start:
+            if self.steps >= _WARM_UP or time.perf_counter() - self.begun > 1:
+                self.start, self.steps = _now(pl_module.device), 0
+            return
+        self.examples += batch_size(batch)
+        if self.steps >= _LEAST and time.perf_counter() - self.start >= self.seconds:
+            self.rate = self.examples / (_now(pl_module.device) - self.start)
+            trainer.should_stop = True
+
+
+def _now(device: torch.device) -> float:
+    """The time when a device has done all that it was given."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+    return time.perf_counter()
