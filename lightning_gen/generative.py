@@ -444,6 +444,15 @@ class GenerativeModule(pl.LightningModule):
         """The figures of a test with which `fit` ends: by name, as {"test/accuracy": "Test accuracy: {:.2%}"}."""
         return {}
 
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """As Lightning's, but a mean is that of all pictures also where processes do not have as many each.
+
+        Lightning takes the mean of their numbers of pictures, which of 4 and 5, as integers, is 4.
+        """
+        if options.get("batch_size") is not None:
+            options["batch_size"] = float(options["batch_size"])
+        super().log(name, value, *args, **options)
+
     def configure_callbacks(self) -> list[pl.Callback]:
         """None. But here, before Lightning refuses to clip and to accumulate by hand, is where to say what does so.
 

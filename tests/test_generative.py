@@ -1,6 +1,7 @@
 """The habits of every model: noise by (seed, rank, batch), images counted, pictures checked, a checkpoint is enough."""
 
 import functools
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -488,6 +489,27 @@ def test_names_of_classes_are_in_the_checkpoint_and_stay_with_their_numbers(tmp_
     torch.save(content, old)
     assert GAN.load_from_checkpoint(old).class_names is None
     trainer(max_steps=2).fit(GAN((1, 2, 2), num_classes=2), datamodule=Named(["bat", "cat"]), ckpt_path=old)
+
+
+class Brightness(GenerativeModule):
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/brightness", batch.mean(), batch_size=len(batch), sync_dist=True)
+
+
+def brightness_on(rank, pictures):
+    os.environ["LOCAL_RANK"] = str(rank)
+    loop = trainer(strategy="ddp", devices=2, use_distributed_sampler=False)
+    (figures,) = loop.test(Brightness((1, 2, 2)), DataLoader(pictures[rank::2], 2), verbose=False)
+    return figures["test/brightness"]
+
+
+def test_a_mean_is_that_of_all_pictures_however_many_each_process_has(on_ranks):
+    pictures = torch.tensor([-1.0, 0.0, 0.0, 0.5, 1.0])[:, None, None, None].expand(-1, 1, 2, 2)
+    assert on_ranks(brightness_on, pictures) == pytest.approx([0.1, 0.1])
 
 
 def test_models_without_classes_know_no_names(tmp_path):
