@@ -31,7 +31,7 @@ class CropFlip:
     flip: bool = False
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator | None, name: Callable[[], str]) -> Tensor:
-        """Pixels `[..., H, W]` of a source to float `[..., *crop]`.
+        """Pixels `[..., H, W]` of a source to `[..., *crop]`: uint8, or of deeper files float32 in `[-1, 1]`.
 
         Args:
             pixels: As a `Source` gives them.
@@ -47,12 +47,12 @@ class CropFlip:
         if rng is not None and self.flip and rng.random() < 0.5:
             pixels = geometry.horizontal_flip(pixels)
         # Contiguous, because strides that depend on the file or the workers would change the rounding of convolutions.
-        return to_float(pixels).contiguous()
+        return (pixels if pixels.dtype == torch.uint8 else to_float(pixels)).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures(DrawDataset):
-    """Pictures, perhaps with labels and captions: `{"image"}`, `{"label"}`, `{"caption"}`.
+    """Pictures, as `CropFlip` gives them, perhaps with labels and captions: `{"image"}`, `{"label"}`, `{"caption"}`.
 
     Args:
         source: Of the pictures.

@@ -18,7 +18,8 @@ from lightning_gen.data.sources import Captions, Source
 class PictureDataModule(ImageDataModule):
     """Base of the data modules of picture files: how they are read.
 
-    A subclass sets `image_size`, (height, width).
+    A subclass sets `image_size`, (height, width). Pictures of items are uint8, and those of files of more than 8 bits
+    are float32 in `[-1, 1]`. A batch with such a one is of floats, and so are all that a trainer has on its device.
 
     Args:
         channels: 3 for RGB, 1 for gray; pictures of the other kind are converted.
@@ -58,7 +59,7 @@ class Collection(PictureDataModule):
 
     Pictures are resized, keeping their aspect ratio, to just cover `image_size`, and what sticks out is cropped off.
 
-    Items are `{"image"}`, float32 `[channels, *image_size]` in `[-1, 1]`, with labels also `{"label"}`, int64, and with
+    Items are `{"image"}`, `[channels, *image_size]`, with labels also `{"label"}`, int64, and with
     captions also `{"caption"}`, a string: of several, one is drawn anew each time a training picture is shown, and
     evaluation has the first.
 

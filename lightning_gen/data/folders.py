@@ -73,7 +73,7 @@ class UnpairedImageFolder(FolderDataModule):
     Evaluation pictures come in order, modulo the size of their domain, resized straight to `crop` (or, where `resize`
     is None, cut from the centre), without a flip.
 
-    Items are `{"A", "B"}`, float32 `[channels, *crop]` in `[-1, 1]`, and with `paired_evaluation` also
+    Items are `{"A", "B"}`, `[channels, *crop]` as `PictureDataModule` has them, and with `paired_evaluation` also
     `{"paired": True}` in evaluation.
 
     Args:
@@ -133,7 +133,7 @@ class PairedImageFolder(FolderDataModule):
     Evaluation pairs come in order, resized straight to `crop` (or, where `resize` is None, cut from the centre),
     without a flip.
 
-    Items are `{"A", "B", "paired": True}` in every split; pictures are float32 `[channels, *crop]` in `[-1, 1]`.
+    Items are `{"A", "B", "paired": True}` in every split, pictures `[channels, *crop]` as `PictureDataModule` has them.
 
     Args:
         root: The folder of the data set.

@@ -20,6 +20,7 @@ import lightning_gen.data.codes as module
 from lightning_gen.checkpoints import CheckpointError, digest_weights
 from lightning_gen.data import CaptionedScenes, Codes, Digits, Draw, ImageFolder
 from lightning_gen.data.codes import kept_codes, views_of
+from lightning_gen.data.images import from_uint8
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.models.code_prior import CodePrior
 from lightning_gen.trust import ENVIRONMENT
@@ -182,7 +183,7 @@ def test_a_folder_gives_larger_pictures_for_crops_from_its_files(tmp_path):
     found = Codes(data, path, crops=5).dataset("train")
     pictures = torch.stack([larger.train_set()[Draw(0, i, i)]["image"] for i in range(len(found))])
     expected = torch.stack(
-        [Blocks((3, 20, 20)).codes(view).flatten(1) for view in views_of(pictures, (20, 20), 5, False)], 1
+        [Blocks((3, 20, 20)).codes(view).flatten(1) for view in views_of(from_uint8(pictures), (20, 20), 5, False)], 1
     )
     assert np.array_equal(found.rows["codes"], expected.numpy())
     assert data.image_size == (20, 20)

@@ -13,7 +13,8 @@ from PIL import Image
 from lightning_gen.data.base import Draw
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
-from lightning_gen.data.images import ImageError, read_image, resize_image, to_float, to_uint8
+from lightning_gen.data.images import ImageError, average_down, read_image, resize_image, to_float, to_uint8
+from lightning_gen.schedules import Growing
 
 OPTIONS = {"resize": (14, 20), "crop": (8, 12), "num_workers": 0}
 
@@ -86,7 +87,7 @@ def test_training_resizes_then_crops_then_flips(unpaired):
             top, left = int(rng.integers(14 - 8 + 1)), int(rng.integers(20 - 12 + 1))
             expected = expected[:, top : top + 8, left : left + 12]
             flips.append(bool(rng.random() < 0.5))
-            assert torch.equal(item[side], to_float(expected.flip(-1) if flips[-1] else expected))
+            assert torch.equal(item[side], expected.flip(-1) if flips[-1] else expected)
     assert len(set(flips)) == 2
 
 
@@ -117,9 +118,8 @@ def test_shapes_of_squares_and_rectangles(unpaired, resize, crop, shape):
     for dataset in (module.train_set(), module.val_set(), module.test_set()):
         for image in (dataset[Draw(0, 0, 0)][side] for side in "AB"):
             assert image.shape == shape
-            assert image.dtype == torch.float32
+            assert image.dtype == torch.uint8
             assert image.is_contiguous()
-            assert -1 <= image.min() <= image.max() <= 1
 
 
 def test_gray_and_background(tmp_path):
@@ -165,7 +165,7 @@ def test_evaluation_is_in_order_without_augmentation(unpaired):
     files_a, files_b = module.files["test"]
     for index, item in enumerate(got):
         for side, path in (("A", files_a[index]), ("B", files_b[index % 2])):
-            assert torch.equal(item[side], to_float(resize_image(read_image(path), (8, 12))))
+            assert torch.equal(item[side], resize_image(read_image(path), (8, 12)))
     assert same(got, items(module.test_set(), epoch=3))
     assert same(got, items(module.val_set()))  # there is no valA
 
@@ -326,7 +326,7 @@ def test_paired_evaluation_is_plain_and_val_and_test_stand_in_for_one_another(pa
     for index, item in enumerate(got):
         halves = read_image(paired / f"val/{index}.png").chunk(2, dim=-1)
         for side, half in zip("AB", halves, strict=True):
-            assert torch.equal(item[side], to_float(resize_image(half, (8, 12))))
+            assert torch.equal(item[side], resize_image(half, (8, 12)))
     assert same(got, items(module.test_set()))
     (paired / "val").rename(paired / "test")
     assert same(got, items(PairedImageFolder(paired, **OPTIONS).val_set()))
@@ -590,8 +590,27 @@ def test_16_bit_and_8_bit_pictures_go_through_the_same_geometry(tmp_path):
         for kind in ("deep", "flat")
     )
     for position in range(10):
-        difference = deep[Draw(0, position, 0)]["image"] - flat[Draw(0, position, 0)]["image"]
-        assert difference.abs().max() < 2.5 / 255  # two roundings of 8 bits
+        of_16_bits, of_8_bits = (each[Draw(0, position, 0)]["image"] for each in (deep, flat))
+        assert (of_16_bits.dtype, of_8_bits.dtype) == (torch.float32, torch.uint8)
+        assert (of_16_bits - to_float(of_8_bits)).abs().max() < 2.5 / 255  # two roundings of 8 bits
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("growing", [None, Growing((4, 8), batch_sizes=(4, 4), stable_images=4, fade_images=0)])
+def test_16_bit_and_8_bit_pictures_may_stand_in_one_batch(tmp_path, workers, growing):
+    """A plain stack would take 0 to 255 for floats."""
+    gray = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
+    for split in ("train", "val"):
+        for i in range(8):
+            save(tmp_path / split / f"{i}.png", gray if i % 3 else gray.astype(np.uint16) * 257)
+    options = {"batch_size": 4, "num_workers": workers, "growing": growing}
+    data = ImageFolder(tmp_path, image_size=8, channels=1, **options)
+    expected = to_float(torch.from_numpy(gray))
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+        images = [image[0] for batch in loader for image in batch["image"]]
+        assert len(images) == 8
+        for image in images:
+            assert torch.allclose(image, average_down(expected[None], len(image))[0], atol=1e-6)
 
 
 # The command line
