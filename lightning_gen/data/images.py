@@ -6,17 +6,18 @@ import io
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageColor, ImageFile
+from PIL import ExifTags, Image, ImageColor, ImageFile, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as geometry
@@ -44,6 +45,9 @@ _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262  # 0: white is stored as 0
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_TURNED = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}  # where one may stand, in Pillow's words
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -87,7 +91,8 @@ def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic"
     """Resize with antialiasing; the overshoot of the cubic is clipped.
 
     Args:
-        pixels: `[..., H, W]`, uint8 or float32 in `[0, 1]`. (On a CPU, uint8 is about ten times as fast.)
+        pixels: `[..., H, W]`, uint8 or float32 in `[0, 1]`. (On a CPU, uint8 is about ten times as fast, and most so
+            with the channels last in memory, as `read_image` gives them.)
         size: (height, width) wanted.
         kernel: Of the interpolation.
 
@@ -96,6 +101,9 @@ def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic"
     """
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
+    if pixels.ndim > 2 and pixels.shape[-3] > 1 and pixels.stride(-3) == 0:  # gray as RGB: all channels are one
+        one = resize_image(pixels[..., :1, :, :], size, kernel)
+        return one.expand(*one.shape[:-3], pixels.shape[-3], -1, -1)
     resized: Tensor = geometry.resize(
         pixels, list(size), interpolation=geometry.InterpolationMode(kernel), antialias=True
     )
@@ -182,7 +190,7 @@ class Picture:
                 pixels = torch.lerp(paper, pixels, _unit(self.alpha))
             if eight_bits:
                 pixels = pixels.mul(255).round().to(torch.uint8)
-        return pixels.expand(channels, -1, -1)
+        return pixels if len(pixels) == channels else pixels.expand(channels, -1, -1)
 
 
 def check_channels(channels: int) -> int:
@@ -223,23 +231,20 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: If it is no picture.
     """
-    with _opened(Path(path)) as image:
-        width, height = image.size
-        if image.format == "TIFF":  # whose size Pillow gives upright, in some versions
-            width, height = (image.tag_v2[tag] for tag in (_WIDTH, _HEIGHT))  # type: ignore[attr-defined]
-        orientation = 1
-        if image.format != "PNG" or "exif" in image.info:  # for which Pillow would read a PNG to its end
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    with _opened(Path(path), str(path)) as (image, _):
+        return _upright_size(image)
 
 
-def read_image(path: str | Path, channels: int = 3, background: str = "white") -> Tensor:
-    """Read a picture file: `open_image`, then `Picture.flatten`.
+def read_image(
+    source: str | Path | bytes, channels: int = 3, background: str = "white", *, name: str | None = None
+) -> Tensor:
+    """Read a picture: `open_image`, then `Picture.flatten`.
 
     Args:
-        path: The file.
+        source: A file, or the bytes of one.
         channels: 1 (gray) or 3 (RGB).
         background: Colour behind transparent pixels.
+        name: What messages call the picture, if not by its path.
 
     Returns:
         `[channels, H, W]`: uint8 for files of 8 bits, float32 in `[0, 1]` for 16-bit and float files. Geometry can work
@@ -248,11 +253,44 @@ def read_image(path: str | Path, channels: int = 3, background: str = "white") -
     Raises:
         ImageError: As `open_image`.
     """
-    return open_image(path).flatten(channels, background)
+    return open_image(source, name=name).flatten(channels, background)
 
 
-def open_image(path: str | Path) -> Picture:
-    """Read a picture file in its own precision, turned upright by its EXIF orientation.
+def read_reduced(
+    source: str | Path | bytes,
+    wanted: Callable[[int, int], tuple[int, int] | None],
+    channels: int = 3,
+    background: str = "white",
+    *,
+    name: str | None = None,
+) -> tuple[Tensor, tuple[int, int]]:
+    """`read_image` for a picture that is then made smaller, without decoding more of a JPEG than that needs.
+
+    A JPEG in gray or RGB is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 at which it still has at least
+    twice the rows and columns wanted, its sides rounded up. The decoder then averages over squares of pixels, in the
+    frequencies of the file, and the resize that follows does the rest. All other pictures are read as they are.
+
+    Args:
+        source: A file, or the bytes of one.
+        wanted: Gives the (height, width) that the picture will have, from its true (height, width), upright. None
+            stands for all pixels.
+        channels: 1 (gray) or 3 (RGB).
+        background: Colour behind transparent pixels.
+        name: What messages call the picture, if not by its path.
+
+    Returns:
+        The pixels, as `read_image` gives them; and the true (height, width), from which the caller knows the size
+        wanted.
+
+    Raises:
+        ImageError: As `open_image`.
+    """
+    picture, size = _read(source, name, wanted)
+    return picture.flatten(channels, background), size
+
+
+def open_image(source: str | Path | bytes, *, name: str | None = None) -> Picture:
+    """Read a picture in its own precision, turned upright by its EXIF orientation.
 
     * Gray, RGB and alpha of 8 bits, palettes (with transparency) and CMYK: as Pillow reads them. Colour profiles are
       not applied. Of several frames or pages the first is read.
@@ -263,45 +301,148 @@ def open_image(path: str | Path) -> Picture:
     * JPEG 2000 and AVIF of more than 8 bits in colour: the 8 bits that Pillow gives.
     * Everything else of more than 8 bits per channel is refused rather than silently degraded.
 
+    torchvision decodes, where it gives the same pixels as Pillow in less time.
+
     Args:
-        path: The file.
+        source: A file, or the bytes of one.
+        name: What messages call the picture, if not by its path.
 
     Raises:
-        ImageError: If the file cannot be read in full, its values have no faithful meaning here, or it has more pixels
-            than `$LIGHTNING_GEN_MAX_MEGAPIXELS` millions.
+        ImageError: If the picture cannot be read in full, its values have no faithful meaning here, or it has more
+            pixels than `$LIGHTNING_GEN_MAX_MEGAPIXELS` millions.
     """
-    path = Path(path)
-    with _opened(path) as image:
-        bits = _bits(image)
-        image.load()
-        pixels, alpha = _pixels(image, path, bits)
-        # After `load`, because Pillow turns TIFF files by itself and removes the mark.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return Picture(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
+    return _read(source, name)[0]
+
+
+def _read(
+    source: str | Path | bytes,
+    name: str | None,
+    wanted: Callable[[int, int], tuple[int, int] | None] = lambda height, width: None,
+) -> tuple[Picture, tuple[int, int]]:
+    """A picture, reduced as `read_reduced` says, and its true (height, width)."""
+    if not isinstance(source, bytes):
+        source = Path(source)
+    if name is None:
+        name = f"A picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    with _opened(source, name) as (image, file):
+        size = None
+        if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("L", "RGB"):
+            size = _upright_size(image)
+            if least := wanted(*size):
+                _reduce(image, least)
+        picture = _decoded(image, file, name)
+    return picture, size or (picture.pixels.shape[-2], picture.pixels.shape[-1])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A picture file whose header has been read, and whose size is within the limit, else an `ImageError`."""
+def _opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFile, IO[bytes]]]:
+    """A picture whose header has been read, and whose size is within the limit, else an `ImageError`; and its file."""
     limit = limit_of(MEGAPIXELS, 89) * 1e6
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = int(limit)  # of Pillow, which refuses twice as many
     too_large = f"than the {limit / 1e6:g} million that are read. If you trust the file, set {MEGAPIXELS} to more."
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a named pipe would be to wait for the other end
-            raise ImageError(f"{path} is not a file.")
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+            raise ImageError(f"{name} is not a file.")  # to open a named pipe would be to wait for the other end
         # An open file, not a path: given a path, Pillow maps raw TIFF into memory with height and width confused where
         # the picture lies on its side.
-        with path.open("rb") as file, Image.open(file, formats=readable_formats()) as image:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            image = Image.open(file, formats=readable_formats())
             if image.width * image.height > limit:
-                raise ImageError(f"{path} has {image.width} x {image.height} pixels, more {too_large}")
-            yield image
+                raise ImageError(f"{name} has {image.width} x {image.height} pixels, more {too_large}")
+            yield image, file
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} has more pixels {too_large}") from error
+        raise ImageError(f"{name} has more pixels {too_large}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, RuntimeError ...
-        raise ImageError(f"{path} cannot be read as a picture: {error} (cut short, or not a picture?)") from error
+        fault = "it does not begin like one" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"{name} cannot be read as a picture: {fault} (cut short, or not a picture?)") from error
+
+
+def _upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """(height, width) of an opened picture when it is upright."""
+    width, height = image.size
+    if image.format == "TIFF":  # whose size Pillow gives upright, in some versions
+        width, height = (image.tag_v2[tag] for tag in (_WIDTH, _HEIGHT))  # type: ignore[attr-defined]
+    return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation that has been read so far, 1 for upright."""
+    # Pillow would decode a PNG or a WebP to find none.
+    if image.format in ("JPEG", "PNG", "WEBP") and _TURNED.isdisjoint(image.info):
+        return 1
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _reduce(image: ImageFile.ImageFile, least: tuple[int, int]) -> None:
+    """Have a JPEG decoded at the smallest scale that has at least twice the (height, width) of `least`, upright."""
+    rows, columns = least[::-1] if _orientation(image) in _SIDEWAYS else least
+    for scale in (8, 4, 2):
+        if ceil(image.height / scale) >= 2 * rows and ceil(image.width / scale) >= 2 * columns:
+            image.draft(None, (image.width // scale, image.height // scale))  # which takes the next larger size it can
+            break
+
+
+def _decoded(image: ImageFile.ImageFile, file: IO[bytes], name: str) -> Picture:
+    """The picture in an opened file."""
+    alpha = None
+    pixels = _by_torchvision(image, file)
+    if pixels is None:
+        bits = _bits(image)
+        image.load()
+        pixels, alpha = _pixels(image, file, name, bits)
+    # After `load`, because Pillow turns TIFF files by itself and removes the mark.
+    orientation = _orientation(image)
+    return Picture(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
+
+
+def _by_torchvision(image: ImageFile.ImageFile, file: IO[bytes]) -> Tensor | None:
+    """All pixels of an opened picture by the faster decoder, or None if it is Pillow that must read it.
+
+    So must all but opaque gray and RGB of 8 bits, and all that torchvision refuses: Pillow may be more lenient, and
+    says better what is wrong.
+    """
+    decode = _torchvision_decoder(str(image.format))
+    if decode is None or image.mode not in ("L", "RGB") or getattr(image, "is_animated", False):
+        return None
+    if image.format == "JPEG" and image.decoderconfig:  # reduced, which torchvision cannot
+        return None
+    place = file.tell()
+    file.seek(0)
+    data = bytearray(file.read())
+    file.seek(place)
+    try:
+        pixels = decode(torch.frombuffer(data, dtype=torch.uint8))
+    except RuntimeError:
+        return None
+    return pixels if pixels.shape == (len(image.mode), image.height, image.width) else None
+
+
+@cache
+def _torchvision_decoder(format_name: str) -> Callable[[Tensor], Tensor] | None:
+    """The decoder that torchvision has for a format: uint8 `[bytes]` to uint8 `[C, H, W]`.
+
+    None where this build has none, or one that gives a sample other pixels than Pillow does. (torchvision announces
+    that it will give up its decoders; the operators are called, because the functions warn of that.)
+    """
+    try:
+        decode: Callable[[Tensor], Tensor] = {
+            "JPEG": lambda data: torch.ops.image.decode_jpeg(data, 0, False),
+            "WEBP": lambda data: torch.ops.image.decode_webp(data, 0),
+        }[format_name]
+        # Odd sides and coarse waves of colour, so that rounding, chroma and edges count.
+        rows, columns = np.ogrid[:45, :51]
+        waves = np.stack([np.sin(rows * k / 9 + columns / (5 + k)) for k in range(3)], -1)
+        sample = Image.fromarray((waves * 127 + 128).astype(np.uint8))
+        buffer = io.BytesIO()
+        sample.save(buffer, format_name)
+        with Image.open(buffer) as expected:
+            pixels = decode(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+            return decode if torch.equal(pixels, _channels(expected)) else None
+    except (KeyError, AttributeError, RuntimeError, OSError):
+        return None
 
 
 def write_image(path: str | Path, image: Tensor, *, like: Picture | None = None) -> None:
@@ -358,7 +499,7 @@ def _mix(colors: Tensor, channels: int) -> Tensor:
 
 def _upright(pixels: Tensor, orientation: int) -> Tensor:
     """Undo an EXIF orientation, 1 to 8; other numbers mean nothing."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _SIDEWAYS:
         pixels = pixels.transpose(-1, -2)
     flips = [axis for axis, turned in ((-1, (2, 3, 6, 7)), (-2, (3, 4, 7, 8))) if orientation in turned]
     return pixels.flip(flips) if flips else pixels
@@ -376,35 +517,38 @@ def _bits(image: ImageFile.ImageFile) -> int:
     return 8
 
 
-def _pixels(image: ImageFile.ImageFile, path: Path, bits: int) -> tuple[Tensor, Tensor | None]:
+def _pixels(image: ImageFile.ImageFile, file: IO[bytes], name: str, bits: int) -> tuple[Tensor, Tensor | None]:
     """Colour and alpha of a loaded Pillow image."""
     if image.format == "PNG" and bits == 16:
-        return _png16(image, path)
+        return _png16(image, file)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_gray(image, path, bits), None
+        return _deep_gray(image, name, bits), None
     if bits > 8:
         raise ImageError(
-            f"{path} holds {bits} bits per channel, of which only 8 would be read. "
+            f"{name} holds {bits} bits per channel, of which only 8 would be read. "
             "Convert it to 8 bits, to a 16-bit PNG, or to 16-bit gray."
         )
     gray = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
-        channels = _channels(image.convert("LA" if gray else "RGBA"))
+        channels = _channels(image, "LA" if gray else "RGBA")
         return channels[:-1], channels[-1:]
-    return _channels(image.convert("L" if gray else "RGB")), None
+    return _channels(image, "L" if gray else "RGB"), None
 
 
-def _channels(image: Image.Image) -> Tensor:
-    """A Pillow image as `[C, H, W]` of its own type: a view with the channels last in memory, which resizes faster."""
-    array = np.array(image)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+def _channels(image: Image.Image, mode: str | None = None) -> Tensor:
+    """A Pillow image, of the mode wanted, as `[C, H, W]`: a view with the channels last in memory."""
+    # `convert` would copy even what needs no conversion.
+    array = np.array(image if mode in (None, image.mode) else image.convert(mode))
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
 
 
-def _png16(image: ImageFile.ImageFile, path: Path) -> tuple[Tensor, Tensor | None]:
+def _png16(image: ImageFile.ImageFile, file: IO[bytes]) -> tuple[Tensor, Tensor | None]:
     """Colour and alpha of a 16-bit PNG that Pillow has loaded: its gray in full, but the high bytes alone of colour."""
     values = np.array(image).astype(np.int32)
-    with path.open("rb") as file, Image.open(file) as again:
+    file.seek(0)
+    with Image.open(file) as again:
         *place, order = again.tile[0]
         if order == "I;16B":
             values = values[..., None]
@@ -425,23 +569,23 @@ def _png16(image: ImageFile.ImageFile, path: Path) -> tuple[Tensor, Tensor | Non
     return channels, opaque.int().mul(65535).to(torch.uint16)
 
 
-def _deep_gray(image: ImageFile.ImageFile, path: Path, bits: int) -> Tensor:
+def _deep_gray(image: ImageFile.ImageFile, name: str, bits: int) -> Tensor:
     """16-bit or float gray, refused where its scale is not the usual one."""
     if image.format == "TIFF" and (bits not in (16, 32) or image.tag_v2.get(_PHOTOMETRIC) == 0):  # type: ignore[attr-defined]
         raise ImageError(
-            f"{path} holds gray of {bits} bits with another scale than 16-bit gray has. "
+            f"{name} holds gray of {bits} bits with another scale than 16-bit gray has. "
             "Convert it to 16 bits, with 0 as black and 65535 as white."
         )
     pixels = _channels(image)
     if floats := pixels.is_floating_point():
         if bad := int((~pixels.isfinite()).sum()):
-            raise ImageError(f"{path} holds {bad} pixels that are not finite. Give them values in [0, 1].")
+            raise ImageError(f"{name} holds {bad} pixels that are not finite. Give them values in [0, 1].")
     else:
         pixels = pixels.to(torch.int32)
     low, high = pixels.min().item(), pixels.max().item()
     if low < 0 or high > (1 if floats else 65535):
         raise ImageError(
-            f"{path} holds values from {low:g} to {high:g}; expected {'floats in [0, 1]' if floats else '0 to 65535'}. "
+            f"{name} holds values from {low:g} to {high:g}; expected {'floats in [0, 1]' if floats else '0 to 65535'}. "
             "Rescale all files alike."
         )
     return pixels if floats else pixels.to(torch.uint16)
