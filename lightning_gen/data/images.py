@@ -223,6 +223,11 @@ def readable_formats() -> list[str]:
     return sorted(set(image_endings().values()), key=_FORMATS.index)
 
 
+def name_of(source: str | Path | bytes, name: str | None = None) -> str:
+    """What messages call a picture: by its name, else its path, else its size."""
+    return name or (f"A picture of {len(source)} bytes" if isinstance(source, bytes) else str(source))
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture as `read_image` gives it, from the header of its file alone.
 
@@ -320,10 +325,9 @@ def _read(
     wanted: Callable[[int, int], tuple[int, int] | None] = lambda height, width: None,
 ) -> tuple[Picture, tuple[int, int]]:
     """A picture, reduced as `read_reduced` says, and its true (height, width)."""
-    if not isinstance(source, bytes):
+    name = name_of(source, name)
+    if isinstance(source, str):
         source = Path(source)
-    if name is None:
-        name = f"A picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
     with _opened(source, name) as (image, file):
         size = None
         if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("L", "RGB"):

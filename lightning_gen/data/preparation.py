@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
-from lightning_gen.data.images import ImageError, read_image, resize_image
+from lightning_gen.data.images import ImageError, name_of, read_reduced, resize_image
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Preparation:
         channels: 3 for RGB, 1 for gray.
         background: Colour behind transparent pixels.
         halves: Whether the file holds two pictures side by side.
+        exact_decode: Whether a JPEG is decoded in full before it is resized, rather than as `read_reduced` does.
     """
 
     sizing: Keep | Stretch | Cover
@@ -65,9 +66,14 @@ class Preparation:
     channels: int = 3
     background: str = "white"
     halves: bool = False
+    exact_decode: bool = False
 
-    def __call__(self, file: Path) -> Tensor:
+    def __call__(self, source: Path | bytes, name: str | None = None) -> Tensor:
         """The pixels.
+
+        Args:
+            source: A file, or the bytes of one.
+            name: What messages call the picture, if not by its path.
 
         Returns:
             `[C, H, W]`, of halves `[2, C, H, W]`: uint8 for files of 8 bits, float32 in `[0, 1]` for deeper ones.
@@ -76,18 +82,30 @@ class Preparation:
             ImageError: If the file cannot be read, has an odd width where it must hold halves, or its picture is
                 smaller than what is to be kept of it.
         """
-        pixels = read_image(file, self.channels, self.background)
-        name = str(file)
+        pixels, (height, width) = read_reduced(source, self._wanted, self.channels, self.background, name=name)
+        name = name_of(source, name)
         if self.halves:
-            if pixels.shape[-1] % 2:
-                raise ImageError(f"{name} is {pixels.shape[-1]} pixels wide; a pair A|B must have an even width.")
-            # One picture of [2, C, H, W], so that crop and flip are shared.
-            pixels, name = torch.stack(pixels.chunk(2, dim=-1)), f"Each half of {name}"
-        pixels = resize_image(pixels, self.sizing(*pixels.shape[-2:]))
+            if width % 2:
+                raise ImageError(f"{name} is {width} pixels wide; a pair A|B must have an even width.")
+            # One picture of [2, C, H, W], so that crop and flip are shared; channels last in memory, to resize faster.
+            pixels = pixels.unflatten(-1, (2, -1)).movedim(-2, 0).contiguous(memory_format=torch.channels_last)
+            width, name = width // 2, f"Each half of {name}"
+        pixels = resize_image(pixels, self.sizing(height, width))
         if self.center is None:
             return pixels
         spare = room(pixels, self.center, lambda: name)
         return cut(pixels, spare[0] // 2, spare[1] // 2, self.center)
+
+    def _wanted(self, height: int, width: int) -> tuple[int, int] | None:
+        """(height, width) to which a picture of another one is resized, None if all of its pixels are wanted."""
+        if self.exact_decode:
+            return None
+        if not self.halves:
+            return self.sizing(height, width)
+        if width % 16:  # at the coarsest scale, of 1/8, the halves would no longer meet between two pixels
+            return None
+        height, width = self.sizing(height, width // 2)
+        return height, 2 * width
 
 
 def room(pixels: Tensor, size: tuple[int, int], name: Callable[[], str]) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 import io
+import itertools
 import pickle
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gen.data import images
 from lightning_gen.data.images import (
     ImageError,
     Picture,
@@ -17,6 +20,7 @@ from lightning_gen.data.images import (
     image_endings,
     open_image,
     read_image,
+    read_reduced,
     resize_image,
     to_float,
     to_uint8,
@@ -106,6 +110,15 @@ def test_resize_clips_the_overshoot_of_the_cubic():
 def test_resize_to_the_same_size_changes_nothing():
     pixels = torch.rand(3, 4, 6)
     assert resize_image(pixels, (4, 6)) is pixels
+
+
+def test_gray_as_rgb_is_resized_once(tmp_path):
+    pixels = read_image(save(tmp_path / "x.png", RNG.integers(0, 256, (9, 7), dtype=np.uint8)))
+    small = resize_image(pixels, (5, 4))
+    assert small.shape == (3, 5, 4)
+    assert small.stride(0) == 0
+    assert torch.equal(small, resize_image(pixels.contiguous(), (5, 4)))
+    assert torch.equal(resize_image(pixels[None].expand(2, -1, -1, -1), (5, 4)), small.expand(2, -1, -1, -1))
 
 
 # Reading 8 bits
@@ -248,6 +261,210 @@ def test_exif_orientation_is_applied_to_16_bits_and_alpha(tmp_path, ending):
     assert read_image(path, 1)[0, :, -1].mul(65535).round().int().tolist() == GRAY16[0].tolist()
     path = save(tmp_path / f"alpha.{ending}", np.arange(16, dtype=np.uint8).reshape(2, 2, 4), exif=exif)
     assert open_image(path).alpha.tolist() == [[[11, 3], [15, 7]]]
+
+
+# Decoders
+
+
+def waves(height: int, width: int) -> np.ndarray:
+    """A smooth picture: waves of 64 pixels, 50 levels high."""
+    rows, columns = np.ogrid[:height, :width]
+    channels = [np.sin(rows * np.pi / 32 + k) + np.cos(columns * np.pi / 32 - k) for k in range(3)]
+    return (np.stack(channels, -1) * 25 + 128).round().astype(np.uint8)
+
+
+def encoded(array: np.ndarray, format_name: str, mode: str | None = None, **options) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    (image.convert(mode) if mode else image).save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data: bytes) -> torch.Tensor:
+    with Image.open(io.BytesIO(data)) as image:
+        array = np.array(image)
+    return chw(array)
+
+
+def kinds() -> list[bytes]:
+    """JPEG and WebP of many kinds and odd sizes, smooth and noisy."""
+    found = []
+    for height, width in ((64, 64), (33, 57), (17, 9), (2, 3)):
+        array = waves(height, width) // 2 + RNG.integers(0, 128, (height, width, 3), dtype=np.uint8)
+        for subsampling, progressive in itertools.product(range(3), (False, True)):
+            quality = int(RNG.integers(5, 100))
+            found.append(encoded(array, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive))
+        found.append(encoded(array, "JPEG", keep_rgb=True))
+        found.append(encoded(array, "JPEG", restart_marker_blocks=1, subsampling=1))
+        found.append(encoded(array[..., :1], "JPEG"))
+        found += [encoded(array, "WEBP", quality=50), encoded(array, "WEBP", lossless=True)]
+    return found
+
+
+def test_whichever_decoder_reads_a_picture_gives_the_pixels_of_pillow(monkeypatch):
+    used = []
+    read = images._by_torchvision
+    monkeypatch.setattr(images, "_by_torchvision", lambda *args: used.append(read(*args)) or used[-1])
+    for data in kinds():
+        assert torch.equal(open_image(data).pixels, by_pillow(data))
+    there = [images._torchvision_decoder(name) is not None for name in ("JPEG", "WEBP")]
+    assert all(pixels is not None for pixels in used) or not all(there)
+
+
+def test_damaged_pictures_are_read_or_refused_whichever_decoder_there_is(monkeypatch):
+    pictures = kinds()
+    damaged = []
+    for i in range(300):
+        data = bytearray(pictures[i % len(pictures)])
+        if i % 3:
+            for place in RNG.integers(0, len(data), 3):
+                data[place] = RNG.integers(256)
+        else:
+            data = data[: RNG.integers(1, len(data))]
+        damaged.append(bytes(data))
+
+    def outcome(data: bytes) -> torch.Tensor | str:
+        try:
+            return open_image(data).pixels
+        except ImageError as error:
+            return str(error)
+
+    first = [outcome(data) for data in damaged]
+    monkeypatch.setattr(images, "_torchvision_decoder", lambda format_name: None)
+    second = [outcome(data) for data in damaged]
+    assert {type(found) for found in first} == {str, torch.Tensor}
+    for ours, pillows in zip(first, second, strict=True):
+        assert ours == pillows if isinstance(ours, str) else torch.equal(ours, pillows)
+
+
+@pytest.fixture
+def fresh_decoders():
+    images._torchvision_decoder.cache_clear()
+    yield
+    images._torchvision_decoder.cache_clear()
+
+
+@pytest.mark.parametrize("fault", ["other digits", "refusal", "absence"])
+def test_a_decoder_that_differs_from_pillow_is_not_used(monkeypatch, fresh_decoders, fault):
+    decode = torch.ops.image.decode_jpeg
+
+    def wrong(data, mode, turn):
+        if fault == "refusal":
+            raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
+        pixels = decode(data, mode, turn)
+        pixels[0, -1, -1] += 1
+        return pixels
+
+    monkeypatch.setattr(torch.ops, "image", SimpleNamespace(**({} if fault == "absence" else {"decode_jpeg": wrong})))
+    assert images._torchvision_decoder("JPEG") is None
+    data = encoded(waves(20, 30), "JPEG")
+    assert torch.equal(open_image(data).pixels, by_pillow(data))
+
+
+# Reading from memory
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "gif", "ppm", "bmp"])
+def test_bytes_are_read_as_files_are(tmp_path, ending):
+    path = save(tmp_path / f"x.{ending}", RGB)
+    for channels in (1, 3):
+        assert torch.equal(read_image(path.read_bytes(), channels), read_image(path, channels))
+    deep = png16(tmp_path / "deep.png", RNG.integers(0, 65536, (3, 4, 3)))
+    assert torch.equal(read_image(deep.read_bytes()), read_image(deep))
+
+
+def test_messages_call_bytes_by_the_name_given(monkeypatch):
+    data = encoded(RGB, "PNG")
+    with pytest.raises(ImageError, match=r"^a.tar: 7.png cannot be read as a picture: .*cut short"):
+        read_image(data[: len(data) // 2], name="a.tar: 7.png")
+    with pytest.raises(ImageError, match=r"^row 3 cannot be read as a picture: it does not begin like one \(cut short"):
+        read_image(b"", name="row 3")
+    with pytest.raises(ImageError, match=r"^A picture of 4 bytes cannot be read as a picture"):
+        read_image(b"text")
+    monkeypatch.setenv("LIGHTNING_GEN_MAX_MEGAPIXELS", "0.00001")
+    with pytest.raises(ImageError, match=r"^row 3 has 5 x 6 pixels, more than"):
+        read_image(data, name="row 3")
+
+
+# Reading no more than is wanted
+
+
+@pytest.mark.parametrize(("height", "width"), [(1024, 640), (511, 1023), (9, 17), (16, 16), (1, 5)])
+def test_a_jpeg_is_decoded_at_the_smallest_scale_of_at_least_twice_the_size_wanted(height, width):
+    data = encoded(waves(height, width), "JPEG")
+    scales = set()
+    for rows, columns in itertools.product((1, 2, 4, 5, 64, 128, 160, 256, 512, 1024), repeat=2):
+        pixels, size = read_reduced(data, lambda h, w, wanted=(rows, columns): wanted)
+        assert size == (height, width)
+        decoded = [(-(-height // scale), -(-width // scale)) for scale in (1, 2, 4, 8)]
+        enough = [shape for shape in decoded if shape[0] >= 2 * rows and shape[1] >= 2 * columns]
+        assert tuple(pixels.shape) == (3, *(enough or decoded[:1])[-1])
+        scales.add(pixels.shape)
+    assert len(scales) == (1 if height == 1 else 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(96, 64), (64, 64)])
+def test_a_reduced_jpeg_is_upright(orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(waves(*size), "JPEG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (size[1] // 4, size[0] // 4))
+        expected = chw(np.array(ImageOps.exif_transpose(image)))
+    upright = size[::-1] if orientation > 4 else size
+    asked = []
+
+    def wanted(height, width):
+        asked.append((height, width))
+        # Of one side little is wanted, of the other just so much that it is decoded at 1/4.
+        return (height // 8, 1) if orientation % 2 else (1, width // 8)
+
+    pixels, true = read_reduced(data, wanted)
+    assert asked == [upright] == [true]
+    assert torch.equal(pixels, expected)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 2}, {"mode": "L"}, {}])
+def test_a_reduced_jpeg_has_the_pixels_of_libjpeg(options):
+    data = encoded(waves(80, 56), "JPEG", **options)
+    for scale in (2, 4, 8):
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (56 // scale, 80 // scale))
+            assert image.size == (56 // scale, 80 // scale)
+            expected = chw(np.array(image))
+        pixels, _ = read_reduced(data, lambda h, w, s=scale: (h // s // 2, w // s // 2))
+        assert torch.equal(pixels, expected.expand(3, -1, -1))
+
+
+def test_all_pixels_are_read_of_what_is_no_plain_jpeg_or_wanted_in_full(tmp_path):
+    for ending, mode in (("png", None), ("webp", None), ("jpg", "CMYK"), ("tif", None)):
+        path = save(tmp_path / f"x.{ending}", waves(64, 48), mode)
+        pixels, size = read_reduced(path, lambda h, w: (2, 2))
+        assert size == (64, 48)
+        assert torch.equal(pixels, read_image(path))
+    path = save(tmp_path / "y.jpg", waves(64, 48))
+    assert torch.equal(read_reduced(path, lambda h, w: None)[0], read_image(path))
+
+
+@pytest.mark.parametrize("target", [128, 64, 32])
+def test_a_smooth_jpeg_reduced_and_resized_is_that_of_all_its_pixels(target):
+    """Within 2 levels: twice is rounded to levels on each way, and colours are mixed from rounded ones.
+
+    The averages over up to 8 pixels of waves of 64 lower these, of 50 levels, by 1 - sinc(8 / 64) = 2.5 percent, and
+    so does the exact way, which averages over more.
+    """
+    data = encoded(waves(512, 512), "JPEG", quality=98)
+    reduced, _ = read_reduced(data, lambda h, w: (target, target))
+    assert reduced.shape[-1] == 2 * target
+    exact = resize_image(read_image(data), (target, target)).int()
+
+    def difference(pixels: torch.Tensor) -> int:
+        return int((resize_image(pixels, (target, target)).int() - exact).abs().max())
+
+    assert difference(reduced) <= 2
+    # A picture that is shifted by one of its pixels, half of one of the result, is seen.
+    assert difference(reduced.roll(1, -1)[..., 1:]) > 2
 
 
 # Reading more than 8 bits
