@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from lightning_gen.data.base import Draw
+from lightning_gen.data.batches import as_floats
 from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
 from lightning_gen.data.images import ImageError, average_down, read_image, resize_image, to_float, to_uint8
@@ -568,6 +569,16 @@ def test_the_aspect_ratio_is_kept(tmp_path):
     columns = to_uint8(image)[1].float()
     assert image.shape == (3, 20, 10)
     assert (columns[10] - (torch.arange(28, 38) + 0.5) / 2 + 0.5).abs().max() <= 0.75
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_decode_takes_all_pixels_of_a_jpeg(tmp_path, exact):
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i}.jpg")
+    module = ImageFolder(tmp_path, image_size=16, exact_decode=exact)
+    expected = to_float(resize_image(read_image(module.files["val"][0]), (16, 16)))
+    assert torch.equal(as_floats(module.val_set()[Draw(0, 0, 0)]["image"], "test"), expected) == exact
 
 
 def test_random_crops_and_flips_are_for_training_only(tmp_path):
