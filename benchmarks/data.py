@@ -55,9 +55,9 @@ from benchmarks.ports.image_folder import EarlierFolder
 from benchmarks.turns import Clock, add_arguments, begin, ratio, take_turns, write
 from lightning_gen.data import ImageFolder, Scenes, UnpairedImageFolder
 from lightning_gen.data.base import DrawSampler, ImageDataModule, InOrder, Split
-from lightning_gen.data.batches import as_floats, batch_pictures
+from lightning_gen.data.batches import batch_pictures
+from lightning_gen.data.collection import PictureDataModule
 from lightning_gen.data.datasets import InMemoryDataModule
-from lightning_gen.data.folders import FolderDataModule
 from lightning_gen.data.images import from_uint8, to_uint8
 
 PARTS = ("jpeg", "drawings", "png", "webp", "unpaired", "cache", "memory")
@@ -108,10 +108,11 @@ def bits_a_pixel(root: Path, sizes: Sizes) -> float:
 
 
 def ours(data: ImageDataModule) -> Batches:
-    """The training batches of a data module."""
+    """The training batches of a data module, as a trainer hands them to a model."""
     data.prepare_data()
     data.setup("fit")
-    return _drawn(data.train_dataloader())
+    batches = _drawn(data.train_dataloader())
+    return lambda: (batch_pictures(data.on_after_batch_transfer(batch, 0)) for batch in batches())
 
 
 def earlier(domains: Mapping[str, Path], resize: int, crop: int, batch_size: int) -> Batches:
@@ -124,10 +125,9 @@ def earlier(domains: Mapping[str, Path], resize: int, crop: int, batch_size: int
 def _drawn(loader: DataLoader[Any]) -> Batches:
     epochs = count()
 
-    def batches() -> Iterator[dict[str, Tensor]]:
+    def batches() -> Iterator[Any]:
         loader.sampler.set_epoch(next(epochs))  # type: ignore[attr-defined]
-        for batch in loader:
-            yield {name: as_floats(pictures, "a step") for name, pictures in batch_pictures(batch).items()}
+        return iter(loader)
 
     return batches
 
@@ -203,8 +203,8 @@ class Random(InMemoryDataModule):
 
 
 def takes(argument: str) -> bool:
-    """Whether the data modules of folders have an argument, which earlier versions lack."""
-    return argument in inspect.signature(FolderDataModule.__init__).parameters
+    """Whether folders can be read in a way that earlier versions do not know."""
+    return argument in inspect.signature(PictureDataModule).parameters
 
 
 def contestants(root: Path, ending: str, resize: int, crop: int, batch_size: int) -> dict[str, Batches]:
@@ -233,10 +233,14 @@ def with_cache(root: Path, size: int, batch_size: int) -> dict[str, Batches]:
     """Ours from a cache, if there can be one, and from the files, as torchvision's."""
     options: dict[str, Any] = {"image_size": size, "flip": True, "batch_size": batch_size, "num_workers": 0}
     found = {"ours": ours(ImageFolder(root, **options))}
+    print()
     if takes("cache"):
-        found = {"ours, from a cache": ours(ImageFolder(root, cache=root.with_name(f"cache{size}"), **options))} | found
+        start = time.perf_counter()
+        cached = ours(ImageFolder(root, cache=root.with_name(f"cache{size}"), **options))
+        print(f"a cache of {len(_files({'': root / 'train'})['']):,} pictures took {time.perf_counter() - start:.1f} s")
+        found = {"ours, from a cache": cached, **found}
     else:
-        print("\nwithout a cache, which this version does not have")
+        print("without a cache, which this version does not have")
     return found | {"torchvision": torchvisions({"image": root / "train"}, size, size, batch_size, own_decoders=False)}
 
 
