@@ -22,8 +22,9 @@ def device_of(accelerator: str) -> torch.device:
     return Fabric(accelerator=accelerator, devices=1).device
 
 
-def input_files(input: Path, output: Path) -> tuple[list[Path], Path]:
+def input_files(input: Path, output: Path) -> tuple[Sequence[Path], Path]:
     """The picture files of an input, one or a folder of them, and that folder, which the output must not be."""
+    files: Sequence[Path]
     files, root = ([input], input.parent) if input.is_file() else (find_images(input), input)
     if output.resolve() == root.resolve():
         raise ValueError(f"The output {output} is the input's own; its files would be overwritten. Name another.")

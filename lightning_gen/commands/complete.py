@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Tensor:
     return known
 
 
-def _files_and_names(input: Path, output: Path) -> tuple[list[Path], list[str]]:
+def _files_and_names(input: Path, output: Path) -> tuple[Sequence[Path], list[str]]:
     """The pictures, and what their results are called: their place below the input, without the ending."""
     files, root = input_files(input, output)
     names = [file.relative_to(root).with_suffix("").as_posix() for file in files]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
@@ -65,7 +66,7 @@ class Pictures(DrawDataset):
     source: Source
     transform: CropFlip
     seed: int | None
-    labels: Sequence[int] | None = None
+    labels: Sequence[int] | NDArray[np.int64] | None = None
     captions: Captions | None = None
 
     def recipe(self) -> Any:

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_gen.data.augmentation import CropFlip, Pictures
@@ -105,7 +107,7 @@ class Collection(PictureDataModule):
     def source(self, split: Split, prepare: Preparation) -> Source:
         """The pictures of a split."""
 
-    def labels_of(self, split: Split) -> Sequence[int] | None:
+    def labels_of(self, split: Split) -> Sequence[int] | NDArray[np.int64] | None:
         """The classes of the pictures of a split, from 0, if they have any."""
         return None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lightning_gen import files
 from lightning_gen.data.base import InOrder, collate_sizes, examples_of, in_order
 from lightning_gen.data.batches import collate
+from lightning_gen.data.listing import Files, in_threads
 
 PROBES = 64  # pictures that are looked at where the rest is known without
 _BATCH_SIZE = 64
+_LATER = "\0the files of a list stand here"
 
 
 @runtime_checkable
@@ -86,7 +89,20 @@ def digest(value: Any) -> str:
         TypeError: If it holds anything else.
         OSError: If a file is missing.
     """
-    return files.digest(json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode())
+    lists: list[_FileList] = []
+
+    def later(found: _FileList) -> str:  # the JSON of a million files is not to be held
+        lists.append(found)
+        return _LATER
+
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), default=later)
+    first, *others = text.split(json.dumps(_LATER))
+    found = hashlib.sha256(first.encode())
+    for paths, text in zip(lists, others, strict=True):
+        for part in paths.json():
+            found.update(part.encode())
+        found.update(text.encode())
+    return found.hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -101,11 +117,12 @@ def _plain(value: Any) -> Any:
         pixels = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return {"tensor": [str(value.dtype), value.shape, files.digest(pixels.data)]}
     if isinstance(value, Path):
-        return _files([value])
+        return _FileList([value])
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return _files(value) if value and all(isinstance(item, Path) for item in value) else [_plain(v) for v in value]
+        holds_paths = isinstance(value, Files) or all(isinstance(item, Path) for item in value)
+        return _FileList(value) if value and holds_paths else [_plain(item) for item in value]
     if isinstance(value, HasRecipe) and not isinstance(value, type):
         return _plain(value.recipe())
     if is_dataclass(value) and not isinstance(value, type):
@@ -120,10 +137,31 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _files(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    folder = os.path.commonpath([path.parent for path in paths])
-    found = ((path.relative_to(folder).as_posix(), path.stat()) for path in paths)
-    return [(place, status.st_size, status.st_mtime_ns) for place, status in found]
+@dataclass(frozen=True)
+class _FileList:
+    """Files that stand for their place, size and time of last change."""
+
+    paths: Sequence[Path]
+
+    def json(self) -> Iterator[str]:
+        """The parts of what stands for them."""
+        yield "["
+        rows = zip(self._places(), in_threads(os.stat, self.paths), strict=True)
+        comma = ""
+        for place, status in rows:
+            yield f"{comma}[{json.dumps(place)},{status.st_size},{status.st_mtime_ns}]"
+            comma = ","
+        yield "]"
+
+    def _places(self) -> Iterator[str]:
+        """Below the folder that they have in common."""
+        if not isinstance(self.paths, Files):
+            folder = os.path.commonpath([path.parent for path in self.paths])
+            return (path.relative_to(folder).as_posix() for path in self.paths)
+        folder = os.path.commonpath([path.parent for path in self.paths.by_folder()[0]])
+        above = Path(folder).relative_to(self.paths.root).as_posix()
+        start = 0 if above == "." else len(above) + 1
+        return (place[start:] for place in self.paths.places())
 
 
 def _name(thing: Any) -> str:

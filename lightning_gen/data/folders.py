@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_gen.data.augmentation import CropFlip, PairedPictures, UnpairedPictures
 from lightning_gen.data.base import Split, data_root
 from lightning_gen.data.collection import Collection, PictureDataModule
 from lightning_gen.data.images import ImageError, height_and_width
-from lightning_gen.data.listing import Search, count_endings, faults_of, in_words, search_images
+from lightning_gen.data.listing import Files, Search, count_endings, in_words, list_images
 from lightning_gen.data.preparation import Keep, Preparation, Stretch
 from lightning_gen.data.sources import (
     CaptionError,
@@ -25,11 +26,9 @@ from lightning_gen.data.sources import (
     Captions,
     FileSource,
     Source,
-    caption_file,
     captions_of,
 )
-from lightning_gen.files import digest
-from lightning_gen.processes import everywhere
+from lightning_gen.processes import everywhere, world_size
 
 
 class FolderDataModule(PictureDataModule):
@@ -53,8 +52,12 @@ class FolderDataModule(PictureDataModule):
 
     def setup(self, stage: str) -> None:
         """Compare what the processes have found; a `RuntimeError` if they differ."""
-        places = repr(self.files).replace(str(self.root), "")  # which may be another on each machine
-        if len(set(everywhere(digest(places.encode())))) > 1:
+        if world_size() == 1:
+            return
+        groups = [group for files in self.files.values() for group in (files if isinstance(files, list) else [files])]
+        # By their places below root, which may be another on each machine.
+        found = [(files.root.relative_to(self.root).as_posix(), files.digest()) for files in groups]
+        if any(others != found for others in everywhere(found)):
             raise RuntimeError(
                 f"{type(self).__name__}: the processes have found different pictures in {self.root}. It must hold the "
                 "same files on all machines, and stay as it is while a run starts."
@@ -115,7 +118,7 @@ class UnpairedImageFolder(FolderDataModule):
         self.files = {split: [search.images for search in searches] for split, searches in found.items()}
         if paired_evaluation:
             for split in ("val", "test"):
-                self.files[split] = _pair_by_name(self.root, self.files[split])
+                self.files[split] = _pair_by_name(self.files[split])
 
     def dataset(self, split: Split) -> Dataset[Any]:
         """Pictures of A, each with a random one of B and augmented to train on, else in order."""
@@ -230,7 +233,8 @@ class ImageFolder(Collection, FolderDataModule):
             self.files = {split: search.images for split, (search,) in found.items()}
             search = found["train"][0]
         else:
-            (search,) = _looked_at(self.root, [search_images(folder).checked()], self.skip_broken, captions)
+            search = list_images(folder, *([fault_of_captions] if captions else [])).checked()
+            (search,) = _usable(self.root, [search], self.skip_broken, captions)
             self.files = _split_by_hash(search, val_fraction, test_fraction)
         self.class_names = self._find_classes(search, split_by_folder) if labels else None
 
@@ -243,12 +247,13 @@ class ImageFolder(Collection, FolderDataModule):
         """The files of a split."""
         return FileSource(self.files[split], prepare)
 
-    def labels_of(self, split: Split) -> Sequence[int] | None:
+    def labels_of(self, split: Split) -> NDArray[np.int64] | None:
         """The number of each picture's class folder, with `labels`."""
         if not self.class_names:
             return None
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        return [numbers[self._class_of(path)] for path in self.files[split]]
+        examples, which = self.files[split].by_folder()
+        return np.array([numbers[self._class_of(path)] for path in examples])[which]
 
     def captions_of(self, split: Split) -> Captions | None:
         """Those in the text files beside the pictures, with `captions`."""
@@ -265,7 +270,7 @@ class ImageFolder(Collection, FolderDataModule):
         return (caption for path in self.files["train"] for caption in captions_of(path))
 
     def _find_classes(self, search: Search, split_by_folder: bool) -> list[str]:
-        names = {split: {self._class_of(path) for path in files} for split, files in self.files.items()}
+        names = {split: set(map(self._class_of, files.by_folder()[0])) for split, files in self.files.items()}
         unknown = (names["val"] | names["test"]) - names["train"]
         found = sorted(names["train"] | unknown, key=natural_order)
         if split_by_folder and unknown:
@@ -274,7 +279,7 @@ class ImageFolder(Collection, FolderDataModule):
                 f"{', '.join(sorted(names['train'], key=natural_order))}. Name the class folders of val and test alike."
             )
         if empty := [folder for folder in search.folders if folder.name not in found]:
-            there = {f: count_endings(path for path in search.others if path.is_relative_to(f)) for f in empty}
+            there = {f: count_endings(_inside(search.others, f.name)) for f in empty}
             holding = ", ".join(f"{f.name} (it holds {there[f] or 'nothing of its own'})" for f in sorted(empty))
             raise ValueError(
                 f"{search.folder}: no picture that can be read is of class {holding}. Convert the pictures, or move "
@@ -321,61 +326,74 @@ def _find_splits(
     """What is in train, val and test, for each side; of val and test, one may stand in for the other."""
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is not a folder. {layout}")
+    looks = [fault_of_captions] if captions else []
     found: dict[str, list[Search]] = {}
     for split in ("train", "val", "test"):
         folders = [root / f"{split}{side}" for side in sides]
         required = split == "train" or (split == "test" and "val" not in found)
         if required or any(folder.is_dir() for folder in folders):
             try:
-                found[split] = [search_images(folder).checked() for folder in folders]
+                found[split] = [list_images(folder, *looks).checked() for folder in folders]
             except FileNotFoundError as error:
                 names = sorted(path.name for path in root.iterdir())
                 there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
                 raise FileNotFoundError(f"{error} {layout} {root} holds: {there or 'nothing'}.") from None
     searches = [search for searches in found.values() for search in searches]
-    usable = iter(_looked_at(root, searches, skip_broken, captions))
+    usable = iter(_usable(root, searches, skip_broken, captions))
     found = {split: [next(usable) for _ in searches] for split, searches in found.items()}
     return {"val": found.get("test", []), "test": found.get("val", [])} | found
 
 
-def _looked_at(root: Path, searches: Sequence[Search], skip_broken: bool, captions: bool = False) -> list[Search]:
+def _usable(root: Path, searches: Sequence[Search], skip_broken: bool, captions: bool = False) -> list[Search]:
     """Searches without the files that cannot be read, if these are to be skipped, with a word for what is left out."""
-    images = [path for search in searches for path in search.images]
-    others = [path for search in searches for path in search.others]
-    texts = [path for path in others if captions and path.suffix == ".txt"]
-    if left_out := [path for path in others if path.suffix != ".txt" or not captions]:
-        rank_zero_info(f"{root}: {len(images)} picture files; left out by their endings: {count_endings(left_out)}.")
-    faults = faults_of(images)
-    words = [in_words(faults, len(images), root)] if faults else []
+    total = sum(len(search.images) for search in searches)
+    left_out = [search.others.where(_is_no_caption) if captions else search.others for search in searches]
+    if any(left_out):
+        rank_zero_info(f"{root}: {total} picture files; left out by their endings: {count_endings(*left_out)}.")
+    faults = [{p: f for search in searches for p, f in search.faults[look].items()} for look in range(1 + captions)]
     if captions:
-        lacking = _faults_of_captions(images, texts)
-        words += [in_words(lacking, len(images), root, "pictures lack a caption, or it a picture")] if lacking else []
-        faults |= lacking
-    if faults:
+        faults[1] |= {path: "a caption without a picture" for search in searches for path in _lonely_captions(search)}
+    wrong = ["picture files cannot be read", "pictures lack a caption, or it a picture"]
+    words = [in_words(found, total, root, what) for found, what in zip(faults, wrong, strict=False) if found]
+    if words:
         if not skip_broken:
             raise ImageError(f"{' '.join(words)} Mend or remove them, or leave them out with skip_broken: true.")
         rank_zero_warn(f"{' '.join(words)} They are left out.")
-    return [replace(s, images=[path for path in s.images if path not in faults]).checked() for s in searches]
+    return [
+        replace(search, images=search.images.without(set[Path]().union(*search.faults))).checked()
+        for search in searches
+    ]
 
 
-def _faults_of_captions(images: Sequence[Path], texts: Sequence[Path]) -> dict[Path, str]:
-    """What is wrong with the captions of pictures, by the picture, and text files that belong to none."""
-
-    def fault(path: Path) -> str:
-        try:
-            captions_of(path)
-            return ""
-        except CaptionError as error:
-            return error.fault
-
-    with ThreadPoolExecutor(16) as threads:  # on a disk elsewhere each file is a wait
-        found = dict(zip(images, threads.map(fault, images), strict=True))
-    told = {caption_file(path) for path in images}
-    found |= {path: "a caption without a picture" for path in texts if path not in told}
-    return {path: words for path, words in found.items() if words}
+def fault_of_captions(path: Path) -> str:
+    """What is wrong with the captions of a picture file, or ""."""
+    try:
+        captions_of(path)
+        return ""
+    except CaptionError as error:
+        return error.fault
 
 
-def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) -> dict[str, list[Path]]:
+def _is_no_caption(place: str) -> bool:
+    return not place.endswith(".txt")
+
+
+def _lonely_captions(search: Search) -> Files:
+    """Text files that belong to no picture."""
+    told = {_stem(place) for place in search.images.places()}
+    return search.others.where(lambda place: place.endswith(".txt") and _stem(place) not in told)
+
+
+def _stem(place: str) -> str:
+    """The place of a file without its ending, which it must have."""
+    return place[: place.rindex(".")]
+
+
+def _inside(files: Files, folder: str) -> Files:
+    return files.where(lambda place: place.startswith(f"{folder}/"))
+
+
+def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) -> dict[str, Files]:
     """Split all pictures under a folder by the hash of their place below it; val and test get one at least."""
     files, folder = search.images, search.folder
     num_val = max(1, round(val_fraction * len(files)))
@@ -383,30 +401,37 @@ def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) ->
     if num_val + num_test >= len(files):
         raise ValueError(f"{folder} holds {len(files)} picture(s): too few to split into train, val and test.")
 
-    def place(path: Path) -> bytes:  # names of files are bytes, which need not be UTF-8
-        return hashlib.sha256(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape")).digest()
-
-    by_hash = sorted(files, key=place)
+    files = files.sorted()
+    hashes = bytearray()
+    for place in files.encoded_places():
+        hashes += hashlib.sha256(place).digest()[:8]  # which tell any number of files apart
+    by_hash = np.array(hashes).view(">u8").argsort(kind="stable")
+    ranks = np.empty_like(by_hash)
+    ranks[by_hash] = np.arange(len(files))
     return {
-        "val": sorted(by_hash[:num_val]),
-        "test": sorted(by_hash[num_val : num_val + num_test]),
-        "train": sorted(by_hash[num_val + num_test :]),
+        "val": files[ranks < num_val],
+        "test": files[(num_val <= ranks) & (ranks < num_val + num_test)],
+        "train": files[num_val + num_test <= ranks],
     }
 
 
-def _pair_by_name(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
+def _pair_by_name(sides: list[Files]) -> list[Files]:
     """The pictures of A and of B, both in the order of the names that they share, which must be all."""
-    named: list[dict[str, Path]] = [{}, {}]
-    for pictures, paths in zip(named, sides, strict=True):
-        for path in paths:
-            name = Path(*path.relative_to(root).parts[1:]).with_suffix("").as_posix()
-            if name in pictures:
-                raise ValueError(f"paired_evaluation: {pictures[name]} and {path} have the same name. Remove one.")
-            pictures[name] = path
+    named: list[dict[str, int]] = [{}, {}]
+    for numbers, files in zip(named, sides, strict=True):
+        for number, place in enumerate(files.places()):
+            first = numbers.setdefault(_stem(place), number)
+            if first != number:
+                raise ValueError(
+                    f"paired_evaluation: {files[first]} and {files[number]} have the same name. Remove one."
+                )
     for here, there, side in ((0, 1, "B"), (1, 0, "A")):
-        if alone := [str(path) for name, path in named[here].items() if name not in named[there]]:
+        if alone := [str(sides[here][number]) for name, number in named[here].items() if name not in named[there]]:
             raise ValueError(
                 "paired_evaluation needs each evaluation picture in both domains under the same name; "
                 f"without a partner in {side} are {len(alone)}: {', '.join(alone[:5])}{', ...' if alone[5:] else ''}"
             )
-    return [[pictures[name] for name in sorted(pictures)] for pictures in named]
+    return [
+        files[np.array([numbers[name] for name in sorted(numbers)])]
+        for numbers, files in zip(named, sides, strict=True)
+    ]

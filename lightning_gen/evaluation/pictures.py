@@ -26,7 +26,7 @@ from lightning_gen.data.images import (
     to_float,
     to_uint8,
 )
-from lightning_gen.data.listing import faults_of, find_images, in_words
+from lightning_gen.data.listing import Files, in_words, list_images
 from lightning_gen.extractors.base import FeatureExtractor, Features
 
 Pictures: TypeAlias = Tensor | list[Tensor]
@@ -135,7 +135,7 @@ class Sizing:
 class PictureFiles(DrawDataset):
     """Pictures of a folder in gray or colour: `{"image"}`, `[C, H, W]`, uint8 or (deeper ones) float32 in `[-1, 1]`."""
 
-    files: list[Path]
+    files: Sequence[Path]
     channels: int
     sizing: Sizing
 
@@ -170,10 +170,12 @@ def folder_loaders(
         ImageError: As `Sizing.of`.
         ValueError: If a resize is asked for and there are no folders.
     """
-    found = {folder: find_images(folder) for folder in folders if folder}
-    for folder, inside in found.items():
-        if faults := faults_of(inside):
-            raise ImageError(f"{in_words(faults, len(inside), folder)} Mend or remove them.")
+    found: dict[Path, Files] = {}
+    for folder in filter(None, folders):
+        search = list_images(folder).checked()
+        found[folder] = search.images
+        if faults := search.faults[0]:
+            raise ImageError(f"{in_words(faults, len(search.images), folder)} Mend or remove them.")
     files = [file for inside in found.values() for file in inside]
     if not files:
         if kernel:

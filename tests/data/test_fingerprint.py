@@ -40,6 +40,7 @@ from lightning_gen.data import (
 from lightning_gen.data.base import examples_of, in_order
 from lightning_gen.data.datasets import InMemoryDataModule
 from lightning_gen.data.fingerprint import PROBES, digest, fingerprint
+from lightning_gen.data.listing import Files
 
 NUM = 150  # more than PROBES
 IMAGES = torch.rand(NUM, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -290,6 +291,8 @@ def changed(value):
         other = value.copy()
         other.reshape(-1).view(np.uint8)[-1] ^= 1
         return other
+    if isinstance(value, Files):
+        value = list(value)
     if isinstance(value, list | tuple):
         return type(value)([*value[:-1], changed(value[-1])])
     if isinstance(value, partial):
