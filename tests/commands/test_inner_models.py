@@ -284,6 +284,10 @@ def test_what_is_wrong_with_a_path_is_said(inner, tiny, command, tmp_path):
     fit_ = "fit", "--config", tiny.write()
     assert "first_stage" in command(*fit_).err  # it is required
     assert "There is no checkpoint" in (ended := command(*fit_, "--model.first_stage", "nowhere")).err, ended.err
+    Path("cut.ckpt").write_bytes(inner.read_bytes()[:500])
+    assert (
+        "cut.ckpt is cut short or not a checkpoint" in (ended := command(*fit_, "--model.first_stage", "cut.ckpt")).err
+    ), ended
     own = fit(prior(inner), tmp_path / "outer", 1)
     ended = command(*fit_, "--model.first_stage", own)
     assert f"{own} holds a Prior, which cannot be first_stage, a Reconstructs." in ended.err

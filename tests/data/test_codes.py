@@ -1,9 +1,13 @@
 """Codes in place of pictures, of an autoencoder whose codes can be seen in the pictures."""
 
+import itertools
 import json
 import os
 import pickle
+import random
 import shutil
+import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -333,9 +337,9 @@ def test_a_damaged_file_is_made_anew(checkpoint):
         assert path.read_bytes() == content
 
 
-def _made_by(rank, folder):
+def _made_by(rank, folder, crops=5):
     os.environ["LIGHTNING_GEN_CACHE"] = str(folder)
-    return kept_codes(Blocks(), digits(), "train", 5, True)
+    return kept_codes(Blocks(), digits(), "train", crops, True)
 
 
 def test_two_processes_make_what_one_makes(on_ranks, tmp_path):
@@ -346,27 +350,51 @@ def test_two_processes_make_what_one_makes(on_ranks, tmp_path):
     assert first.read_bytes() == one.read_bytes()
 
 
-def _made_but_killed(folder):
-    codes_of, calls = module.codes_of, []
+def _killed(rank, folder, victim, moment):
+    """Make codes on some processes, of which one is killed at a moment; how many there were, if it lived.
 
-    def die(*given):
-        calls.append(given)
-        if len(calls) > 5:
-            os._exit(9)
-        return codes_of(*given)
+    Moments are of Python's own record of what it asks of the system, and before each batch.
+    """
+    os.environ["LIGHTNING_GEN_CACHE"] = str(folder)
+    codes_of, count = module.codes_of, itertools.count()
 
-    module.codes_of = die
-    _made_by(0, folder)
+    def pass_by(event="", _=None):
+        if event.partition(".")[0] in ("", "open", "os", "mmap") and rank == victim and next(count) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    module.codes_of = lambda *given: (pass_by(), codes_of(*given))[1]
+    sys.addaudithook(pass_by)
+    kept_codes(Blocks(), digits(), "train", 1, True)
+    return next(count)
 
 
 def test_nothing_of_a_killed_process_is_trusted(fresh_process, tmp_path):
-    fresh_process(_made_but_killed, tmp_path / "killed")
-    folder = tmp_path / "killed" / "codes"
-    (left,) = folder.iterdir()
-    assert left.suffix == ".tmp"
-    again, whole = _made_by(0, tmp_path / "killed"), _made_by(0, tmp_path / "whole")
-    assert again.read_bytes() == whole.read_bytes()
-    assert {file.suffix for file in folder.iterdir()} == {".npy", ".json"}
+    """Wherever it was killed, the next one makes all of it, and tidies up."""
+    whole = _made_by(0, tmp_path / "whole", 1)
+    moments = fresh_process(_killed, 0, tmp_path / "alive", 0, -1)
+    left = Counter()
+    for moment in [*random.Random(0).sample(range(moments), 6), *range(moments - 5, moments)]:
+        folder = tmp_path / str(moment) / "codes"
+        assert fresh_process(_killed, 0, folder.parent, 0, moment) is None
+        kinds = {file.suffix for file in folder.glob("*")}
+        left.update(kinds)
+        if ".npy" in kinds:  # then the kill came later
+            assert (folder / whole.name).read_bytes() == whole.read_bytes()
+            continue
+        assert fresh_process(_made_by, 0, folder.parent, 1).read_bytes() == whole.read_bytes()
+        assert {file.suffix for file in folder.iterdir()} == {".npy", ".json"}
+    assert left[".tmp"] > left[".npy"] > 0
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_nothing_is_trusted_if_one_of_two_processes_is_killed(victim, on_ranks, fresh_process, tmp_path):
+    one = _made_by(0, tmp_path / "one", 1)
+    answers = on_ranks(_killed, tmp_path / "killed", victim, 20)
+    assert all(isinstance(answer, RuntimeError) for answer in answers)
+    assert "died without a word" in str(answers[victim])
+    assert "Another process of this run has ended" in str(answers[1 - victim])
+    assert not list((tmp_path / "killed" / "codes").glob("*.npy"))
+    assert fresh_process(_made_by, 0, tmp_path / "killed", 1).read_bytes() == one.read_bytes()
 
 
 def _failing(rank, folder):

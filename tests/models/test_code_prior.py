@@ -400,11 +400,15 @@ def test_what_does_not_fit_is_said():
     for settings, words in (
         ({"top_k": 4}, "1 to 3, or None"),
         ({"top_p": 0}, "above 0 and at most 1"),
+        ({"top_p": 1.5}, "above 0 and at most 1"),
         ({"labels": 2}, "0 .. 1"),
+        ({"labels": torch.tensor([0, -1])}, "0 .. 1"),
         ({"guidance": -2.0}, "guidance must be"),
     ):
         with pytest.raises(ValueError, match=words):
             model.sample(2, **settings)
+    with pytest.raises(ValueError, match=r"0 \.\. 1 for num_classes=2; got 1 \.\. 2"):
+        model.images_and_context({"codes": [torch.zeros(2, 2, 2).long()], "label": torch.tensor([1, 2])})
     for other in (prior(), prior(network="Gated", num_classes=2)):
         with pytest.raises(ValueError, match=r"guidance=2 needs .* trained without dropping labels"):
             other.sample(2, guidance=2.0)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -245,14 +246,20 @@ def test_the_loss_is_one_eighth_text_and_seven_eighths_codes(monkeypatch):
         monkeypatch.undo()
 
 
-def _drawn_elsewhere(path):
+def _drawn_elsewhere(path, folder):
+    os.chdir(folder)
     again = GenerativeModule.load_from_checkpoint(path, trust=("tests",))
     return again.sample(6, captions=["red", "green"] * 3, generator=seeded()).tolist(), list(again.text.vocabulary)
 
 
 def test_its_checkpoint_is_enough_and_going_on_equals_never_having_stopped(fresh_process, tmp_path):
-    """With dropout of captions, features and joins of byte pairs; the vocabulary was learnt from the data."""
+    """With dropout of captions, features and joins of byte pairs; the vocabulary was learnt from the data.
+
+    It is in another process and folder, and of a first stage that came from a file which is no more.
+    """
     data = [{**item, "caption": {"a": "red", "b": "green", "ab": "red green"}[item["caption"]]} for item in colours()]
+    inner, elsewhere = save(Mosaic(), tmp_path / "first.ckpt"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
 
     class Data(pl.LightningDataModule):
         def captions(self):
@@ -264,7 +271,8 @@ def test_its_checkpoint_is_enough_and_going_on_equals_never_having_stopped(fresh
     def train(steps, path=None):
         torch.manual_seed(3)
         tokenizer = BPETokenizer(length=12, num_tokens=20, dropout=0.3)
-        model = TextToImage((3, 4, 4), Mosaic(), partial(NETWORK, dropout=0.1, label_dropout=0.3), tokenizer)
+        first = GenerativeModule.load_from_checkpoint(inner, trust=("tests",))
+        model = TextToImage((3, 4, 4), first, partial(NETWORK, dropout=0.1, label_dropout=0.3), tokenizer)
         loop = trainer(max_steps=steps, gradient_clip_val=1.0)
         loop.fit(model, datamodule=Data(), ckpt_path=path, weights_only=True)
         loop.save_checkpoint(tmp_path / f"{steps}.ckpt")
@@ -275,7 +283,8 @@ def test_its_checkpoint_is_enough_and_going_on_equals_never_having_stopped(fresh
     again = train(4, tmp_path / "2.ckpt")[1]
     assert not differences(whole["state_dict"], again["state_dict"])
     assert not differences(whole["optimizer_states"], again["optimizer_states"])
-    drawn, vocabulary = fresh_process(_drawn_elsewhere, tmp_path / "4.ckpt")
+    inner.unlink()
+    drawn, vocabulary = fresh_process(_drawn_elsewhere, tmp_path / "4.ckpt", elsewhere)
     assert vocabulary == list(model.text.vocabulary)
     captions = ["red", "green"] * 3
     assert torch.equal(torch.tensor(drawn), model.sample(6, captions=captions, generator=seeded()))
@@ -302,6 +311,7 @@ def test_what_does_not_fit_is_said():
         ({"captions": ["a"]}, "needs 2 captions, a list of strings, got 1"),
         ({"captions": "ab"}, "needs 2 captions, a list of strings, got 'ab'"),
         ({"captions": ["a", "b"], "top_k": 4}, "1 to 3, or None"),
+        ({"captions": ["a", "b"], "top_p": 1.01}, "above 0 and at most 1"),
         ({"captions": ["a", "b"], "guidance": math.inf}, "guidance must be"),
         ({"labels": 1}, "no classes"),
     ):
