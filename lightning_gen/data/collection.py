@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch.utils.data import Dataset
 
 from lightning_gen.data.augmentation import CropFlip, Pictures
 from lightning_gen.data.base import ImageDataModule, Split
+from lightning_gen.data.cache import cached
 from lightning_gen.data.images import background_color, check_channels, height_and_width
 from lightning_gen.data.preparation import Cover, Keep, Preparation, Stretch
 from lightning_gen.data.sources import Captions, Source
+from lightning_gen.files import cache_folder
 
 
 class PictureDataModule(ImageDataModule):
@@ -31,11 +34,16 @@ class PictureDataModule(ImageDataModule):
             and differs by few levels of 255 (see the README).
         skip_broken: Whether picture files that cannot be read, as far as a look at all of them tells when the module is
             made (links to nothing, empty files, files that do not begin like a picture), are left out with a word.
+        cache: Whether pictures are read and resized once, with what random crops need around them, and kept, so that
+            later epochs and runs find them: in the cache folder (`$LIGHTNING_GEN_CACHE`, `~/.cache/lightning-gen`), or
+            in a folder that is named. They are the same to the bit, and a change of the files or of how they are
+            prepared is seen. Crops and flips stay random. It takes as many bytes as the resized pictures have values.
         **loader: As `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
         ImageError: If files are broken and not to be skipped; while loading, if one cannot be read.
+        OSError: With `cache`, when training starts, if it cannot be written.
     """
 
     image_size: tuple[int, int]
@@ -47,6 +55,7 @@ class PictureDataModule(ImageDataModule):
         background: str = "white",
         exact_decode: bool = False,
         skip_broken: bool = False,
+        cache: bool | str | Path = False,
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
@@ -55,6 +64,9 @@ class PictureDataModule(ImageDataModule):
         self.background = background
         self.exact_decode = exact_decode
         self.skip_broken = skip_broken
+        if not (isinstance(cache, bool) or str(cache).strip()):
+            raise ValueError("cache is empty. Name a folder for it, or set it to true or false.")
+        self.cache = cache
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,6 +78,12 @@ class PictureDataModule(ImageDataModule):
         return Preparation(
             sizing, channels=self.channels, background=self.background, exact_decode=self.exact_decode, **options
         )
+
+    def kept(self, source: Source) -> Source:
+        """A source itself or, if there is to be a cache, its pictures from there; all processes must call it."""
+        if self.cache is False:
+            return source
+        return cached(source, cache_folder() / "pictures" if self.cache is True else Path(self.cache).expanduser())
 
 
 class Collection(PictureDataModule):
@@ -123,4 +141,4 @@ class Collection(PictureDataModule):
         captions = self.captions_of(split)
         is_random = training and (self.random_crop or self.flip or captions is not None)
         seed = self.seed if is_random else None
-        return Pictures(self.source(split, prepare), transform, seed, self.labels_of(split), captions)
+        return Pictures(self.kept(self.source(split, prepare)), transform, seed, self.labels_of(split), captions)

@@ -311,7 +311,7 @@ def _resized(
     """Pictures to crop from; to evaluate with, they are brought straight to the size of the crop, or its center."""
     size, center = (module.resize, None) if split == "train" else (module.image_size, module.image_size)
     sizing = Stretch(size) if module.resize and size else Keep()
-    return FileSource(files, module.preparation(sizing, center=center, halves=halves))
+    return module.kept(FileSource(files, module.preparation(sizing, center=center, halves=halves)))
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
