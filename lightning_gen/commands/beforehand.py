@@ -132,8 +132,7 @@ def _last_in(folder: Path) -> Path | None:
 
 def _digest(settings: Mapping[str, Any]) -> str:
     """Of what decides the weights that a configuration ends with."""
-    data = dict(settings["data"]["init_args"])
-    data.pop("num_workers", None)
+    data = {key: value for key, value in settings["data"]["init_args"].items() if key not in ("num_workers", "cache")}
     trainer = {name: value for name, value in settings.get("trainer", {}).items() if name != "default_root_dir"}
     others = {"data": [settings["data"]["class_path"], data], "trainer": trainer}
     # Plain data and paths, which are those of the user's folders, as text.

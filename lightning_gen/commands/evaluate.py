@@ -223,6 +223,6 @@ def _what_counts(setting: Mapping[str, Any] | None) -> Any:
     if not setting:
         return None
     arguments = dict(setting.get("init_args", {}))
-    for name in ("batch_size", "eval_batch_size", "num_workers", "growing"):
+    for name in ("batch_size", "eval_batch_size", "num_workers", "growing", "cache"):
         arguments.pop(name, None)
     return setting.get("class_path"), arguments

@@ -90,11 +90,6 @@ class KeptPictures:
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self._content.picture(index))
 
-    def batch(self, indices: Sequence[int]) -> Tensor | None:
-        """Several pictures `[N, ..., C, H, W]` at once, or None where not all of the file are alike."""
-        alike = self._content.alike
-        return None if alike is None else torch.from_numpy(alike[np.asarray(indices, np.int64)])
-
     def name(self, index: int) -> str:
         """Its number in the file."""
         return f"picture {index} of {self.path}"
@@ -161,28 +156,23 @@ class _Content:
                 and content[32:64].tobytes().hex() == self.key
                 and stop == 64 + int(lengths.sum()) * (self.count if len(lengths) == 1 else 1)
             )
-        except (ValueError, LookupError, TypeError, OverflowError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             is_sound = False
         if not is_sound:
             raise CacheFileError("it is damaged")
-        self._pixels = content
-        # Of pictures that are alike, the first tells where all of them begin.
-        self._starts = 64 + np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        self.alike: NDArray[Any] | None = None
-        if len(lengths) == 1:
-            shape, kind = _form(self.heads[0])
-            apart = content[64:stop].reshape(self.count, -1)[:, 64 : 64 + int(np.prod(shape)) * kind.itemsize]
-            # A view: rows lie apart, and what is within a row does not.
-            self.alike = apart.view(kind).reshape(self.count, *shape)
+        self._bytes = content
+        # Of pictures that are alike, the first tells where all of them stand.
+        self._alike = (*_form(self.heads[0]), int(lengths[0])) if len(lengths) == 1 else None
+        self._starts = 64 + np.cumsum(lengths) - lengths
 
     def picture(self, index: int) -> NDArray[Any]:
         """Pixels of a picture, a copy, for the file must not be written to."""
-        if self.alike is not None:
-            return np.array(self.alike[index])
-        start = int(self._starts[index]) + 64
-        shape, kind = _form(self.heads[index])
-        size = int(np.prod(shape)) * kind.itemsize
-        return np.array(self._pixels[start : start + size].view(kind).reshape(shape))
+        if self._alike:
+            shape, kind, length = self._alike
+            start = 64 + range(self.count)[index] * length
+        else:
+            (shape, kind), start = _form(self.heads[index]), int(self._starts[index])
+        return np.ndarray(shape, kind, self._bytes, start + 64).copy()
 
 
 def _form(head: np.void) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -96,16 +96,6 @@ def test_it_gives_what_its_source_gives(prepare, deep, pictures, folder):
     assert len(pickle.dumps(found)) < len(pickle.dumps(source)) + 500
 
 
-def test_pictures_of_one_size_can_be_had_together(pictures, folder):
-    source = FileSource(pictures[:5], EVEN)
-    found = cached(source, folder)
-    assert torch.equal(found.batch([3, 0, 3]), torch.stack([source[3], source[0], source[3]]))
-    assert np.shares_memory(found._content.alike, found._content._pixels)
-    assert cached(FileSource(pictures[:5], MIXED), folder).batch([3, 0]) is None
-    deep = FileSource([pictures[5]] * 3, EVEN)
-    assert torch.equal(cached(deep, folder).batch([2, 1]), torch.stack([deep[2], deep[1]]))
-
-
 def test_what_is_given_may_be_changed_and_the_file_stays(pictures, folder):
     source = FileSource(pictures, MIXED)
     found = cached(source, folder)
