@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.data.base import Draw, DrawDataset
 from lightning_gen.data.images import to_float
@@ -46,7 +45,7 @@ class CropFlip:
         top, left = (int(rng.integers(n + 1)) if rng is not None and self.random_crop else n // 2 for n in spare)
         pixels = cut(pixels, top, left, self.crop)
         if rng is not None and self.flip and rng.random() < 0.5:
-            pixels = geometry.horizontal_flip(pixels)
+            pixels = pixels.flip(-1)
         # Contiguous, because strides that depend on the file or the workers would change the rounding of convolutions.
         return (pixels if pixels.dtype == torch.uint8 else to_float(pixels)).contiguous()
 

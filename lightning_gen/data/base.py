@@ -35,6 +35,7 @@ from torch.utils.data import (
 from lightning_gen.data.batches import DOMAINS, PICTURES, collate, pictures_as_floats
 from lightning_gen.data.images import average_down, from_uint8
 from lightning_gen.loops import use_own_loop
+from lightning_gen.randomness import generator_at
 from lightning_gen.schedules import Growing, Stage
 
 Split = Literal["train", "val", "test"]
@@ -58,7 +59,7 @@ class Draw(NamedTuple):
 
     def rng(self, seed: int) -> np.random.Generator:
         """The generator for everything random about this example: a function of seed, epoch and position alone."""
-        return np.random.default_rng((seed, self.epoch, self.position))
+        return generator_at(seed, self.epoch, self.position)
 
 
 @dataclass(frozen=True, eq=False)

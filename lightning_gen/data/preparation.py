@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as geometry
 
 from lightning_gen.data.images import ImageError, name_of, read_reduced, resize_image
 
@@ -125,5 +124,4 @@ def room(pixels: Tensor, size: tuple[int, int], name: Callable[[], str]) -> tupl
 
 def cut(pixels: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
     """The part of (height, width) at a place, a view."""
-    part: Tensor = geometry.crop(pixels, top, left, *size)
-    return part
+    return pixels[..., top : top + size[0], left : left + size[1]]
