@@ -4,7 +4,9 @@ from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, Resumabl
 from lightning_gen.data.codes import Codes
 from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
+from lightning_gen.data.huggingface import HuggingFaceImages
 from lightning_gen.data.scenes import CaptionedScenes, PairedScenes, Scenes, UnpairedScenes
+from lightning_gen.data.shards import WebDatasetImages
 from lightning_gen.data.toy import (
     GridOfGaussians,
     Line,
@@ -27,6 +29,7 @@ __all__ = [
     "DrawSampler",
     "FashionMNIST",
     "GridOfGaussians",
+    "HuggingFaceImages",
     "ImageDataModule",
     "ImageFolder",
     "Line",
@@ -43,4 +46,5 @@ __all__ = [
     "TwoGaussians",
     "UnpairedImageFolder",
     "UnpairedScenes",
+    "WebDatasetImages",
 ]

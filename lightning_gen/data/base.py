@@ -507,9 +507,7 @@ class ImageDataModule(pl.LightningDataModule):
                 f"{type(self).__name__}: {examples} training examples per process do not fill one batch of "
                 f"{batch_size}. Lower batch_size, use fewer processes or add pictures."
             )
-        workers = self.num_workers
-        if workers is None:
-            workers = min(8, max(0, (os.cpu_count() or 1) // world - 2))
+        workers = self.workers(world)
         loader = ResumableLoader(
             **batching,
             collate_fn=collate,
@@ -526,6 +524,12 @@ class ImageDataModule(pl.LightningDataModule):
             if self.growing is not None:
                 use_own_loop(self.trainer)  # which counts the batches of each epoch anew
         return loader
+
+    def workers(self, world: int) -> int:
+        """Loader processes of each of so many processes."""
+        if self.num_workers is None:
+            return min(8, max(0, (os.cpu_count() or 1) // world - 2))
+        return self.num_workers
 
     def _check_growing(self, growing: Growing, overfitting: bool) -> None:
         height, width = self.image_shape[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,10 +136,48 @@ class Collection(PictureDataModule):
 
     def dataset(self, split: Split) -> Dataset[Any]:
         """The pictures of a split; to train on, augmented."""
+        captions = self.captions_of(split)
+        transform, prepare, is_random = self.reading(split, captions is not None)
+        seed = self.seed if is_random else None
+        return Pictures(self.kept(self.source(split, prepare)), transform, seed, self.labels_of(split), captions)
+
+    def reading(self, split: Split, captioned: bool) -> tuple[CropFlip, Preparation, bool]:
+        """What is random about the pictures of a split, how they are read before, and whether any of it is random."""
         training = split == "train"
         transform = CropFlip(self.image_size, self.random_crop and training, self.flip and training)
         prepare = self.preparation(Cover(self.image_size), center=None if transform.random_crop else self.image_size)
-        captions = self.captions_of(split)
-        is_random = training and (self.random_crop or self.flip or captions is not None)
-        seed = self.seed if is_random else None
-        return Pictures(self.kept(self.source(split, prepare)), transform, seed, self.labels_of(split), captions)
+        return transform, prepare, training and (self.random_crop or self.flip or captioned)
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raise a `ValueError` unless pictures can be split by these shares."""
+    if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
+        raise ValueError(
+            "val_fraction and test_fraction must be above 0 and together below 1, "
+            f"got {val_fraction} and {test_fraction}."
+        )
+
+
+def split_by_hash(
+    places: Sequence[bytes], val_fraction: float, test_fraction: float, where: str
+) -> dict[str, NDArray[np.int64]]:
+    """Split pictures by the hash of their places: the same split on every machine and with every seed.
+
+    Args:
+        places: Of all pictures.
+        val_fraction: Share of them for validation, which gets one at least.
+        test_fraction: Likewise for testing.
+        where: They are, for messages.
+
+    Returns:
+        The numbers, ascending, of those in "train", "val" and "test".
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    num_val, num_test = (max(1, round(share * len(places))) for share in (val_fraction, test_fraction))
+    if num_val + num_test >= len(places):
+        raise ValueError(f"{where} holds {len(places)} picture(s): too few to split into train, val and test.")
+    by_hash = np.array(sorted(range(len(places)), key=lambda number: hashlib.sha256(places[number]).digest()))
+    val, test, train = np.split(by_hash, [num_val, num_val + num_test])
+    return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
