@@ -170,6 +170,11 @@ class _Clock(pl.Callback):
             self.rate = self.examples / (_now(pl_module.device) - self.start)
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make do with less where it ended by itself, as of models that know when they are done."""
+        if not self.rate and self.start and self.steps >= _LEAST:
+            self.rate = self.examples / (_now(pl_module.device) - self.start)
+
 
 def _now(device: torch.device) -> float:
     """The time when a device has done all that it was given."""

@@ -97,6 +97,12 @@ def test_slow_loading_does_not_slow_the_model_down():
     assert rate > 20  # which is twice what loading would allow
 
 
+def test_a_training_that_ends_by_itself_is_measured_as_far_as_it_went():
+    model = Model(0.01)
+    assert 10 < training_rate(trainer(barebones=True, max_steps=12), model, Data(0.0, batch_size=2), seconds=9) <= 200
+    assert model.steps == 12
+
+
 def test_too_few_steps_are_said():
     with pytest.raises(RuntimeError, match="ended after 4 steps, which are too few"):
         training_rate(trainer(barebones=True, max_steps=4), Model(0.0), Data(0.0), seconds=5)
