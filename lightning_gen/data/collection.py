@@ -24,8 +24,9 @@ from lightning_gen.files import cache_folder
 class PictureDataModule(ImageDataModule):
     """Base of the data modules of picture files: how they are read.
 
-    A subclass sets `image_size`, (height, width). Pictures of items are uint8, and those of files of more than 8 bits
-    are float32 in `[-1, 1]`. A batch with such a one is of floats, and so are all that a trainer has on its device.
+    A subclass sets `image_size`, (height, width), and says in `left_out`, a sentence each, what it found and does not
+    take. Pictures of items are uint8, and those of files of more than 8 bits are float32 in `[-1, 1]`. A batch with
+    such a one is of floats, and so are all that a trainer has on its device.
 
     Args:
         channels: 3 for RGB, 1 for gray; pictures of the other kind are converted.
@@ -68,6 +69,7 @@ class PictureDataModule(ImageDataModule):
         if not (isinstance(cache, bool) or str(cache).strip()):
             raise ValueError("cache is empty. Name a folder for it, or set it to true or false.")
         self.cache = cache
+        self.left_out: list[str] = []
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -109,12 +109,8 @@ class UnpairedImageFolder(FolderDataModule):
         self.resize, self.image_size = _resize_and_crop(resize, crop)
         self.flip = flip
         self.paired_evaluation = paired_evaluation
-        found = _find_splits(
-            self.root,
-            sides=("A", "B"),
-            layout="UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB).",
-            skip_broken=self.skip_broken,
-        )
+        layout = "UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB)."
+        found = _find_splits(self, sides=("A", "B"), layout=layout)
         self.files = {split: [search.images for search in searches] for split, searches in found.items()}
         if paired_evaluation:
             for split in ("val", "test"):
@@ -168,7 +164,7 @@ class PairedImageFolder(FolderDataModule):
         self.flip = flip
         self.swap = swap
         layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
-        found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken)
+        found = _find_splits(self, sides=("",), layout=layout)
         self.files = {split: search.images for split, (search,) in found.items()}
 
     def dataset(self, split: Split) -> Dataset[Any]:
@@ -229,12 +225,12 @@ class ImageFolder(Collection, FolderDataModule):
         split_by_folder = any((self.root / split).is_dir() for split in ("val", "test"))
         if split_by_folder:
             layout = "ImageFolder expects train beside val or test, or none of the three."
-            found = _find_splits(self.root, sides=("",), layout=layout, skip_broken=self.skip_broken, captions=captions)
+            found = _find_splits(self, sides=("",), layout=layout, captions=captions)
             self.files = {split: search.images for split, (search,) in found.items()}
             search = found["train"][0]
         else:
             search = list_images(folder, *([fault_of_captions] if captions else [])).checked()
-            (search,) = _usable(self.root, [search], self.skip_broken, captions)
+            (search,) = _usable(self, [search], captions)
             self.files = _split_by_hash(search, val_fraction, test_fraction)
         self.class_names = self._find_classes(search, split_by_folder) if labels else None
 
@@ -321,9 +317,10 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def _find_splits(
-    root: Path, *, sides: tuple[str, ...], layout: str, skip_broken: bool, captions: bool = False
+    module: FolderDataModule, *, sides: tuple[str, ...], layout: str, captions: bool = False
 ) -> dict[str, list[Search]]:
     """What is in train, val and test, for each side; of val and test, one may stand in for the other."""
+    root = module.root
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is not a folder. {layout}")
     looks = [fault_of_captions] if captions else []
@@ -339,26 +336,31 @@ def _find_splits(
                 there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
                 raise FileNotFoundError(f"{error} {layout} {root} holds: {there or 'nothing'}.") from None
     searches = [search for searches in found.values() for search in searches]
-    usable = iter(_usable(root, searches, skip_broken, captions))
+    usable = iter(_usable(module, searches, captions))
     found = {split: [next(usable) for _ in searches] for split, searches in found.items()}
     return {"val": found.get("test", []), "test": found.get("val", [])} | found
 
 
-def _usable(root: Path, searches: Sequence[Search], skip_broken: bool, captions: bool = False) -> list[Search]:
+def _usable(module: FolderDataModule, searches: Sequence[Search], captions: bool = False) -> list[Search]:
     """Searches without the files that cannot be read, if these are to be skipped, with a word for what is left out."""
+    root = module.root
     total = sum(len(search.images) for search in searches)
     left_out = [search.others.where(_is_no_caption) if captions else search.others for search in searches]
     if any(left_out):
-        rank_zero_info(f"{root}: {total} picture files; left out by their endings: {count_endings(*left_out)}.")
+        said = f"{root}: {total} picture files; left out by their endings: {count_endings(*left_out)}."
+        module.left_out.append(said)
+        rank_zero_info(said)
     faults = [{p: f for search in searches for p, f in search.faults[look].items()} for look in range(1 + captions)]
     if captions:
         faults[1] |= {path: "a caption without a picture" for search in searches for path in _lonely_captions(search)}
     wrong = ["picture files cannot be read", "pictures lack a caption, or it a picture"]
     words = [in_words(found, total, root, what) for found, what in zip(faults, wrong, strict=False) if found]
     if words:
-        if not skip_broken:
+        if not module.skip_broken:
             raise ImageError(f"{' '.join(words)} Mend or remove them, or leave them out with skip_broken: true.")
-        rank_zero_warn(f"{' '.join(words)} They are left out.")
+        said = f"{' '.join(words)} They are left out."
+        module.left_out.append(said)
+        rank_zero_warn(said)
     return [
         replace(search, images=search.images.without(set[Path]().union(*search.faults))).checked()
         for search in searches

@@ -52,6 +52,8 @@ def test_a_folder_without_a_model(flowers, command):
     assert ["pictures", "10", "4", "4"] in lines
     assert ["daisy", "5", "2", "2"] in lines
     assert "val and test are the same pictures" in ended.out
+    assert "flowers: 15 picture files; left out by their endings: 1 .md." in ended.out
+    assert "1 of 15 picture files cannot be read. empty: 1 (train/rose/empty.png). They are left out." in ended.out
     assert ["train", "12,", "12,", "12", "16,", "16,", "16", "0%"] in lines
     assert "train: resized to just cover 8 x 8, their aspect ratio kept, cropped at random to 8 x 8" in ended.out
     assert [line[:2] for line in lines if line[1:2] == ["workers"]] == [
@@ -62,6 +64,7 @@ def test_a_folder_without_a_model(flowers, command):
     assert facts["splits"]["train"]["examples"] == 10
     assert facts["splits"]["train"]["counts"] == {"daisy": 5, "rose": 5}
     assert facts["splits"]["train"]["files"]["image"]["heights"] == [12, 12, 12]
+    assert len(facts["left_out"]) == 2
     assert [int(number) for number in facts["loading"]] == rates.numbers_of_workers()
     assert min(facts["loading"].values()) > 0
     assert {path.name for path in Path().iterdir()} == {"flowers", "look", "facts.json"}  # and no run
