@@ -117,6 +117,7 @@ def treatment(data: pl.LightningDataModule, dataset: Any, split: Split) -> str:
     source = next(iter(_sources(dataset).values()), None)  # all of which are treated alike
     prepare, transform = getattr(source, "prepare", None), getattr(dataset, "transform", None)
     words = _of_preparation(prepare) if isinstance(prepare, Preparation) else []
+    words += ["kept so in the cache"] if getattr(data, "cache", False) and words else []
     if isinstance(transform, CropFlip):
         words += _of_transform(transform, dataset.seed is not None, getattr(prepare, "center", None))
     if isinstance(data, InMemoryDataModule):

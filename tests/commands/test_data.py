@@ -137,6 +137,23 @@ def test_which_workers_feed_the_model(tiny, command, measured, loading, training
     assert workers == (None if "None" in words else int(words[-1]))
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ([], "Decode the pictures once, by --data.cache true; or keep"),
+        (["--data.exact_decode", "true"], "once, by --data.cache true; or decode only what the size asks for, by"),
+        (["--data.cache", "true", "--data.batch_size", 8], "Keep the files smaller; or train where"),
+    ],
+)
+def test_what_to_do_where_no_number_of_workers_is_enough(flowers, command, measured, options, advice):
+    measured({0: 100.0, 2: 200.0}, 1000.0)
+    Path("flowers/train/rose/empty.png").unlink()
+    ended = command("data", "--config", "dcgan", *flowers, *options, "--data.image_size", 32)
+    assert ended.code == 0, ended.err
+    assert "None feeds it: with 2 workers it waits 80% of the time." in ended.out
+    assert advice in ended.out
+
+
 def test_a_run_is_looked_at_again(tiny, command):
     assert command("fit", "--config", tiny.write(), "--trainer.max_steps", 1).code == 0
     run = Path("runs/cyclegan/version_0")

@@ -153,6 +153,13 @@ def test_captions_are_counted(tmp_path):
             "resized to just cover 8 x 8, their aspect ratio kept, cropped at the center to 8 x 8",
         ),
         (
+            {"cache": True, "flip": True},
+            "resized to just cover 8 x 8, their aspect ratio kept, cropped at the center to 8 x 8, kept so in the "
+            "cache, half of them mirrored",
+            "resized to just cover 8 x 8, their aspect ratio kept, cropped at the center to 8 x 8, kept so in the "
+            "cache",
+        ),
+        (
             {"growing": Growing(resolutions=(4, 8))},
             "resized to just cover 8 x 8, their aspect ratio kept, cropped at the center to 8 x 8, averaged down to "
             "4, 8 rows as training goes on",
@@ -195,6 +202,15 @@ def pictures_of_training(data, epochs):
         columns = {name: to_uint8(as_floats(torch.cat([batch[name] for batch in batches]), "")) for name in names}
         found.append({index: {name: columns[name][place] for name in names} for place, index in enumerate(order)})
     return found
+
+
+def test_pictures_in_a_cache_have_the_sizes_and_looks_of_their_files(flowers):
+    plain, cached = (ImageFolder(flowers, image_size=8, flip=True, cache=cache) for cache in (False, True))
+    sets = [dataset_of(data, "train") for data in (plain, cached)]
+    assert sizes(sets[0]) == sizes(sets[1]) != {}
+    rows = [training_looks(data, dataset, 2, 2) for data, dataset in zip((plain, cached), sets, strict=True)]
+    for expected, found in zip(*rows, strict=True):
+        assert all(torch.equal(a.pictures["image"], b.pictures["image"]) for a, b in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["folder", "domains"])
