@@ -87,7 +87,9 @@ def to_float(pixels: Tensor) -> Tensor:
     return from_uint8(pixels) if pixels.dtype == torch.uint8 else pixels.mul(2).sub(1)
 
 
-def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic") -> Tensor:
+def resize_image(
+    pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic", extent: tuple[float, float] | None = None
+) -> Tensor:
     """Resize with antialiasing; the overshoot of the cubic is clipped.
 
     Args:
@@ -95,18 +97,27 @@ def resize_image(pixels: Tensor, size: Sequence[int], kernel: Kernel = "bicubic"
             with the channels last in memory, as `read_image` gives them.)
         size: (height, width) wanted.
         kernel: Of the interpolation.
+        extent: How many rows and columns of `[..., C, H, W]` become `size`, where the last ones stand for a part only,
+            as in what `read_reduced` gives; above H - 1 and W - 1.
 
     Returns:
         `[..., height, width]` of the same type and range.
     """
-    if tuple(pixels.shape[-2:]) == tuple(size):
+    shape = (pixels.shape[-2], pixels.shape[-1])
+    extent = extent or shape
+    if extent == shape == tuple(size):
         return pixels
     if pixels.ndim > 2 and pixels.shape[-3] > 1 and pixels.stride(-3) == 0:  # gray as RGB: all channels are one
-        one = resize_image(pixels[..., :1, :, :], size, kernel)
+        one = resize_image(pixels[..., :1, :, :], size, kernel, extent)
         return one.expand(*one.shape[:-3], pixels.shape[-3], -1, -1)
-    resized: Tensor = geometry.resize(
-        pixels, list(size), interpolation=geometry.InterpolationMode(kernel), antialias=True
-    )
+    if extent == shape:
+        resized: Tensor = geometry.resize(
+            pixels, list(size), interpolation=geometry.InterpolationMode(kernel), antialias=True
+        )
+    else:  # the functions above this one take a size or a scale, not both
+        aten = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa, "bilinear": torch.ops.aten._upsample_bilinear2d_aa}
+        batch, scales = pixels.reshape(-1, *pixels.shape[-3:]), (size[0] / extent[0], size[1] / extent[1])
+        resized = aten[kernel](batch, list(size), False, *scales).reshape(*pixels.shape[:-2], *size)
     return resized if resized.dtype == torch.uint8 else resized.clamp(0, 1)
 
 
@@ -268,12 +279,13 @@ def read_reduced(
     background: str = "white",
     *,
     name: str | None = None,
-) -> tuple[Tensor, tuple[int, int]]:
+) -> tuple[Tensor, tuple[int, int], int]:
     """`read_image` for a picture that is then made smaller, without decoding more of a JPEG than that needs.
 
     A JPEG in gray or RGB is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 at which it still has at least
-    twice the rows and columns wanted, its sides rounded up. The decoder then averages over squares of pixels, in the
-    frequencies of the file, and the resize that follows does the rest. All other pictures are read as they are.
+    twice the rows and columns wanted, its sides rounded up; one that EXIF turns, at such a scale that divides its
+    sides. The decoder then averages over squares of pixels, in the frequencies of the file, and the resize that follows
+    does the rest. All other pictures are read as they are.
 
     Args:
         source: A file, or the bytes of one.
@@ -284,14 +296,15 @@ def read_reduced(
         name: What messages call the picture, if not by its path.
 
     Returns:
-        The pixels, as `read_image` gives them; and the true (height, width), from which the caller knows the size
-        wanted.
+        The pixels, as `read_image` gives them; the true (height, width), from which the caller knows the size wanted;
+        and 1, 2, 4 or 8: the side of the squares for which pixels stand. So `resize_image` is told that (height / side,
+        width / side) is their `extent`.
 
     Raises:
         ImageError: As `open_image`.
     """
-    picture, size = _read(source, name, wanted)
-    return picture.flatten(channels, background), size
+    picture, size, side = _read(source, name, wanted)
+    return picture.flatten(channels, background), size, side
 
 
 def open_image(source: str | Path | bytes, *, name: str | None = None) -> Picture:
@@ -323,19 +336,19 @@ def _read(
     source: str | Path | bytes,
     name: str | None,
     wanted: Callable[[int, int], tuple[int, int] | None] = lambda height, width: None,
-) -> tuple[Picture, tuple[int, int]]:
-    """A picture, reduced as `read_reduced` says, and its true (height, width)."""
+) -> tuple[Picture, tuple[int, int], int]:
+    """A picture, reduced as `read_reduced` says, its true (height, width) and the side of the squares."""
     name = name_of(source, name)
     if isinstance(source, str):
         source = Path(source)
     with _opened(source, name) as (image, file):
-        size = None
+        size, side = None, 1
         if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("L", "RGB"):
             size = _upright_size(image)
             if least := wanted(*size):
-                _reduce(image, least)
+                side = _reduce(image, least)
         picture = _decoded(image, file, name)
-    return picture, size or (picture.pixels.shape[-2], picture.pixels.shape[-1])
+    return picture, size or (picture.pixels.shape[-2], picture.pixels.shape[-1]), side
 
 
 @contextmanager
@@ -380,13 +393,21 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
-def _reduce(image: ImageFile.ImageFile, least: tuple[int, int]) -> None:
-    """Have a JPEG decoded at the smallest scale that has at least twice the (height, width) of `least`, upright."""
-    rows, columns = least[::-1] if _orientation(image) in _SIDEWAYS else least
-    for scale in (8, 4, 2):
-        if ceil(image.height / scale) >= 2 * rows and ceil(image.width / scale) >= 2 * columns:
-            image.draft(None, (image.width // scale, image.height // scale))  # which takes the next larger size it can
-            break
+def _reduce(image: ImageFile.ImageFile, least: tuple[int, int]) -> int:
+    """Have a JPEG decoded at the smallest scale that has at least twice the (height, width) of `least`, upright.
+
+    Returns:
+        The scale's denominator.
+    """
+    orientation = _orientation(image)
+    rows, columns = least[::-1] if orientation in _SIDEWAYS else least
+    for side in (8, 4, 2):
+        if orientation != 1 and (image.height % side or image.width % side):
+            continue  # the pixels that stand for less would not be the last ones when the picture is upright
+        if ceil(image.height / side) >= 2 * rows and ceil(image.width / side) >= 2 * columns:
+            image.draft(None, (image.width // side, image.height // side))  # which takes the next larger size it can
+            return side
+    return 1
 
 
 def _decoded(image: ImageFile.ImageFile, file: IO[bytes], name: str) -> Picture:

@@ -81,7 +81,7 @@ class Preparation:
             ImageError: If the file cannot be read, has an odd width where it must hold halves, or its picture is
                 smaller than what is to be kept of it.
         """
-        pixels, (height, width) = read_reduced(source, self._wanted, self.channels, self.background, name=name)
+        pixels, (height, width), side = read_reduced(source, self._wanted, self.channels, self.background, name=name)
         name = name_of(source, name)
         if self.halves:
             if width % 2:
@@ -89,7 +89,7 @@ class Preparation:
             # One picture of [2, C, H, W], so that crop and flip are shared; channels last in memory, to resize faster.
             pixels = pixels.unflatten(-1, (2, -1)).movedim(-2, 0).contiguous(memory_format=torch.channels_last)
             width, name = width // 2, f"Each half of {name}"
-        pixels = resize_image(pixels, self.sizing(height, width))
+        pixels = resize_image(pixels, self.sizing(height, width), extent=(height / side, width / side))
         if self.center is None:
             return pixels
         spare = room(pixels, self.center, lambda: name)

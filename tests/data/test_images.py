@@ -394,12 +394,13 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_of_at_least_twice_the_size_want
     data = encoded(waves(height, width), "JPEG")
     scales = set()
     for rows, columns in itertools.product((1, 2, 4, 5, 64, 128, 160, 256, 512, 1024), repeat=2):
-        pixels, size = read_reduced(data, lambda h, w, wanted=(rows, columns): wanted)
+        pixels, size, side = read_reduced(data, lambda h, w, wanted=(rows, columns): wanted)
         assert size == (height, width)
-        decoded = [(-(-height // scale), -(-width // scale)) for scale in (1, 2, 4, 8)]
-        enough = [shape for shape in decoded if shape[0] >= 2 * rows and shape[1] >= 2 * columns]
-        assert tuple(pixels.shape) == (3, *(enough or decoded[:1])[-1])
-        scales.add(pixels.shape)
+        decoded = {scale: (-(-height // scale), -(-width // scale)) for scale in (1, 2, 4, 8)}
+        enough = [scale for scale, shape in decoded.items() if shape[0] >= 2 * rows and shape[1] >= 2 * columns]
+        assert side == (enough or [1])[-1]
+        assert tuple(pixels.shape) == (3, *decoded[side])
+        scales.add(side)
     assert len(scales) == (1 if height == 1 else 4)
 
 
@@ -420,7 +421,8 @@ def test_a_reduced_jpeg_is_upright(orientation, size):
         # Of one side little is wanted, of the other just so much that it is decoded at 1/4.
         return (height // 8, 1) if orientation % 2 else (1, width // 8)
 
-    pixels, true = read_reduced(data, wanted)
+    pixels, true, side = read_reduced(data, wanted)
+    assert side == 4
     assert asked == [upright] == [true]
     assert torch.equal(pixels, expected)
 
@@ -433,15 +435,47 @@ def test_a_reduced_jpeg_has_the_pixels_of_libjpeg(options):
             image.draft(None, (56 // scale, 80 // scale))
             assert image.size == (56 // scale, 80 // scale)
             expected = chw(np.array(image))
-        pixels, _ = read_reduced(data, lambda h, w, s=scale: (h // s // 2, w // s // 2))
+        pixels, _, side = read_reduced(data, lambda h, w, s=scale: (h // s // 2, w // s // 2))
+        assert side == scale
         assert torch.equal(pixels, expected.expand(3, -1, -1))
+
+
+def test_a_reduced_jpeg_of_sides_that_are_no_multiples_keeps_its_place():
+    """In a ramp each pixel tells its place: within 1 level, for levels are rounded twice."""
+    ramp = np.linspace(0, 255, 481)[None, :, None].repeat(481, 0)
+    data = encoded(ramp.round().astype(np.uint8), "JPEG", quality=98)
+    pixels, size, side = read_reduced(data, lambda h, w: (30, 30), channels=1)
+    assert (pixels.shape, size, side) == ((1, 61, 61), (481, 481), 8)
+    for turned, axis in ((pixels, -1), (pixels.transpose(-1, -2), -2)):
+        row = resize_image(turned, (30, 30), extent=(481 / 8, 481 / 8)).movedim(axis, 0)[1:-1, 0, 15]
+        places = (torch.arange(1, 29) + 0.5) * 481 / 30 - 0.5
+        assert (row - places * 255 / 480).abs().max() <= 1
+    # As if the last pixel stood for 8 as all others do:
+    assert (resize_image(pixels, (30, 30))[0, 15, 1:-1] - places * 255 / 480).abs().max() > 3
+
+
+@pytest.mark.parametrize(("orientation", "sides"), [(1, [8, 8, 8]), (2, [1, 4, 8]), (6, [1, 4, 8])])
+def test_a_turned_jpeg_is_reduced_where_that_divides_its_sides(orientation, sides):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pictures = [encoded(waves(*size), "JPEG", exif=exif) for size in ((481, 160), (480, 164), (480, 160))]
+    assert [read_reduced(picture, lambda h, w: (2, 2))[2] for picture in pictures] == sides
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+def test_an_extent_of_whole_pixels_changes_nothing(kernel):
+    for pixels in (torch.from_numpy(RNG.integers(0, 256, (2, 3, 20, 30), dtype=np.uint8)), torch.rand(3, 20, 30)):
+        expected = resize_image(pixels, (7, 9), kernel)
+        assert torch.equal(resize_image(pixels, (7, 9), kernel, (20, 30)), expected)
+        nearly = resize_image(pixels, (7, 9), kernel, (20 - 1e-9, 30 - 1e-9))
+        assert (nearly.float() - expected.float()).abs().max() <= (1 if pixels.dtype == torch.uint8 else 1e-5)
 
 
 def test_all_pixels_are_read_of_what_is_no_plain_jpeg_or_wanted_in_full(tmp_path):
     for ending, mode in (("png", None), ("webp", None), ("jpg", "CMYK"), ("tif", None)):
         path = save(tmp_path / f"x.{ending}", waves(64, 48), mode)
-        pixels, size = read_reduced(path, lambda h, w: (2, 2))
-        assert size == (64, 48)
+        pixels, size, side = read_reduced(path, lambda h, w: (2, 2))
+        assert (size, side) == ((64, 48), 1)
         assert torch.equal(pixels, read_image(path))
     path = save(tmp_path / "y.jpg", waves(64, 48))
     assert torch.equal(read_reduced(path, lambda h, w: None)[0], read_image(path))
@@ -455,7 +489,7 @@ def test_a_smooth_jpeg_reduced_and_resized_is_that_of_all_its_pixels(target):
     so does the exact way, which averages over more.
     """
     data = encoded(waves(512, 512), "JPEG", quality=98)
-    reduced, _ = read_reduced(data, lambda h, w: (target, target))
+    reduced, _, _ = read_reduced(data, lambda h, w: (target, target))
     assert reduced.shape[-1] == 2 * target
     exact = resize_image(read_image(data), (target, target)).int()
 

@@ -35,6 +35,13 @@ def test_the_size_follows_from_the_true_one_whatever_is_decoded(noise):
     assert Preparation(Cover((50, 50)), center=(50, 50))(noise).shape == (3, 50, 50)
 
 
+def test_places_are_those_of_all_pixels_where_a_reduced_jpeg_has_a_broken_number():
+    """481 / 8 = 60.125. In a ramp a place is a level; 2 apart, for each way rounds twice."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 481).round().astype(np.uint8)[:, None], (481, 481))
+    ways = [Preparation(Stretch((30, 30)), channels=1, exact_decode=exact)(jpeg(ramp)).int() for exact in (False, True)]
+    assert (ways[0] - ways[1]).abs().max() <= 2
+
+
 @pytest.mark.parametrize("width", [128, 120, 124, 126])
 def test_halves_of_a_reduced_jpeg_meet_where_they_do(width):
     """Black beside white: only where the middle lies between blocks of the file are the halves pure."""
