@@ -392,7 +392,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at levels too, on the host, where they are the pictures' own."""
-        if self.level_shape == self.image_shape:
+        if self.likelihood_of is None and self.level_shape == self.image_shape:
             self.to_levels(self.images_and_labels(batch)[0])
         return super().on_before_batch_transfer(batch, dataloader_idx)
 

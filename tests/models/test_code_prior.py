@@ -253,6 +253,15 @@ def test_the_loss_is_nats_a_code_of_each_map(monkeypatch):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_codes_may_be_as_many_as_pixels_and_are_made_in_the_step_alone():
+    model = prior(Mosaic)
+    model.level_shape = model.image_shape
+    batch = {"codes": [torch.zeros(2, 2, 2, dtype=torch.int64)]}
+    assert model.on_before_batch_transfer(batch, 0) is batch
+    images = {"image": torch.full((2, 3, 4, 4), math.nan)}  # which are looked at when it trains
+    assert model.on_before_batch_transfer(images, 0) is images
+
+
 def test_weights_of_one_number_a_feature_do_not_decay():
     optimizer = prior().configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
