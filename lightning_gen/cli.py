@@ -28,6 +28,7 @@ Train (Lightning's command line; every setting is an option, and a misspelt one 
 
 Look first:
   data         show what a model will see, and how fast:  lightning-gen data --config cyclegan
+  prepare      decode and resize pictures once, to carry:  lightning-gen prepare --config cyclegan --output FOLDER
 
 Use a checkpoint (which is all they need):
   sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR
@@ -57,6 +58,7 @@ _FUNCTIONS = {
     "reconstruct": "reconstruct.reconstruct",
     "encode": "encode.encode",
     "evaluate": "evaluate.evaluate",
+    "prepare": "prepare.prepare",
     "report": "report.report",
     "import": "import_weights.import_weights",
 }
@@ -131,6 +133,8 @@ def _run(arguments: list[str]) -> int:
             rest = with_sampling(function, rest)
         if command == "evaluate":
             rest = commands.with_run(rest)
+        if command == "prepare":
+            rest = commands.with_configured_data(rest)
         # Errors of the parser are raised, so that `main` can say them in fewer words.
         settings: dict[str, Any] = {"prog": f"lightning-gen {command}", "exit_on_error": False}
         return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0

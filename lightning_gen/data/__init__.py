@@ -5,6 +5,7 @@ from lightning_gen.data.codes import Codes
 from lightning_gen.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST
 from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedImageFolder
 from lightning_gen.data.huggingface import HuggingFaceImages
+from lightning_gen.data.prepared import PreparedFolder
 from lightning_gen.data.scenes import CaptionedScenes, PairedScenes, Scenes, UnpairedScenes
 from lightning_gen.data.shards import WebDatasetImages
 from lightning_gen.data.toy import (
@@ -38,6 +39,7 @@ __all__ = [
     "PairedScenes",
     "ParallelLines",
     "PointDistribution",
+    "PreparedFolder",
     "ResumableLoader",
     "RingOfGaussians",
     "Scenes",

@@ -77,6 +77,7 @@ class KeptPictures:
 
     path: Path
 
+    # Raises, as all that needs it, what `_Content` does.
     @cached_property
     def _content(self) -> _Content:
         return _Content(self.path)
@@ -94,9 +95,14 @@ class KeptPictures:
         """Its number in the file."""
         return f"picture {index} of {self.path}"
 
+    @property
+    def key(self) -> str:
+        """What stands for all that decided the pictures when they were made, 64 hexadecimal digits."""
+        return self._content.key
+
     def recipe(self) -> Any:
-        """The key, which stands for all that decided the pictures when they were made."""
-        return {"key": self._content.key}
+        """The key."""
+        return {"key": self.key}
 
 
 @dataclass(frozen=True, eq=False)
