@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, cycle, islice
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_gen.data.batches import batch_size
@@ -78,8 +79,7 @@ def training_rate(
     with isolate_rng():
         given = _with_workers(data, 0)
         loader = given.train_dataloader()
-        batches = list(islice(_epochs(loader), _AGAIN))
-        again = _Again(batches, len(loader) if hasattr(loader, "__len__") else _AGAIN)
+        again = _again(loader, list(islice(_epochs(loader), _AGAIN)))
         given.train_dataloader = lambda: again
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.fit(model, datamodule=given)
@@ -129,18 +129,15 @@ def _epochs(loader: Any) -> Generator[Any]:
             raise ValueError(f"The training loader gives no batches, a {type(loader).__name__}.")
 
 
-@dataclass(frozen=True)
-class _Again:
-    """A few batches over and over, as many as an epoch has."""
+def _again(loader: Any, batches: list[Any]) -> Any:
+    """A few batches over and over, as many as an epoch has; from a loader that remains one to whoever looks at it."""
 
-    batches: Sequence[Any]
-    length: int
+    def over_and_over(self: Any) -> Iterator[Any]:
+        return islice(cycle(batches), sized_len(self))  # to no end, where it has no length
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self.batches[number % len(self.batches)] for number in range(self.length))
+    again = copy.copy(loader)
+    again.__class__ = type("Again", (type(loader),), {"__iter__": over_and_over})
+    return again
 
 
 @dataclass
