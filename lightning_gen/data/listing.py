@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -242,8 +243,8 @@ def list_images(folder: str | Path, *looks: Look) -> Search:
     """What `search_images` finds, and what is wrong with the pictures; of many, that of the last time if it holds.
 
     From 10,000 pictures on, it is kept in the cache folder (`$LIGHTNING_GEN_CACHE`, `~/.cache/lightning-gen`). It holds
-    as long as every folder is the one that it was and has its time of last change, so that files added, removed or
-    renamed are always seen; as long as broken files are broken in the same way; and as long as files have their size
+    as long as every folder is the one that it was and has its times of change, so that files added, removed or renamed
+    are always seen; as long as broken files are broken in the same way; and as long as files have their size
     and time: all of up to 50,000, and as many, evenly spaced, of more. What may go unnoticed is that one of more files
     was overwritten where it lies. It is read as it then is; if it is broken, that is said only then. (`fingerprint`
     looks at every file.)
@@ -266,7 +267,7 @@ def list_images(folder: str | Path, *looks: Look) -> Search:
         began = time.time_ns()
         found = _Findings.of(folder)
         # A change in the tick of the clock in which a folder was searched would go unnoticed for ever.
-        if len(found.search.images) >= _KEPT and found.times.max() < began - _RACY:
+        if len(found.search.images) >= _KEPT and found.stamps[:, 1:].max() < began - _RACY:
             found = found.with_status().looked_at(every)
             found.keep(path, made_for)
         else:
@@ -285,8 +286,8 @@ class _Findings:
         tree: The files.
         pictures: `[files]`; which of them are pictures by their endings.
         marks: Places on which the search depends: the tree's folders, then links to nothing and to folders passed over.
-        inodes: `[marks]`; of what is there, or -1.
-        times: `[marks]`; of last change, in nanoseconds, or -1 where it does not matter.
+        stamps: `[marks, 3]`; the inode that is there, and of folders the times of last change of content and of
+            anything (which cannot be put back), in nanoseconds; or -1.
         status: `[files, 2]`; size and time of last change, or -1.
         broken: `[faults, 2]`; the number of a look, and that of a picture with which it found something wrong.
         faults: What it was.
@@ -295,8 +296,7 @@ class _Findings:
     tree: _Tree
     pictures: NDArray[np.bool_]
     marks: list[str]
-    inodes: _Numbers
-    times: _Numbers
+    stamps: _Numbers
     status: _Numbers
     broken: _Numbers
     faults: list[str]
@@ -309,7 +309,7 @@ class _Findings:
         endings = tuple(image_endings())
         folders, firsts, names = list[str](), [0], bytearray()
         lengths, pictures = array("q"), bytearray()
-        marks, passed = list[tuple[int, int]](), list[str]()
+        stamps, passed = list[tuple[int, int, int]](), list[str]()
         searched: set[tuple[int, int]] = set()
         waiting, linked = [""], list[str]()
         with _progress(f"listing {root}") as bar:
@@ -322,7 +322,7 @@ class _Findings:
                     continue
                 searched.add((status.st_dev, status.st_ino))
                 folders.append(place)
-                marks.append((_inode(status), status.st_mtime_ns))
+                stamps.append(_stamps(status))
                 with os.scandir(here) as entries:
                     shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
                 for entry in shown:
@@ -342,15 +342,13 @@ class _Findings:
                 firsts.append(len(lengths))
                 bar.update(firsts[-1] - firsts[-2])
         starts = np.concatenate([[0], np.cumsum(np.array(lengths), dtype=np.int64)])
-        marks += [(_mark(root / place)[0], -1) for place in passed]
-        inodes, times = np.array(marks, np.int64).T
+        stamps += [(_stamps_of(root / place)[0], -1, -1) for place in passed]
         none = np.empty((0, 2), np.int64)
         return cls(
-            tree=_Tree(root, folders, np.array(firsts), bytes(names), starts),
+            tree=_Tree(root, folders, np.array(firsts, np.int64), bytes(names), starts),
             pictures=np.array(pictures).astype(np.bool_),
             marks=folders + passed,
-            inodes=inodes,
-            times=times,
+            stamps=np.array(stamps, np.int64),
             status=none,
             broken=none,
             faults=[],
@@ -361,7 +359,7 @@ class _Findings:
         """The files in order."""
         ordered, root = self.tree.ordered("/"), self.tree.root
         pictures = self.pictures[ordered]
-        right_below = zip(self.marks, self.inodes.tolist(), strict=True)
+        right_below = zip(self.marks, self.stamps[:, 0].tolist(), strict=True)
         folders = sorted(root / place for place, inode in right_below if place and "/" not in place and inode != -1)
         return Search(root, Files(self.tree, ordered[pictures]), Files(self.tree, ordered[~pictures]), folders)
 
@@ -372,7 +370,7 @@ class _Findings:
     def with_status(self) -> _Findings:
         """The same with the status of all files, which must be asked before they are looked at."""
         status = array("q")
-        for numbers in in_threads(_status, self._all, progress=True):
+        for numbers in in_threads(_status, self._all, len(self.pictures)):
             status.extend(numbers)
         return replace(self, status=np.array(status).reshape(-1, 2))
 
@@ -380,7 +378,7 @@ class _Findings:
         """The same with what is wrong with pictures."""
         broken, faults = list[tuple[int, int]](), list[str]()
         for k, look in enumerate(looks):
-            for number, fault in enumerate(in_threads(look, self.search.images, progress=True)):
+            for number, fault in enumerate(in_threads(look, self.search.images, len(self.search.images))):
                 if fault:
                     broken.append((k, number))
                     faults.append(fault)
@@ -388,10 +386,10 @@ class _Findings:
 
     def hold(self, looks: Sequence[Look]) -> bool:
         """Whether folders, broken files and, as far as they are compared, all others are as they were."""
-        for place, inode, changed in zip(self.marks, self.inodes.tolist(), self.times.tolist(), strict=True):
-            found = _mark(self.tree.root / place)
-            if found[0] != inode or changed not in (-1, found[1]):
-                return False
+        stamps = np.array(list(in_threads(_stamps_of, map(self.tree.root.joinpath, self.marks))))
+        stamps[len(self.tree.folders) :, 1:] = -1
+        if not np.array_equal(stamps, self.stamps):
+            return False
         for k, look in enumerate(looks):
             broken = self.search.images[self.broken[self.broken[:, 0] == k, 1]]
             faults = [fault for (number, _), fault in zip(self.broken, self.faults, strict=True) if number == k]
@@ -413,8 +411,7 @@ class _Findings:
             starts=self.tree.starts,
             pictures=self.pictures,
             marks=_packed(self.marks),
-            inodes=self.inodes,
-            times=self.times,
+            stamps=self.stamps,
             status=self.status,
             broken=self.broken,
             faults=_packed(self.faults),
@@ -442,7 +439,7 @@ class _Findings:
                 return None
             marks = _unpacked(kept["marks"])
             tree = _Tree(root, marks[: kept["folders"]], kept["firsts"], kept["names"].tobytes(), kept["starts"])
-            numbers = {name: kept[name] for name in ("pictures", "inodes", "times", "status", "broken")}
+            numbers = {name: kept[name] for name in ("pictures", "stamps", "status", "broken")}
             return cls(tree=tree, marks=marks, faults=_unpacked(kept["faults"]), **numbers)
 
 
@@ -481,7 +478,7 @@ def faults_of(paths: Sequence[Path]) -> dict[Path, str]:
     Returns:
         For those that cannot be read, in the order of `paths`: "empty", "a link to nothing", "not a file" ...
     """
-    return {path: fault for path, fault in zip(paths, in_threads(fault_of, paths, progress=True), strict=True) if fault}
+    return {path: fault for path, fault in zip(paths, in_threads(fault_of, paths, len(paths)), strict=True) if fault}
 
 
 def in_words(faults: Mapping[Path, str], among: int, root: Path, what: str = "picture files cannot be read") -> str:
@@ -503,13 +500,18 @@ def in_words(faults: Mapping[Path, str], among: int, root: Path, what: str = "pi
     return f"{root}: {len(faults)} of {among} {what}. {found}."
 
 
-def in_threads(function: Callable[[Path], T], paths: Sequence[Path], progress: bool = False) -> Iterator[T]:
-    """What a function says of each file, in order; in threads, because on a disk elsewhere each file is a wait."""
-    shown = _progress("looking at files", total=len(paths)) if progress else nullcontext()
-    with ThreadPoolExecutor(_THREADS) as threads, shown as bar:
-        for start in range(0, len(paths), _BLOCK):
-            block = paths[start : start + _BLOCK]
-            parts = [block[first : first + _PART] for first in range(0, len(block), _PART)]
+def in_threads(function: Callable[[Path], T], paths: Iterable[Path], total: int | None = None) -> Iterator[T]:
+    """What a function says of each file, in order; in threads, because on a disk elsewhere each file is a wait.
+
+    With a total, progress is shown where it lasts.
+    """
+    paths = iter(paths)
+    with (
+        ThreadPoolExecutor(_THREADS) as threads,
+        _progress("looking at files", total) if total else nullcontext() as bar,
+    ):
+        while block := list(islice(paths, _BLOCK)):
+            parts = [block[start : start + _PART] for start in range(0, len(block), _PART)]
             for part in threads.map(lambda part: [function(path) for path in part], parts):
                 yield from part
             if bar is not None:
@@ -537,17 +539,16 @@ def _status(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _mark(path: Path) -> tuple[int, int]:
-    """Number and time of last change of a folder, or -1."""
+def _stamps_of(folder: Path) -> tuple[int, int, int]:
     try:
-        status = path.stat()
+        return _stamps(folder.stat())
     except OSError:
-        return -1, -1
-    return _inode(status), status.st_mtime_ns
+        return -1, -1, -1
 
 
-def _inode(status: os.stat_result) -> int:
-    return status.st_ino & (2**63 - 1)  # some file systems have longer ones
+def _stamps(status: os.stat_result) -> tuple[int, int, int]:
+    inode = status.st_ino & (2**63 - 1)  # some file systems have longer ones
+    return inode, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _packed(words: Iterable[str]) -> NDArray[np.uint8]:
