@@ -31,7 +31,7 @@ from lightning_gen.files import cache_folder, digest, opened_atomically
 
 SCHEMA = 1  # of kept listings; another number is another meaning of their content
 _KEPT = 10_000  # files from which on a listing is kept; fewer are listed anew sooner than the mistake is explained
-_COMPARED = 50_000  # files whose status is compared before a kept listing is trusted
+_COMPARED = 20_000  # files whose status is compared before a kept listing is trusted
 _RACY = 3 * 10**9  # nanoseconds; the clocks of file systems tick every two seconds or faster
 _SILENCE = 2.0  # seconds before progress is shown
 _THREADS = 16  # that look at files
@@ -244,10 +244,10 @@ def list_images(folder: str | Path, *looks: Look) -> Search:
 
     From 10,000 pictures on, it is kept in the cache folder (`$LIGHTNING_GEN_CACHE`, `~/.cache/lightning-gen`). It holds
     as long as every folder is the one that it was and has its times of change, so that files added, removed or renamed
-    are always seen; as long as broken files are broken in the same way; and as long as files have their size
-    and time: all of up to 50,000, and as many, evenly spaced, of more. What may go unnoticed is that one of more files
-    was overwritten where it lies. It is read as it then is; if it is broken, that is said only then. (`fingerprint`
-    looks at every file.)
+    are always seen; as long as broken files are broken in the same way; and as long as files have their size and time:
+    all of up to 20,000, and as many, evenly spaced, of more. What may go unnoticed is that one of more files was
+    overwritten where it lies. It is read as it then is; if it is broken, that is said only then. (`fingerprint` looks
+    at every file.)
 
     Args:
         folder: Where to look; all paths begin with it as it is given.
@@ -267,11 +267,10 @@ def list_images(folder: str | Path, *looks: Look) -> Search:
         began = time.time_ns()
         found = _Findings.of(folder)
         # A change in the tick of the clock in which a folder was searched would go unnoticed for ever.
-        if len(found.search.images) >= _KEPT and found.stamps[:, 1:].max() < began - _RACY:
-            found = found.with_status().looked_at(every)
+        keep = len(found.search.images) >= _KEPT and found.stamps[:, 1:].max() < began - _RACY
+        found = (found.with_status() if keep else found).looked_at(every)
+        if keep:
             found.keep(path, made_for)
-        else:
-            found = found.looked_at(every)
     images, faults = found.search.images, [dict[Path, str]() for _ in every]
     for (look, number), fault in zip(found.broken.tolist(), found.faults, strict=True):
         faults[look][images[number]] = fault
