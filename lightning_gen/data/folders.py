@@ -34,8 +34,8 @@ from lightning_gen.processes import everywhere, world_size
 class FolderDataModule(PictureDataModule):
     """Base of the data modules of folders, which see to it that all processes see the same files.
 
-    A subclass sets `image_size`, (height, width), and `files`. Of 10,000 pictures and more, the list is kept from one run
-    to the next, with what is wrong with them; `list_images` says when it is made anew.
+    A subclass sets `image_size`, (height, width), and `files`. Of 10,000 pictures and more, the list is kept from one
+    run to the next, with what is wrong with them; `list_images` says when it is made anew.
 
     Args:
         root: The folder of the data set.

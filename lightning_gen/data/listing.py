@@ -39,6 +39,7 @@ _PART = 500  # files that one of them looks at in a turn
 _BLOCK = 64 * _PART  # files of which the answers are held at once
 _NAMED = 3  # files of each kind that a message names
 
+S = TypeVar("S")
 T = TypeVar("T")
 Look = Callable[[Path], str]
 """Says what is wrong with a file, or ""."""
@@ -133,6 +134,10 @@ class Files(Sequence[Path]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} files below {self.root}>"
+
+    def names(self) -> Iterator[str]:
+        """The paths as strings, which are made sooner."""
+        return map(f"{self.root}/".__add__, self.places())
 
     def places(self) -> Iterator[str]:
         """Where each lies below the root, with slashes."""
@@ -369,7 +374,7 @@ class _Findings:
     def with_status(self) -> _Findings:
         """The same with the status of all files, which must be asked before they are looked at."""
         status = array("q")
-        for numbers in in_threads(_status, self._all, len(self.pictures)):
+        for numbers in in_threads(_status, self._all.names(), len(self.pictures)):
             status.extend(numbers)
         return replace(self, status=np.array(status).reshape(-1, 2))
 
@@ -395,7 +400,7 @@ class _Findings:
             if list(in_threads(look, broken)) != faults:
                 return False
         compared = np.linspace(0, len(self.status) - 1, min(len(self.status), _COMPARED)).astype(np.int64)
-        status = np.array(list(in_threads(_status, self._all[compared])), np.int64)
+        status = np.array(list(in_threads(_status, self._all[compared].names())), np.int64)
         return np.array_equal(status, self.status[compared])
 
     def keep(self, path: Path, made_for: list[str]) -> None:
@@ -499,19 +504,19 @@ def in_words(faults: Mapping[Path, str], among: int, root: Path, what: str = "pi
     return f"{root}: {len(faults)} of {among} {what}. {found}."
 
 
-def in_threads(function: Callable[[Path], T], paths: Iterable[Path], total: int | None = None) -> Iterator[T]:
+def in_threads(function: Callable[[S], T], files: Iterable[S], total: int | None = None) -> Iterator[T]:
     """What a function says of each file, in order; in threads, because on a disk elsewhere each file is a wait.
 
     With a total, progress is shown where it lasts.
     """
-    paths = iter(paths)
+    files = iter(files)
     with (
         ThreadPoolExecutor(_THREADS) as threads,
         _progress("looking at files", total) if total else nullcontext() as bar,
     ):
-        while block := list(islice(paths, _BLOCK)):
+        while block := list(islice(files, _BLOCK)):
             parts = [block[start : start + _PART] for start in range(0, len(block), _PART)]
-            for part in threads.map(lambda part: [function(path) for path in part], parts):
+            for part in threads.map(lambda part: [function(file) for file in part], parts):
                 yield from part
             if bar is not None:
                 bar.update(len(block))
@@ -529,7 +534,7 @@ def _tests() -> dict[str, Callable[[bytes], Any] | None]:
     return {name: Image.OPEN[name][1] for name in readable_formats()}
 
 
-def _status(path: Path) -> tuple[int, int]:
+def _status(path: str) -> tuple[int, int]:
     """Size and time of last change of a file, or -1."""
     try:
         status = os.stat(path)  # noqa: PTH116

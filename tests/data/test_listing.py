@@ -373,7 +373,7 @@ def test_of_many_files_a_sample_is_compared(many, searches, monkeypatch):
     asked.clear()
     assert same(list_images(many), first)
     assert len(set(asked)) == len(asked) == 500
-    assert {path.parent.name for path in asked} == {f"{i:03}" for i in range(100)}
+    assert {Path(path).parent.name for path in asked} == {f"{i:03}" for i in range(100)}
     assert len(searches) == 1
 
 
