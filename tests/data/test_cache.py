@@ -26,6 +26,7 @@ from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedI
 from lightning_gen.data.images import ImageError
 from lightning_gen.data.preparation import Cover, Keep, Preparation, Stretch
 from lightning_gen.data.sources import FileSource
+from tests.data.homes import make_folder, seen
 from tests.shared import differences
 
 EVEN = Preparation(Stretch((9, 11)))
@@ -151,6 +152,20 @@ def test_a_loader_goes_on_in_an_epoch_as_it_does_without_a_cache(workers, tmp_pa
         batches.append([*again])
     assert len(batches[0]) == 2
     assert not differences(*batches)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_stops_and_goes_on_sees_what_one_without_a_cache_sees(devices, tmp_path, folder):
+    root = make_folder(tmp_path / "data")
+    some = {"image_size": 8, "crop": "random", "flip": True, "labels": True, "captions": True, "batch_size": 4}
+
+    def make(**more):
+        return ImageFolder(root, num_workers=0, **some, **more)
+
+    expected = seen(make, tmp_path / "files", devices=devices)
+    assert len({*expected}) == devices
+    assert seen(lambda: make(cache=folder), tmp_path / "kept", devices=devices, stop=2) == expected
+    assert len(names(folder)) == 2
 
 
 def test_true_is_the_cache_folder_and_false_is_none(pictures, monkeypatch, tmp_path):

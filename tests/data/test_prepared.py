@@ -7,10 +7,12 @@ import shutil
 import pytest
 import torch
 
-from lightning_gen.data import Codes, Draw, ImageFolder, PreparedFolder
+from lightning_gen.data import Codes, Draw, HuggingFaceImages, ImageFolder, PreparedFolder, WebDatasetImages
 from lightning_gen.data.cache import KeptPictures
+from lightning_gen.data.fingerprint import fingerprint
 from lightning_gen.data.prepared import CONTENTS, prepare
 from lightning_gen.trust import ENVIRONMENT
+from tests.data.homes import make_folder
 from tests.data.test_cache import folders, names, paint
 from tests.data.test_codes import Blocks
 from tests.shared import differences, save
@@ -124,3 +126,56 @@ def test_pictures_in_its_files_are_those_of_the_source(tmp_path):
     found = PreparedFolder(tmp_path / "prepared").dataset("train").source
     assert type(found) is KeptPictures
     assert found.name(0) == f"picture 0 of {found.path}"
+
+
+# Other homes of pictures
+
+
+def homes(tmp_path):
+    """The same pictures in a folder, in tar shards and in a Hugging Face dataset, with what they are read by."""
+    from tests.data.test_shards import KEYS, files_of, write
+
+    root = make_folder(tmp_path / "folder")
+    shards = {split: str(write(tmp_path / f"{split}.tar", files_of(root, split))) for split in ("train", "val")}
+    datasets = pytest.importorskip("datasets")
+    from tests.data.test_huggingface import COLUMNS, rows
+
+    datasets.disable_progress_bars()
+    both = datasets.DatasetDict({"train": rows(root, "train"), "validation": rows(root, "val")})
+    both.save_to_disk(tmp_path / "saved")
+    return [
+        (ImageFolder, {"root": root, "labels": True, "captions": True}),
+        (WebDatasetImages, {"urls": shards["train"], "val_urls": shards["val"], **KEYS}),
+        (HuggingFaceImages, {"path": tmp_path / "saved", **COLUMNS}),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_of_all_homes_are_the_same_from_cache_and_prepared_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path / "cache"))
+    some = {"image_size": (10, 12), "crop": "random", "flip": True, "batch_size": 4, "num_workers": 0}
+    expected, number = None, 0
+    for kind, place in homes(tmp_path):
+        modules = [kind(**place, **some), kind(**place, **some, cache=True)]
+        prepare(modules[0], tmp_path / kind.__name__)
+        modules.append(PreparedFolder(tmp_path / kind.__name__, batch_size=4, num_workers=0))
+        for data in modules:
+            batches = [[*data.train_dataloader()], [*data.val_dataloader()]]
+            expected = expected or batches
+            assert not differences(batches, expected)
+            assert data.num_classes == modules[0].num_classes
+            number += 1
+        prints = [fingerprint(data.dataset("train")) for data in modules]
+        assert prints[0] == prints[1] != prints[2]
+    assert number == 9
+
+
+def test_a_stream_cannot_be_prepared(tmp_path):
+    from tests.data.test_shards import files_of, write
+
+    pytest.importorskip("webdataset")
+    root = make_folder(tmp_path / "folder")
+    train, val = (str(write(tmp_path / f"{split}.tar", files_of(root, split))) for split in ("train", "val"))
+    data = WebDatasetImages(train, val_urls=val, stream=True, num_pictures=4, image_size=8)
+    with pytest.raises(ValueError, match="the training pictures are a stream and have no numbers"):
+        prepare(data, tmp_path / "prepared")
