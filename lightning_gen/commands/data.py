@@ -292,10 +292,10 @@ def _rates(
     loading: dict[int, float] = {}
     size = getattr(data, "batch_size", None)
     print(f"\nloading{f', batches of {size}' if size else ''}")
-    for number in rates.numbers_of_workers() if can_choose else [0]:
-        loading[number] = rates.loading_rate(data, number if can_choose else None, seconds)
-        by = _workers(number) if can_choose else "its own loader"
-        print(f"  {by:<14} {_number(loading[number]):>9} {unit} a second", flush=True)
+    for workers in rates.numbers_of_workers() if can_choose else [0]:
+        loading[workers] = rates.loading_rate(data, workers if can_choose else None, seconds)
+        how = _with(workers) if can_choose else "with its own loader"
+        print(f"  {how:<19} {_number(loading[workers]):>9} {unit} a second", flush=True)
     facts: dict[str, Any] = {"loading": loading}
     if model is None:
         return facts
@@ -303,20 +303,20 @@ def _rates(
     device, name = trainer.strategy.root_device, type(model).__name__
     print(f"{name} takes {_number(training)} {unit} a second on {device} with precision {trainer.precision}.")
     facts |= {"training": training, "device": str(device), "precision": trainer.precision}
-    if not can_choose:
-        print(f"Together: {_number(rates.rate_together(loading[0], training, 1))} at most.")
-        return facts
-    facts["workers"] = number_of = rates.feeding(loading, training)
-    if number_of is not None:
-        enough = "It is fed without workers" if number_of == 0 else f"It is fed by {_workers(number_of)}"
-        print(f"{enough}: --data.num_workers {number_of}")
-    else:
-        together = {n: rates.rate_together(rate, training, n) for n, rate in loading.items()}
-        best = max(together, key=lambda n: together[n])
-        print(f"None feeds it: with {_workers(best)} it waits {1 - together[best] / training:.0%} of the time.")
-        print(_advice(data))
+    together = rates.rates_together(loading, training, in_turns=device.type == "cpu")
     if device.type == "cpu":
-        print("Loading and training take turns on the same CPU, so that both will be slower than measured alone.")
+        print("On a CPU loading and training take turns, which counts in what follows.")
+    if not can_choose:
+        print(f"Together: {_number(min(loading[0], training))} at most.")
+        return facts
+    facts |= {"together": together, "workers": (number := rates.feeding(together, training))}
+    if number is not None:
+        print(f"It is fed {_with(number)}: --data.num_workers {number}")
+    else:
+        best = max(together, key=lambda n: together[n])
+        waits = f"{1 - together[best] / training:.0%}"
+        print(f"None feeds it. {_with(best).capitalize()} it waits least: {waits} of the time.")
+        print(_advice(data))
     return facts
 
 
@@ -331,8 +331,8 @@ def _advice(data: Any) -> str:
     return f"{'; or '.join(ways).capitalize()}."
 
 
-def _workers(number: int) -> str:
-    return "1 worker" if number == 1 else f"{number} workers"
+def _with(workers: int) -> str:
+    return f"with {workers} worker{'s' if workers > 1 else ''}" if workers else "without workers"
 
 
 def _number(rate: float) -> str:

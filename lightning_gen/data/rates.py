@@ -90,22 +90,29 @@ def training_rate(
     return clock.rate
 
 
-def rate_together(loading: float, training: float, workers: int) -> float:
-    """Examples a second of a training, from the rates of its two halves.
+def rates_together(loading: Mapping[int, float], training: float, *, in_turns: bool = False) -> dict[int, float]:
+    """Examples a second of a training whose model has to wait for them, by numbers of workers.
 
-    Workers load while the model trains, so the slower one decides; without workers it is one after the other.
+    Args:
+        loading: Examples a second by numbers of workers. Without workers it is loading, then training, in turns.
+        training: Examples a second that the model takes if it never waits.
+        in_turns: Whether it is so with workers too, as they have the same cores where a CPU trains. Else they load
+            while the model trains, and the slower one decides.
     """
-    return min(loading, training) if workers else 1 / (1 / loading + 1 / training)
+    return {
+        number: 1 / (1 / rate + 1 / training) if in_turns or not number else min(rate, training)
+        for number, rate in loading.items()
+    }
 
 
-def feeding(loading: Mapping[int, float], training: float) -> int | None:
+def feeding(together: Mapping[int, float], training: float) -> int | None:
     """The smallest number of workers that feeds a model, as `FED` says; None if none does.
 
     Args:
-        loading: Examples a second by numbers of workers.
-        training: Examples a second that the model takes.
+        together: As `rates_together` gives them.
+        training: Examples a second that the model takes if it never waits.
     """
-    return next((n for n in sorted(loading) if rate_together(loading[n], training, n) >= FED * training), None)
+    return next((number for number in sorted(together) if together[number] >= FED * training), None)
 
 
 def _with_workers(data: pl.LightningDataModule, workers: int | None) -> Any:

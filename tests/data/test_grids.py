@@ -1,10 +1,12 @@
 """Grids hold pictures pixel for pixel."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE, picture_grid, square_grid
+from lightning_gen.data.grids import GAP, LINE, MIN_CAPTIONED, MIN_CELL, MIN_SQUARE, picture_grid, square_grid
 from tests.shared import tile
 
 SIZE = 8
@@ -80,3 +82,16 @@ def test_large_pictures_are_not_enlarged():
 def test_empty_square_grid_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         square_grid([])
+
+
+def test_captions_stand_below_the_pictures_of_columns():
+    picture = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
+    scale = math.ceil(MIN_CAPTIONED / 8)
+    grids = [
+        np.array(picture_grid([("", [picture, picture])], {(0, 0): words, (1, 0): "short"}))
+        for words in ("one line", "words that are too many for one line, and for two as well")
+    ]
+    assert grids[1].shape[0] - grids[0].shape[0] == 2 * 2 * LINE  # two lines more below both rows
+    enlarged = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    for grid in grids:  # without titles
+        assert np.array_equal(grid[GAP : GAP + 8 * scale, GAP : GAP + 8 * scale], enlarged.permute(1, 2, 0).numpy())

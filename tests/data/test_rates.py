@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_gen.data import rates
 from lightning_gen.data.base import ImageDataModule, examples_of
-from lightning_gen.data.rates import feeding, loading_rate, numbers_of_workers, rate_together, training_rate
+from lightning_gen.data.rates import feeding, loading_rate, numbers_of_workers, rates_together, training_rate
 from tests.shared import trainer
 
 
@@ -149,13 +149,18 @@ def test_an_empty_loader_is_said():
 
 
 def test_which_number_of_workers_feeds_a_model():
-    assert rate_together(300, 100, 2) == 100
-    assert rate_together(100, 300, 2) == 100
-    assert rate_together(300, 100, 0) == 75  # 1 / 300 + 1 / 100 seconds a picture
     loading = {0: 300.0, 2: 500.0, 4: 900.0}
-    assert feeding(loading, 10) == 0  # 9.68, which is 97 % of it
-    assert feeding(loading, 100) == 2
-    assert feeding(loading, 510) == 2  # 98 %
-    assert feeding(loading, 600) == 4
-    assert feeding(loading, 1000) is None
+    assert rates_together(loading, 600) == {0: pytest.approx(200), 2: 500, 4: 600}  # 1 / 300 + 1 / 600 is 1 / 200
+    in_turns = rates_together(loading, 600, in_turns=True)
+    assert in_turns == pytest.approx({0: 200, 2: 600 / 2.2, 4: 360})
+
+    def number(training):
+        return feeding(rates_together(loading, training), training)
+
+    assert number(10) == 0  # at 9.68, which is 97 % of it
+    assert number(100) == 2
+    assert number(510) == 2  # 98 %
+    assert number(600) == 4
+    assert number(1000) is None
+    assert feeding(in_turns, 600) is None
     assert rates.FED == 0.95
