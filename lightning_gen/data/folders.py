@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_gen.data.augmentation import CropFlip, PairedPictures, UnpairedPictures
 from lightning_gen.data.base import Split, data_root
-from lightning_gen.data.collection import Collection, PictureDataModule
+from lightning_gen.data.collection import Collection, PictureDataModule, check_fractions, split_by_hash
 from lightning_gen.data.images import ImageError, height_and_width
 from lightning_gen.data.listing import Files, Search, count_endings, in_words, list_images
 from lightning_gen.data.preparation import Keep, Preparation, Stretch
@@ -213,11 +212,7 @@ class ImageFolder(Collection, FolderDataModule):
         **reading: Any,
     ) -> None:
         super().__init__(root=root, **reading)
-        if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                "val_fraction and test_fraction must be above 0 and together below 1, "
-                f"got {val_fraction} and {test_fraction}."
-            )
+        check_fractions(val_fraction, test_fraction)
         self.labels = labels
         self.captioned = captions
 
@@ -232,7 +227,9 @@ class ImageFolder(Collection, FolderDataModule):
         else:
             search = list_images(folder, *([fault_of_captions] if captions else [])).checked()
             (search,) = _usable(self, [search], captions)
-            self.files = _split_by_hash(search, val_fraction, test_fraction)
+            files = search.images.sorted()
+            parts = split_by_hash(files.encoded_places(), val_fraction, test_fraction, folder)
+            self.files = {split: files[part] for split, part in parts.items()}
         self.class_names = self._find_classes(search, split_by_folder) if labels else None
 
     @property
@@ -394,28 +391,6 @@ def _stem(place: str) -> str:
 
 def _inside(files: Files, folder: str) -> Files:
     return files.where(lambda place: place.startswith(f"{folder}/"))
-
-
-def _split_by_hash(search: Search, val_fraction: float, test_fraction: float) -> dict[str, Files]:
-    """Split all pictures under a folder by the hash of their place below it; val and test get one at least."""
-    files, folder = search.images, search.folder
-    num_val = max(1, round(val_fraction * len(files)))
-    num_test = max(1, round(test_fraction * len(files)))
-    if num_val + num_test >= len(files):
-        raise ValueError(f"{folder} holds {len(files)} picture(s): too few to split into train, val and test.")
-
-    files = files.sorted()
-    hashes = bytearray()
-    for place in files.encoded_places():
-        hashes += hashlib.sha256(place).digest()[:8]  # which tell any number of files apart
-    by_hash = np.array(hashes).view(">u8").argsort(kind="stable")
-    ranks = np.empty_like(by_hash)
-    ranks[by_hash] = np.arange(len(files))
-    return {
-        "val": files[ranks < num_val],
-        "test": files[(num_val <= ranks) & (ranks < num_val + num_test)],
-        "train": files[num_val + num_test <= ranks],
-    }
 
 
 def _pair_by_name(sides: list[Files]) -> list[Files]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from lightning_gen.data.fingerprint import digest
 from lightning_gen.data.images import ImageError
-from lightning_gen.data.listing import faults_of
-from lightning_gen.data.tables import BEGINNING, TableCollection, fault_of_beginning
+from lightning_gen.data.listing import BEGINNING, fault_of_beginning, faults_of
+from lightning_gen.data.tables import TableCollection
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
 _ROWS = 1000  # that are looked at together
@@ -195,7 +195,7 @@ class ArrowTable:
     def _columns(self, name: str | None) -> Iterator[Any]:
         """A column, in parts, as arrays of Arrow."""
         for part in self.dataset.select_columns([name]).with_format("arrow").iter(_ROWS):
-            yield part.column(name).combine_chunks()
+            yield from part.column(name).chunks
 
 
 def _library() -> Any:

@@ -37,6 +37,7 @@ _SILENCE = 2.0  # seconds before progress is shown
 _THREADS = 16  # that look at files
 _PART = 500  # files that one of them looks at in a turn
 _BLOCK = 64 * _PART  # files of which the answers are held at once
+BEGINNING = 16  # bytes of a picture file by which its format is known
 _NAMED = 3  # files of each kind that a message names
 
 S = TypeVar("S")
@@ -464,10 +465,23 @@ def fault_of(path: Path) -> str:
         if not status.st_size:
             return "empty"
         with path.open("rb", buffering=0) as file:
-            start = file.read(16).ljust(16, b"\0")
+            beginning = file.read(BEGINNING)
     except OSError as error:
         return "a link to nothing" if path.is_symlink() and not path.exists() else str(error.strerror).lower()
-    own = _tests().get(image_endings().get(path.suffix.lower(), ""), bool)
+    return fault_of_beginning(beginning, path.suffix.lower())
+
+
+def fault_of_beginning(beginning: bytes, ending: str = "") -> str:
+    """What is wrong with a picture file as far as its first bytes tell, or "".
+
+    Args:
+        beginning: Of the file, `BEGINNING` bytes where it has as many.
+        ending: Of its name, in lower case, if it has one.
+    """
+    if not beginning:
+        return "empty"
+    start = beginning.ljust(BEGINNING, b"\0")
+    own = _tests().get(image_endings().get(ending, ""), bool)
     # Of formats without a test, such as TGA, the beginning tells nothing.
     good = own is None or own(start) is True or any(test and test(start) is True for test in _tests().values())
     return "" if good else "no picture by its first bytes"
@@ -494,14 +508,19 @@ def in_words(faults: Mapping[Path, str], among: int, root: Path, what: str = "pi
         root: Below which they are named.
         what: Was looked at, and what is wrong.
     """
+    found = by_kind((path.relative_to(root).as_posix(), fault) for path, fault in faults.items())
+    return f"{root}: {len(faults)} of {among} {what}. {found}."
+
+
+def by_kind(faults: Iterable[tuple[str, str]]) -> str:
+    """How many of each kind of fault there are, and the first of them, from what has it and the fault."""
     kinds: dict[str, list[str]] = {}
-    for path, fault in faults.items():
-        kinds.setdefault(fault, []).append(path.relative_to(root).as_posix())
-    found = "; ".join(
+    for name, fault in faults:
+        kinds.setdefault(fault, []).append(name)
+    return "; ".join(
         f"{fault}: {len(names)} ({', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''})"
         for fault, names in kinds.items()
     )
-    return f"{root}: {len(faults)} of {among} {what}. {found}."
 
 
 def in_threads(function: Callable[[S], T], files: Iterable[S], total: int | None = None) -> Iterator[T]:

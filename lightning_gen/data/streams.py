@@ -18,8 +18,9 @@ from lightning_gen.data.augmentation import CropFlip
 from lightning_gen.data.base import _leave_signals_alone
 from lightning_gen.data.batches import collate
 from lightning_gen.data.images import ImageError
+from lightning_gen.data.listing import BEGINNING, fault_of_beginning
 from lightning_gen.data.preparation import Preparation
-from lightning_gen.data.tables import BEGINNING, class_number, fault_of_beginning, is_missing
+from lightning_gen.data.tables import class_number, is_missing
 from lightning_gen.data.tars import Keys, member_of, missing_library
 from lightning_gen.files import cache_folder, digest, opened_atomically
 from lightning_gen.processes import everywhere

@@ -7,28 +7,24 @@ train, val and test, the numbers of classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from lightning_gen.data.base import Split
 from lightning_gen.data.collection import Collection, check_fractions, split_by_hash
 from lightning_gen.data.folders import natural_order
-from lightning_gen.data.images import ImageError, image_endings, readable_formats
+from lightning_gen.data.images import ImageError
+from lightning_gen.data.listing import by_kind
 from lightning_gen.data.preparation import Preparation
 from lightning_gen.data.sources import Captions, Source
-from lightning_gen.processes import everywhere
-
-BEGINNING = 16  # bytes of a picture file by which its format is known
-_NAMED = 3  # rows of each kind that a message names
+from lightning_gen.processes import everywhere, world_size
 
 
 class Table(Protocol):
@@ -173,7 +169,7 @@ class TableCollection(Collection):
             numbers = {}
         if tables.keys() == {"train"}:
             table, own = tables["train"], rows["train"]
-            places = [table.place(int(row)) for row in own]
+            places = (table.place(row) for row in own.tolist())
             split = split_by_hash(places, self.val_fraction, self.test_fraction, where)
             tables = dict.fromkeys(split, table)
             rows = {name: own[part] for name, part in split.items()}
@@ -187,6 +183,8 @@ class TableCollection(Collection):
 
     def setup(self, stage: str) -> None:
         """Compare what the processes have found; a `RuntimeError` if they differ."""
+        if world_size() == 1:
+            return
         found = {split: (table.signature(), len(self.rows[split])) for split, table in self.tables.items()}
         if any(others != found for others in everywhere(found)):
             raise RuntimeError(
@@ -224,22 +222,17 @@ class TableCollection(Collection):
     ) -> dict[str, NDArray[np.int64]]:
         """The rows that can be used."""
         rows: dict[str, NDArray[np.int64]] = {}
-        kinds: dict[str, list[str]] = {}
+        broken: list[tuple[str, str]] = []
         for split, table in tables.items():
             faults = dict(table.faults())
             for row, value in enumerate(values[split] if values is not None else ()):
                 if is_missing(value):
                     faults.setdefault(row, "no label")
-            for row in sorted(faults):
-                kinds.setdefault(faults[row], []).append(table.name(row))
+            broken += [(table.name(row), faults[row]) for row in sorted(faults)]
             rows[split] = np.setdiff1d(np.arange(len(table)), np.array(list(faults), np.int64))
-        if kinds:
-            total, number = sum(map(len, tables.values())), sum(map(len, kinds.values()))
-            found = "; ".join(
-                f"{fault}: {len(names)} ({', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''})"
-                for fault, names in kinds.items()
-            )
-            words = f"{self.where}: {number} of {total} pictures cannot be used. {found}."
+        if broken:
+            total = sum(map(len, tables.values()))
+            words = f"{self.where}: {len(broken)} of {total} pictures cannot be used. {by_kind(broken)}."
             if not self.skip_broken:
                 raise ImageError(f"{words} Mend or remove them, or leave them out with skip_broken: true.")
             rank_zero_warn(f"{words} They are left out.")
@@ -324,28 +317,6 @@ def class_number(label: Any, classes: int | Sequence[str], what: str) -> int:
         return classes.index(label)
     known = f"0 to {total - 1}" if isinstance(classes, int) else f"0 to {total - 1} or {_some(classes)}"
     raise ValueError(f"{what} holds {label!r}, which is none of the {total} classes: {known}.")
-
-
-@lru_cache(maxsize=1 << 16)
-def fault_of_beginning(beginning: bytes, ending: str = "") -> str:
-    """What is wrong with a picture file as far as its first bytes tell, or "".
-
-    Args:
-        beginning: Of the file, `BEGINNING` bytes where it has as many.
-        ending: Of its name, in lower case, if it has one; formats without a mark of their own are known by it alone.
-    """
-    if not beginning:
-        return "empty"
-    tests = _tests()
-    if tests.get(image_endings().get(ending, ""), bool) is None:
-        return ""
-    start = beginning.ljust(BEGINNING, b"\0")
-    return "" if any(test and test(start) is True for test in tests.values()) else "no picture by its first bytes"
-
-
-@lru_cache
-def _tests() -> dict[str, Callable[[bytes], Any] | None]:
-    return {name: Image.OPEN[name][1] for name in readable_formats()}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lightning_gen.data.fingerprint import digest
 from lightning_gen.data.images import ImageError, image_endings
-from lightning_gen.data.tables import BEGINNING, fault_of_beginning
+from lightning_gen.data.listing import BEGINNING, fault_of_beginning
 from lightning_gen.files import cache_folder, opened_atomically
 from lightning_gen.files import digest as digest_bytes
 
@@ -96,7 +96,7 @@ def _lines(text: Any) -> list[str]:
 
 def is_remote(url: str) -> bool:
     """Whether a shard is not a file here."""
-    return re.match(r"[a-z][a-z0-9+.-]*:", url) is not None and not Path(url).exists()
+    return re.match(r"[a-z][a-z0-9+.-]+:", url) is not None and not Path(url).exists()
 
 
 def expand(urls: str | Path | Sequence[str | Path]) -> list[str]:
@@ -144,8 +144,9 @@ def in_words(shards: Sequence[str]) -> str:
 
 def split_name(name: str) -> tuple[str, str]:
     """The key and the ending, in lower case, of a member; no ending where it has none of its own or is hidden."""
-    found = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]*)", name, re.DOTALL)
-    return (found[1], found[2].lower()) if found else (name, "")
+    folder, slash, file = name.rpartition("/")
+    stem, dot, ending = file.partition(".")
+    return (f"{folder}{slash}{stem}", ending.lower()) if stem and dot else (name, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +277,7 @@ class ShardTable:
     def rows(self) -> NDArray[np.int64]:
         """Number of the shard, and in its index those of picture, label and captions, -1 for none: `[keys, 4]`."""
         endings = [member_of(key or "").lower() for key in (self.keys.label, self.keys.caption)]
+        is_picture = cache(self.keys.is_picture)
         rows: list[tuple[int, int, int, int]] = []
         for number, (shard, index) in enumerate(zip(self.shards, self.indices, strict=True)):
             samples: dict[str, dict[str, int]] = {}
@@ -283,7 +285,7 @@ class ShardTable:
                 key, ending = split_name(name)
                 samples.setdefault(key, {}).setdefault(ending, member)
             for key, members in samples.items():
-                pictures = [ending for ending in members if ending and self.keys.is_picture(ending)]
+                pictures = [ending for ending in members if ending and is_picture(ending)]
                 if len(pictures) > 1:
                     raise ValueError(
                         f"{shard}: {key} has {len(pictures)} pictures: {', '.join(f'.{each}' for each in pictures)}. "
@@ -320,10 +322,11 @@ class ShardTable:
     def faults(self) -> dict[int, str]:
         """Keys without a caption that is asked for, and those whose pictures do not begin like one."""
         found: dict[int, str] = {}
+        fault_of = lru_cache(1 << 16)(fault_of_beginning)
         for row, (number, picture, _, caption) in enumerate(self.rows.tolist()):
             index = self.indices[number]
             beginning = index.beginnings[picture].tobytes()[: index.sizes[picture]]
-            if fault := fault_of_beginning(beginning, f".{index.names[picture].rpartition('.')[2].lower()}"):
+            if fault := fault_of(beginning, f".{index.names[picture].rpartition('.')[2].lower()}"):
                 found[row] = fault
             elif self.keys.caption and (caption < 0 or not index.sizes[caption]):
                 found[row] = "no caption"
