@@ -179,7 +179,8 @@ def _contents(data: pl.LightningDataModule, datasets: Mapping[Split, Any], unit:
 
     kinds = list(dict.fromkeys(name for found in counts.values() for name in found))
     shown = kinds if len(kinds) <= CLASSES + 3 else [kind for kind in kinds if kind in ("", "A", "B")]
-    rows = [[f"  {kind}" if kind else unit, *(str(counts[s].get(kind, "")) for s in splits)] for kind in shown]
+    known = {split: {"": "stream"} | {kind: str(n) for kind, n in found.items()} for split, found in counts.items()}
+    rows = [[f"  {kind}" if kind else unit, *(known[split].get(kind, "") for split in splits)] for kind in shown]
     print(_table([["", *splits], *rows]))
     if hidden := len(kinds) - len(shown):
         per_class = [counts["train"].get(kind, 0) for kind in kinds if kind not in shown]
@@ -238,7 +239,7 @@ def _say_of_splits(title: str, words: Mapping[Split, str]) -> None:
     alike: dict[str, list[str]] = {}
     for split, text in words.items():
         alike.setdefault(text, []).append(split)
-    if said := [f"  {' and '.join(names)}: {text}" for text, names in alike.items() if text]:
+    if said := [f"  {', '.join(names)}: {text}" for text, names in alike.items() if text]:
         print(f"\n{title}:", *said, sep="\n")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lightning_gen.data.augmentation import CropFlip, Pictures
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, Split, examples_of
-from lightning_gen.data.batches import PICTURES, as_floats, parts_of
+from lightning_gen.data.batches import PICTURES, as_floats, batch_size, parts_of
 from lightning_gen.data.datasets import InMemoryDataModule
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import ImageError, image_size, to_uint8
@@ -52,15 +53,30 @@ class Sizes:
 
 
 def dataset_of(data: pl.LightningDataModule, split: Split) -> Any:
-    """The examples of a split, indexed by a `Draw` where the module is one of ours, else by place.
+    """The examples of a split, indexed by a `Draw` where the module is one of ours, else by place; or one by one.
 
     Raises:
         TypeError: As `examples_of`, of the loader of another module.
     """
+    if split == "train" and getattr(data, "stream", False):
+        return _Stream(data)
     if isinstance(data, ImageDataModule):
         return {"train": data.train_set, "val": data.val_set, "test": data.test_set}[split]()
     loaders = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}
     return examples_of(loaders[split]())
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Training examples that have no numbers, in the order in which they come."""
+
+    data: pl.LightningDataModule
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        alone: Any = copy.copy(self.data)
+        alone.num_workers = 0
+        for batch in alone.train_dataloader():
+            yield from ({name: column[i] for name, column in batch.items()} for i in range(batch_size(batch)))
 
 
 def unit(data: pl.LightningDataModule, dataset: Any) -> str:

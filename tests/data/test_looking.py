@@ -336,6 +336,26 @@ def test_a_stream_shows_what_comes_first():
     assert [[int(look.pictures["image"][0, 0, 0]) for look in row] for row in rows] == [[0, 0], [1, 1]]
 
 
+def test_a_module_that_streams_shows_what_its_loader_gives_first():
+    class Streaming(ImageDataModule):
+        image_shape, stream = (1, 8, 8), True
+
+        def train_dataloader(self):
+            assert self.num_workers == 0
+            pictures = torch.arange(12, dtype=torch.uint8).view(4, 3, 1, 1, 1).expand(4, 3, 1, 8, 8)
+            return [
+                {"image": batch, "caption": ["a", "b", "c"], "label": torch.tensor([2, 1, 0])} for batch in pictures
+            ]
+
+    data = Streaming(num_workers=2)
+    dataset = dataset_of(data, "train")
+    looks = looks_at(data, dataset, 5)
+    assert [int(look.pictures["image"][0, 0, 0]) for look in looks] == [0, 1, 2, 3, 4]
+    assert [look.words for look in looks[:2]] == ["class 2. a", "class 1. b"]
+    assert unit(data, dataset) == "pictures"
+    assert data.num_workers == 2
+
+
 def test_points_are_drawn():
     data = GridOfGaussians(num_train=50)
     assert cloud(data, dataset_of(data, "train")).size == (512, 512)
