@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ _TYPES = (np.dtype("u1"), np.dtype("<f4"))  # of pixels, by their number in a he
 _BLOCK = 64  # pictures that are read and written together, or fewer if they are large
 _BLOCK_BYTES = 1 << 20
 _BLOCKS_EACH = 4  # at least, for a process to be worth its start
+_NAMED = 3  # pictures that cannot be read
 _SILENCE = 2.0  # seconds before progress is shown
 _MISSING = "it is missing"
 _PULSE = 5.0  # seconds after which the other processes hear that the one that works does
@@ -210,7 +211,7 @@ def cached(source: Source, folder: Path) -> CachedSource:
         folder: Of the cache, which is made if need be.
 
     Raises:
-        ImageError: If a picture cannot be read.
+        ImageError: If pictures cannot be read; it names all of them, or the first.
         OSError: If there is no room for the file, or it cannot be written.
         RuntimeError: If the pictures change meanwhile; on ranks that wait, if another fails.
     """
@@ -272,18 +273,24 @@ def _making(source: Source, path: Path, key: str, size: float) -> Iterator[bool]
         needed, free = (len(source) - len(heads)) * size, shutil.disk_usage(path.parent).free
         if needed > free:
             raise OSError(f"it has {in_bytes(free)} free")
-        parts, done, beat = [heads], len(heads), time.monotonic()
+        parts, done, beat, faults = [heads], len(heads), time.monotonic(), list[str]()
         shown: dict[str, Any] = {"total": len(source), "initial": done, "delay": _SILENCE, "leave": False}
         with tqdm(desc="caching", unit=" pictures", **shown) as progress:
-            for more, records in _blocks(source, done, size):
-                file.write(records.numpy().data)
-                parts.append(more)
-                progress.update(len(more))
+            for block in _blocks(source, done, size):
+                faults += block.faults
+                if not faults:
+                    file.write(block.records.numpy().data)
+                    parts.append(block.heads)
+                progress.update(block.number)
                 if time.monotonic() - beat > _PULSE:
                     file.flush()
                     os.fsync(file.fileno())  # so that there is little to wait for at the end
                     yield True
                     beat = time.monotonic()
+        if faults:  # of all, for whoever mends one has the others read anew
+            first = " ".join(faults[:_NAMED]) + (" ..." if faults[_NAMED:] else "")
+            several = f"{len(faults)} of {len(source)} pictures cannot be read. " if faults[1:] else ""
+            raise ImageError(f"{several}{first}")
         _write_end(file, np.concatenate(parts), key)
         if not _is_still(source, recipe):
             raise RuntimeError(f"The pictures have changed while their cache {path} was made. Start again.")
@@ -385,19 +392,41 @@ class _Blocks(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, number: int) -> tuple[NDArray[np.void], Tensor] | ImageError:
+    def __getitem__(self, number: int) -> _Block:
         start = self.starts[number]
-        try:
-            numbers = range(start, min(start + self.size, len(self.source)))
-            records = [_record(self.source[i].numpy()) for i in numbers]
-        except ImageError as error:
-            return ImageError(str(error))  # raised by a worker, it would come with the worker's traceback
-        heads = np.array([head for head, _ in records], _HEAD)
+        numbers = range(start, min(start + self.size, len(self.source)))
+        heads: list[Any] = []
+        records: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
+        faults: list[str] = []
+        for i in numbers:
+            try:
+                head, record = _record(self.source[i].numpy())
+            except ImageError as error:
+                faults.append(str(error))
+            else:
+                heads.append(head)
+                records.append(record)
         # As a tensor, which takes the way of shared memory: a pipe that is full would hold a worker of a dead process.
-        return heads, torch.from_numpy(np.concatenate([record for _, record in records]))
+        return _Block(len(numbers), np.array(heads, _HEAD), torch.from_numpy(np.concatenate(records)), faults)
 
 
-def _blocks(source: Source, start: int, size: float) -> Iterator[tuple[NDArray[np.void], Tensor]]:
+class _Block(NamedTuple):
+    """Pictures that come one after the other.
+
+    Attributes:
+        number: How many.
+        heads: Those of the pictures that could be read.
+        records: How these stand in the file.
+        faults: A message of each of the others.
+    """
+
+    number: int
+    heads: NDArray[np.void]
+    records: Tensor
+    faults: list[str]
+
+
+def _blocks(source: Source, start: int, size: float) -> Iterator[_Block]:
     """Blocks of pictures, in order, from one on."""
     together = max(1, min(_BLOCK, int(_BLOCK_BYTES / max(1.0, size))))
     blocks = _Blocks(source, range(start, len(source), together), together)
@@ -411,10 +440,7 @@ def _blocks(source: Source, start: int, size: float) -> Iterator[tuple[NDArray[n
         worker_init_fn=_leave_signals_alone,
         generator=torch.Generator(),  # its own, so that the random state of training does not move
     )
-    for block in loader:
-        if isinstance(block, ImageError):
-            raise block
-        yield block
+    return iter(loader)
 
 
 def _as_it_is(block: Any) -> Any:

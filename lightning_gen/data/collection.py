@@ -39,7 +39,8 @@ class PictureDataModule(ImageDataModule):
         cache: Whether pictures are read and resized once, with what random crops need around them, and kept, so that
             later epochs and runs find them: in the cache folder (`$LIGHTNING_GEN_CACHE`, `~/.cache/lightning-gen`), or
             in a folder that is named. They are the same to the bit, and a change of the files or of how they are
-            prepared is seen. Crops and flips stay random. It takes as many bytes as the resized pictures have values.
+            prepared is seen, and makes another file; delete those that are not needed. Crops and flips stay random. A
+            file takes as many bytes as the resized pictures have values.
         **loader: As `ImageDataModule`.
 
     Raises:

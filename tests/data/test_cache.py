@@ -257,12 +257,17 @@ def test_a_picture_that_cannot_be_read_is_named(pictures, folder, monkeypatch):
     monkeypatch.setattr(module, "PROBES", 2)  # which would read it before
     content = pictures[7].read_bytes()
     pictures[7].write_bytes(content[:-30])
+    monkeypatch.setattr(module, "_BLOCK", 1)
     for cores in (1, 2):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores))
-        monkeypatch.setattr(module, "_BLOCK", 1)
         with pytest.raises(ImageError, match=f"^{pictures[7]} cannot be read as a picture"):
             cached(FileSource(pictures, EVEN), folder)
         assert names(folder) == []
+    for number in (1, 2, 3, 9):
+        pictures[number].write_bytes(content[:-30])
+    with pytest.raises(ImageError, match=f"^5 of 12 pictures cannot be read. {pictures[1]} .*{pictures[3]} .* ...$"):
+        cached(FileSource(pictures, EVEN), folder)
+    assert names(folder) == []
 
 
 def test_pictures_that_change_while_they_are_read_make_no_cache(pictures, folder, monkeypatch):
