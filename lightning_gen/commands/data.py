@@ -20,6 +20,7 @@ from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer
 from lightning_gen.commands.training import CommandLine, run_trainer, use_all_cores
 from lightning_gen.data import looking, rates
 from lightning_gen.data.base import ImageDataModule, Split
+from lightning_gen.data.collection import PictureDataModule
 from lightning_gen.data.looking import Sizes
 from lightning_gen.data.toy import PointDataModule
 from lightning_gen.files import write_atomically
@@ -328,7 +329,9 @@ def _advice(data: Any) -> str:
         ways.append("decode the pictures once, by --data.cache true")
     if getattr(data, "exact_decode", False):
         ways.append("decode only what the size asks for, by --data.exact_decode false")
-    ways += ["keep the files smaller", "train where there are more cores"]
+    if isinstance(data, PictureDataModule):
+        ways.append("keep the files smaller")
+    ways.append("train where there are more cores")
     return f"{'; or '.join(ways).capitalize()}."
 
 

@@ -132,7 +132,7 @@ def test_which_workers_feed_the_model(tiny, command, measured, loading, training
     ended = command("data", "--config", tiny.write(), "--json", "facts.json")
     assert ended.code == 0, ended.err
     assert words in ended.out
-    assert ("train where there are more cores" in ended.out) == ("None" in words)
+    assert ("\nTrain where there are more cores." in ended.out) == ("None" in words)  # of files there are none
     workers = json.loads(Path("facts.json").read_text())["workers"]
     assert workers == (None if "None" in words else int(words[-1]))
 
