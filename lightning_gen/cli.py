@@ -107,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    command, rest = arguments[0], arguments[1:]
+    command, rest = arguments[0], _configurations_first(arguments[1:])
+    arguments = [command, *rest]
     if command in ("fit", "validate", "test", "predict"):
         from lightning_gen.commands.configs import set_yaml_loader
         from lightning_gen.commands.training import run_trainer
@@ -140,6 +141,19 @@ def _run(arguments: list[str]) -> int:
         return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0
     print(f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.", file=sys.stderr)
     return 2
+
+
+def _configurations_first(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which configurations stand in front, so that what is given beside them holds wherever it stands."""
+    first: list[str] = []
+    others: list[str] = []
+    waiting = False  # for the value of the option before
+    for argument in arguments:
+        option, equals, _ = argument.partition("=")
+        is_configuration = option in ("--config", "-c")
+        (first if waiting or is_configuration else others).append(argument)
+        waiting = is_configuration and not equals
+    return first + others
 
 
 def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:

@@ -248,3 +248,16 @@ def test_stopping_by_the_keyboard_is_no_error(fresh_process, capfd):
     with pytest.raises(SystemExit) as stop:
         fresh_process(interrupted)
     assert (stop.value.code, capfd.readouterr().err) == (130, "")
+
+
+@pytest.mark.parametrize("given", [["-c", "gan", "--config=dcgan"], ["--config", "gan", "-c=dcgan"]])
+def test_options_hold_wherever_configurations_stand(fresh_process, capfd, given):
+    options = ["--data", "Digits", "--trainer.max_steps=7"]
+    printed = []
+    for arguments in ([*given, *options], [*options[:2], *given, options[2]]):
+        with pytest.raises(SystemExit) as stop:
+            fresh_process(main, ["fit", *arguments, "--print_config"])
+        assert stop.value.code == 0
+        printed.append(capfd.readouterr().out)
+    assert printed[0] == printed[1]
+    assert all(words in printed[0] for words in ("lightning_gen.data.Digits", "max_steps: 7", "models.DCGAN"))
