@@ -306,7 +306,8 @@ def examples_of(data: DataLoader[Any] | Dataset[Any]) -> Dataset[Any]:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and isinstance(dataset, Dataset)):
         raise TypeError(
             "Pictures to compare with must come from a DataLoader over a dataset that has a length and numbered "
-            f"examples (`__len__` and `__getitem__`), so that each is taken once; got {type(dataset).__name__}."
+            f"examples (`__len__` and `__getitem__`), so that each is taken once; got {type(dataset).__name__}. "
+            "Where training pictures are a stream, take those to validate or to test with (--reference val)."
         )
     if isinstance(sampler, SubsetRandomSampler):
         dataset = Subset(dataset, sorted(int(index) for index in sampler.indices))

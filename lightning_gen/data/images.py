@@ -239,15 +239,20 @@ def name_of(source: str | Path | bytes, name: str | None = None) -> str:
     return name or (f"A picture of {len(source)} bytes" if isinstance(source, bytes) else str(source))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(source: str | Path | bytes, *, name: str | None = None) -> tuple[int, int]:
     """(height, width) of a picture as `read_image` gives it, from the header of its file alone.
 
     A PNG whose EXIF orientation follows its pixels is taken as upright.
 
+    Args:
+        source: A file, or the bytes of one.
+        name: What messages call the picture, if not by its path.
+
     Raises:
         ImageError: If it is no picture.
     """
-    with _opened(Path(path), str(path)) as (image, _):
+    file = source if isinstance(source, bytes) else Path(source)
+    with _opened(file, name or ("A picture" if isinstance(file, bytes) else str(file))) as (image, _):
         return _upright_size(image)
 
 

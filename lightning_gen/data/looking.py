@@ -23,7 +23,7 @@ from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import ImageError, image_size, to_uint8
 from lightning_gen.data.point_clouds import draw_points
 from lightning_gen.data.preparation import Cover, Preparation, Stretch
-from lightning_gen.data.sources import FileSource
+from lightning_gen.data.sources import EncodedSource
 from lightning_gen.data.toy import PointDataModule
 
 LOOKED_AT = 2000
@@ -41,7 +41,7 @@ class Sizes:
         heights: The smallest, the median and the largest.
         widths: Likewise.
         enlarged: How many are smaller than what they are resized to.
-        unreadable: What is wrong with files that have no size, by path.
+        unreadable: What is wrong with files that have no size, by name.
     """
 
     files: int
@@ -116,9 +116,9 @@ def sizes(dataset: Any) -> dict[str, Sizes]:
     """How large the files of a dataset are, from their headers, by domain; empty where its pictures lie in no files.
 
     Args:
-        dataset: Whose pictures may come from a `FileSource` or several.
+        dataset: Whose pictures may come from an `EncodedSource` or several.
     """
-    return {name: _sizes(source) for name, source in _sources(dataset).items() if isinstance(source, FileSource)}
+    return {name: _sizes(source) for name, source in _sources(dataset).items() if isinstance(source, EncodedSource)}
 
 
 def captions_per_picture(dataset: Any) -> tuple[int, int, int] | None:
@@ -188,20 +188,20 @@ def _sources(dataset: Any) -> dict[str, Any]:
     return found
 
 
-def _sizes(source: FileSource) -> Sizes:
-    chosen = [source.files[index] for index in _spread(len(source.files), LOOKED_AT)]
+def _sizes(source: EncodedSource) -> Sizes:
+    chosen = _spread(len(source), LOOKED_AT)
     found: list[tuple[int, int]] = []
     unreadable: dict[str, str] = {}
-    for path in chosen:
+    for index in chosen:
         try:
-            found.append(image_size(path))
+            found.append(image_size(source.encoded(index), name=source.name(index)))
         except ImageError as error:
-            unreadable[str(path)] = str(error)
+            unreadable[source.name(index)] = str(error)
     parts = 2 if source.prepare.halves else 1
     wanted = [source.prepare.sizing(height, width // parts) for height, width in found]
     enlarged = sum(h > height or w > width // parts for (height, width), (h, w) in zip(found, wanted, strict=True))
     heights, widths = (_three([size[axis] for size in found]) for axis in (0, 1))
-    return Sizes(len(source.files), len(chosen), heights, widths, enlarged, unreadable)
+    return Sizes(len(source), len(chosen), heights, widths, enlarged, unreadable)
 
 
 def _three(numbers: Sequence[int]) -> tuple[int, int, int]:

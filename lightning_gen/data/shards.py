@@ -206,7 +206,8 @@ class WebDatasetImages(TableCollection):
             )
             if not self.skip_broken:
                 raise ImageError(f"{words} Write them anew, or use what is whole of them with skip_broken: true.")
-            rank_zero_warn(f"{words} What is whole of them and comes first is used.")
+            self.left_out.append(f"{words} What is whole of them and comes first is used.")
+            rank_zero_warn(self.left_out[-1])
         if not len(table):
             held = Counter(
                 key for index in table.indices for name in index.names for _, key in [split_name(name)] if key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,6 +37,21 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A source that reads each picture from the content of a file."""
+
+    prepare: Preparation
+
+    def encoded(self, index: int) -> bytes | Path:
+        """That content, or where the file lies.
+
+        Raises:
+            ImageError: If it is not there.
+        """
+        ...
+
+
 class Captions(Protocol):
     """The captions of pictures, by their numbers."""
 
@@ -57,6 +72,10 @@ class FileSource:
 
     def __getitem__(self, index: int) -> Tensor:
         return self.prepare(self.files[index])
+
+    def encoded(self, index: int) -> Path:
+        """The path."""
+        return self.files[index]
 
     def name(self, index: int) -> str:
         """The path."""

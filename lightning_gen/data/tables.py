@@ -87,8 +87,11 @@ class TableSource:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        row = int(self.rows[index])
-        return self.prepare(self.table.picture(row), self.table.name(row))
+        return self.prepare(self.encoded(index), self.name(index))
+
+    def encoded(self, index: int) -> bytes | Path:
+        """The picture in the row."""
+        return self.table.picture(int(self.rows[index]))
 
     def name(self, index: int) -> str:
         """That of the row."""
@@ -235,7 +238,8 @@ class TableCollection(Collection):
             words = f"{self.where}: {len(broken)} of {total} pictures cannot be used. {by_kind(broken)}."
             if not self.skip_broken:
                 raise ImageError(f"{words} Mend or remove them, or leave them out with skip_broken: true.")
-            rank_zero_warn(f"{words} They are left out.")
+            self.left_out.append(f"{words} They are left out.")
+            rank_zero_warn(self.left_out[-1])
         if empty := [split for split in rows if not len(rows[split])]:
             raise ValueError(f"{self.where} has no pictures of the split {' and '.join(empty)} that can be used.")
         return rows

@@ -11,6 +11,7 @@ import lightning_gen.data
 from lightning_gen.data import Draw, HuggingFaceImages, ImageFolder, WebDatasetImages
 from lightning_gen.data.codes import kept_codes
 from lightning_gen.data.collection import split_by_hash
+from lightning_gen.data.looking import sizes
 from lightning_gen.data.tables import class_number, is_missing, number_classes
 from tests.data.homes import make_folder
 from tests.data.test_codes import Blocks
@@ -124,3 +125,13 @@ def test_no_module_needs_the_libraries_to_be_imported():
             names = [alias.name for alias in getattr(node, "names", ())] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not wanted & {name.partition(".")[0] for name in names}, path
+
+
+def test_a_look_at_data_knows_the_sizes_of_all_and_what_was_left_out(homes, tmp_path):
+    first, *others = [sizes(home(image_size=8, num_workers=0).train_set()) for home in homes]
+    assert first == others[0] == others[1]
+    assert (first[""].files, first[""].heights[0], first[""].widths) == (26, 14, (17, 17, 17))
+    content = (tmp_path / "train.tar").read_bytes()
+    (tmp_path / "train.tar").write_bytes(content[: len(content) * 9 // 10])
+    data = homes[2](skip_broken=True)
+    assert [said for said in data.left_out if "ends early" in said and "train.tar" in said]
