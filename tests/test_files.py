@@ -74,6 +74,55 @@ def test_what_others_are_writing_stays(tmp_path, fresh_process):
     assert names(tmp_path) == sorted(["a", *others])
 
 
+def test_one_that_goes_on_gets_what_a_killed_one_had_and_nobody_else_does(tmp_path, fresh_process):
+    path = tmp_path / "pictures"
+    fresh_process(die_while_writing, path)
+    with opened_atomically(path, going_on=True) as file:
+        assert file.read() == b"half"
+        file.write(b" and half")
+        assert len(names(tmp_path)) == 1
+    assert path.read_bytes() == b"half and half"
+    with opened_atomically(path, going_on=True) as file:
+        assert file.read() == b""
+    assert names(tmp_path) == ["pictures"]
+    # What another process is still writing is its own.
+    living = tmp_path / f".pictures.{files._HOST}.{os.getppid()}.tmp"
+    living.write_bytes(b"more")
+    with opened_atomically(path, going_on=True) as file:
+        assert file.read() == b""
+    assert living.read_bytes() == b"more"
+
+
+@pytest.mark.parametrize(("error", "left"), [(OSError(28, "full"), []), (KeyboardInterrupt(), [b"half"])])
+def test_to_go_on_later_is_for_what_was_interrupted(error, left, tmp_path):
+    def fail():
+        with opened_atomically(tmp_path / "a", going_on=True) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == left
+
+
+def test_what_is_being_written_is_known(tmp_path, fresh_process):
+    path, dead = tmp_path / "a", fresh_process(os.getpid)
+    assert not files.is_being_written(tmp_path / "nowhere" / "a")
+    for pid, host, age, expected in (
+        (os.getppid(), files._HOST, 0, True),
+        (os.getppid(), files._HOST, 61, False),
+        (os.getppid(), "elsewhere", 0, False),
+        (os.getpid(), files._HOST, 0, False),
+        (dead, files._HOST, 0, False),
+    ):
+        unfinished = tmp_path / f".a.{host}.{pid}.tmp"
+        unfinished.touch()
+        os.utime(unfinished, (0, time.time() - age))
+        assert files.is_being_written(path) == expected
+        assert not files.is_being_written(tmp_path / "b")
+        unfinished.unlink()
+
+
 def save_beyond_the_limit(path, size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
     try:

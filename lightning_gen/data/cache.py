@@ -215,14 +215,15 @@ def cached(source: Source, folder: Path) -> CachedSource:
         OSError: If there is no room for the file, or it cannot be written.
         RuntimeError: If the pictures change meanwhile; on ranks that wait, if another fails.
     """
-    key, size = "", 0.0
+    recipe, key, size = "", "", 0.0
     with failing_together():
         if rank() == 0:
-            key, size = _key(source)
+            recipe = digest(source.recipe())
+            key, size = _key(source, recipe)
     key, size = from_rank_zero((key, size))
     path = folder / f"{key[:16]}{ENDING}"
     while lacking := [number for number, fault in enumerate(everywhere(_fault(path, key, len(source)))) if fault]:
-        making = _making(source, path, key, size) if rank() == lacking[0] else iter(())
+        making = _making(source, path, recipe, key, size) if rank() == lacking[0] else iter(())
         while True:  # so that ranks hear of each other, for none waits for ever
             with failing_together():
                 working = next(making, None) is not None
@@ -231,7 +232,7 @@ def cached(source: Source, folder: Path) -> CachedSource:
     return CachedSource(path, source)
 
 
-def _key(source: Source) -> tuple[str, float]:
+def _key(source: Source, recipe: str) -> tuple[str, float]:
     """A digest of all that decides pictures, and how many bytes one has on average, from some of them.
 
     Other versions of what decodes and resizes are told apart by their pictures, as in `fingerprint`.
@@ -240,7 +241,7 @@ def _key(source: Source) -> tuple[str, float]:
     number = min(PROBES, total)
     probes = [source[i * total // number] for i in range(number)]
     heads = np.array([_head(picture.numpy()) for picture in probes], _HEAD)
-    return digest([SCHEMA, total, source.recipe(), probes]), float(_lengths(heads).mean())
+    return digest([SCHEMA, total, recipe, probes]), float(_lengths(heads).mean())
 
 
 def _fault(path: Path, key: str, count: int) -> str:
@@ -254,7 +255,7 @@ def _fault(path: Path, key: str, count: int) -> str:
     return "" if (content.key, content.count) == (key, count) else "it is of other pictures than its name says"
 
 
-def _making(source: Source, path: Path, key: str, size: float) -> Iterator[bool]:
+def _making(source: Source, path: Path, recipe: str, key: str, size: float) -> Iterator[bool]:
     """Make a file, or wait for another run to make it; a True now and then says that it goes on."""
     if is_being_written(path):
         rank_zero_info(f"Another run is making the cache {path}. Waiting for it.")
@@ -265,7 +266,7 @@ def _making(source: Source, path: Path, key: str, size: float) -> Iterator[bool]
         return
     if fault != _MISSING:
         rank_zero_warn(f"The cache {path} cannot be used: {fault}. It is made anew.")
-    recipe = digest(source.recipe())
+    recipe = recipe or digest(source.recipe())  # on another machine files may have other times
     with _explaining(path.parent, len(source), size), opened_atomically(path, going_on=True) as file:
         heads = _sound_heads(file, key)
         begun = f", of which {len(heads)} are there" if len(heads) else ""

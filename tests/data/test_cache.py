@@ -26,6 +26,7 @@ from lightning_gen.data.folders import ImageFolder, PairedImageFolder, UnpairedI
 from lightning_gen.data.images import ImageError
 from lightning_gen.data.preparation import Cover, Keep, Preparation, Stretch
 from lightning_gen.data.sources import FileSource
+from lightning_gen.schedules import Growing
 from tests.data.homes import make_folder, seen
 from tests.shared import differences
 
@@ -168,6 +169,16 @@ def test_a_run_that_stops_and_goes_on_sees_what_one_without_a_cache_sees(devices
     assert len(names(folder)) == 2
 
 
+def test_all_resolutions_of_a_growing_run_come_from_one_cache(tmp_path, folder):
+    root = paint(tmp_path / "data", 40)[0].parent
+    growing = Growing((4, 8), batch_sizes=(8, 4), stable_images=16, fade_images=0)
+    some = {"image_size": 8, "crop": "random", "flip": True, "num_workers": 0, "growing": growing}
+    found = [[*ImageFolder(root, **some, **more).train_dataloader()] for more in ({}, {"cache": folder})]
+    assert not differences(*found)
+    assert {batch["image"].shape for batch in found[1]} == {(8, 3, 4, 4), (4, 3, 8, 8)}
+    assert len(names(folder)) == 1
+
+
 def test_true_is_the_cache_folder_and_false_is_none(pictures, monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path / "own"))
     root = pictures[0].parent
@@ -249,7 +260,7 @@ def test_damage_is_said_and_mended(pictures, folder):
         assert path.read_bytes() == whole
     path.unlink()
     path.mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OSError, match="directory"), pytest.warns(UserWarning, match="Is a directory"):
         cached(source, folder)
 
 
@@ -280,6 +291,17 @@ def test_pictures_that_change_while_they_are_read_make_no_cache(pictures, folder
     monkeypatch.setattr(module, "PROBES", 2)
     with pytest.raises(RuntimeError, match=r"The pictures have changed while their cache .* was made. Start again"):
         cached(Changing(pictures, EVEN), folder)
+    assert names(folder) == []
+    # Nor if they change before they are read, but after their key is known.
+    waits = iter([True])
+
+    def change(_):
+        os.utime(pictures[4], (1, 1))
+        return next(waits, False)
+
+    monkeypatch.setattr(module, "is_being_written", change)
+    with pytest.raises(RuntimeError, match="The pictures have changed"):
+        cached(FileSource(pictures, EVEN), folder)
     assert names(folder) == []
 
 
