@@ -324,9 +324,9 @@ def in_bytes(number: float) -> str:
     return f"{number / size:.3g} {unit}"
 
 
-def _head(pixels: NDArray[Any], check: int = 0) -> tuple[int, int, int, tuple[int, ...]]:
-    """What stands in the head of a picture."""
-    return check, _TYPES.index(pixels.dtype), pixels.ndim, (*pixels.shape, 0, 0, 0, 0)[:4]
+def _head(pixels: NDArray[Any]) -> tuple[int, int, int, tuple[int, ...]]:
+    """What stands in the head of a picture, but for the checksum."""
+    return 0, _TYPES.index(pixels.dtype), pixels.ndim, (*pixels.shape, 0, 0, 0, 0)[:4]
 
 
 def _check(head: NDArray[np.void], pixels: Any) -> int:

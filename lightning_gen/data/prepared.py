@@ -78,7 +78,7 @@ class PreparedFolder(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         """Compare what the processes have found; a `RuntimeError` if it differs."""
-        if len(set(everywhere(json.dumps(self._contents)))) > 1:
+        if len(set(everywhere(_digest(self._contents)))) > 1:
             raise RuntimeError(f"PreparedFolder: {self.root} holds other pictures on one machine than on another.")
 
     def dataset(self, split: Split) -> Dataset[Any]:

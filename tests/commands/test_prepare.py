@@ -62,7 +62,7 @@ def test_wrong_input_is_said(root, command):
     assert "imge_size" in ended.err
 
 
-def test_the_cache_is_an_option_like_any_other(root, command, tmp_path, monkeypatch):
+def test_a_run_takes_its_pictures_from_a_cache_or_a_prepared_folder(root, command, tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path / "own"))
     data = "--data", "ImageFolder", "--data.root", root, "--data.image_size", 32, "--data.num_workers", 0
     fit = "fit", "--config", "wgan_gp", *data, "--data.batch_size", 4, "--trainer.max_steps", 1
@@ -70,3 +70,7 @@ def test_the_cache_is_an_option_like_any_other(root, command, tmp_path, monkeypa
         ended = command(*fit, "--data.cache", cache, "--trainer.callbacks", "null")
         assert ended.code == 0, ended.err
         assert [*folder.glob("*.pictures")]
+    assert command("prepare", *data, "--output", "prepared").code == 0
+    prepared = "--data", "PreparedFolder", "--data.root", "prepared", "--data.batch_size", 4, "--data.num_workers", 0
+    ended = command("fit", "--config", "wgan_gp", *prepared, "--trainer.max_steps", 1, "--trainer.callbacks", "null")
+    assert ended.code == 0, ended.err
