@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +12,20 @@ from glob import glob
 from pathlib import Path, PurePath
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+from tqdm import tqdm
+
 from lightning_gen.data.fingerprint import digest
-from lightning_gen.data.images import ImageError
+from lightning_gen.data.images import ImageError, readable_formats
 from lightning_gen.data.listing import BEGINNING, fault_of_beginning, faults_of
 from lightning_gen.data.tables import TableCollection
+from lightning_gen.files import cache_folder, write_atomically
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
+SCHEMA = 1  # of what is kept of a look at the pictures; another number is another meaning of it
 _ROWS = 1000  # that are looked at together
+_SILENCE = 2.0  # seconds before progress is shown
+_RACY = 2.0  # seconds within which a file may be changed twice and its time be the same
 
 
 class HuggingFaceImages(TableCollection):
@@ -145,24 +154,57 @@ class ArrowTable:
         return [value for column in self._columns(self.label) for value in column.to_pylist()]
 
     def faults(self) -> dict[int, str]:
-        """Rows without a picture or a caption, and those whose pictures do not begin like one."""
+        """Rows without a picture or a caption, and those whose pictures do not begin like one.
+
+        To look at the beginnings in large files is to read much of them, so what is found is kept in the cache folder
+        for as long as these files stay what they were.
+        """
+        files = self._files()
+        path = (
+            cache_folder() / "tables" / f"{digest([SCHEMA, files, self.image, self.caption, readable_formats()])}.json"
+        )
+        found = _kept_faults(path, len(self))
+        if found is None:
+            found = self._find_faults()
+            newest = max((file.stat().st_mtime for file in files), default=time.time())
+            if time.time() - newest > _RACY:
+                try:
+                    write_atomically(path, json.dumps({"rows": len(self), "faults": found}), sync=False)
+                except OSError as error:
+                    rank_zero_warn(
+                        f"What is wrong in {self.where} cannot be kept ({error}), and is looked for each time."
+                    )
+        elsewhere = dict(self._elsewhere())
+        faults = faults_of(list(elsewhere.values())) if elsewhere else {}
+        return found | {row: faults[path] for row, path in elsewhere.items() if path in faults}
+
+    def _find_faults(self) -> dict[int, str]:
         found: dict[int, str] = {}
-        elsewhere: dict[int, Path] = {}
-        row = 0
-        for column in self._columns(self.image):
-            for content, path in _beginnings(column):
-                if content is None and path:
-                    elsewhere[row] = Path(path)
-                elif fault := "no picture" if content is None else fault_of_beginning(content, _ending(path)):
-                    found[row] = fault
-                row += 1
-        if elsewhere:
-            faults = faults_of(list(elsewhere.values()))
-            found |= {row: faults[path] for row, path in elsewhere.items() if path in faults}
+        quiet: dict[str, Any] = {"delay": _SILENCE, "leave": False, "disable": None}
+        columns = tqdm(self._columns(self.image), desc="looking at the pictures", **quiet)
+        beginnings = (beginning for column in columns for beginning in _beginnings(column))
+        for row, (content, path) in enumerate(beginnings):
+            if content is not None and (fault := fault_of_beginning(content, _ending(path))):
+                found[row] = fault
+            elif content is None and not path:
+                found[row] = "no picture"
         if self.caption:
             values = (value for column in self._columns(self.caption) for value in column.to_pylist())
             found |= {row: "no caption" for row, value in enumerate(values) if not _said(value) and row not in found}
         return found
+
+    def _files(self) -> list[Path]:
+        return [Path(file["filename"]) for file in self.dataset.cache_files]
+
+    def _elsewhere(self) -> Iterator[tuple[int, Path]]:
+        """The files that rows but name, by row."""
+        row = 0
+        for column in self._columns(self.image):
+            if hasattr(column, "field") and (contents := _contents(column)).null_count:
+                paths = _compute().struct_field(column, "path").to_pylist()
+                named = zip(contents.is_null().to_pylist(), paths, strict=True)
+                yield from ((row + i, Path(path)) for i, (is_null, path) in enumerate(named) if is_null and path)
+            row += len(column)
 
     def name(self, row: int) -> str:
         """The dataset, the split and the number of the row, from 0."""
@@ -184,10 +226,9 @@ class ArrowTable:
 
     def recipe(self) -> Any:
         """The files of the rows, those of pictures that rows but name, and the sizes of the others."""
-        rows = (row for column in self._columns(self.image) for row in _beginnings(column))
         return {
-            "files": [Path(file["filename"]) for file in self.dataset.cache_files],
-            "elsewhere": [Path(path) for content, path in rows if content is None and path],
+            "files": self._files(),
+            "elsewhere": [path for _, path in self._elsewhere()],
             "column": self.image,
             "sizes": self._sizes,
         }
@@ -320,6 +361,18 @@ def _check_captions(features: Mapping[str, Any], column: str | None, path: str) 
 def _kind(feature: Any) -> str:
     """What a column holds, in words."""
     return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def _kept_faults(path: Path, rows: int) -> dict[int, str] | None:
+    """What `ArrowTable.faults` has kept, if it is there and whole."""
+    try:
+        kept = json.loads(path.read_text())
+        return {int(row): str(fault) for row, fault in kept["faults"].items()} if kept["rows"] == rows else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        rank_zero_warn(f"{path} is damaged ({error}). What it told is looked for anew.")
+        return None
 
 
 def _contents(column: Any) -> Any:

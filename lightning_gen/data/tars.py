@@ -113,7 +113,9 @@ def expand(urls: str | Path | Sequence[str | Path]) -> list[str]:
             path = each if is_remote(each) else str(Path(each).expanduser())
             matches = sorted(glob(path)) if has_magic(path) and not is_remote(each) else [path]  # noqa: PTH207  # of absolute paths too
             if not matches or not (is_remote(each) or Path(matches[0]).is_file()):
-                raise FileNotFoundError(f"{each} is no shard: there is no such file.")
+                a_folder = f"it is a folder. Name the shards in it: {Path(each) / '*.tar'}"
+                found_there = a_folder if Path(path).is_dir() else "there is no such file"
+                raise FileNotFoundError(f"{each} is no shard: {found_there}.")
             found += matches
     if not found:
         raise ValueError("There are no shards to read: urls is empty.")

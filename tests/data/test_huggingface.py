@@ -11,6 +11,7 @@ import torch
 
 from lightning_gen.data import Draw, HuggingFaceImages, ImageFolder
 from lightning_gen.data.fingerprint import fingerprint
+from lightning_gen.data.huggingface import ArrowTable
 from lightning_gen.data.images import ImageError
 from lightning_gen.data.preparation import Preparation
 from tests.data.homes import CLASSES, make_folder, pictures, seen
@@ -29,7 +30,8 @@ COLUMNS = {"label_column": "label", "caption_column": "said"}
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Of `datasets`, and no network."""
+    """Of `datasets` and of what is kept, and no network."""
+    monkeypatch.setenv("LIGHTNING_GEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
@@ -278,6 +280,33 @@ def test_broken_rows_are_told_and_left_out_if_wished(root, tmp_path):
 
 def items(dataset):
     return [dataset[Draw(0, i, i)] for i in range(len(dataset))]
+
+
+def test_a_look_at_pictures_is_kept_for_as_long_as_the_files_stay(root, tmp_path, monkeypatch):
+    path = written(
+        tmp_path, rows(root, "train", image=(datasets.Image(), lambda i, path: {"bytes": b"", "path": None}))
+    )
+    (file,) = path.glob("*.arrow")
+    calls = []
+    find = ArrowTable._find_faults
+    monkeypatch.setattr(ArrowTable, "_find_faults", lambda table: calls.append(1) or find(table))
+
+    def looked():
+        calls.clear()
+        with pytest.raises(ImageError, match=r"26 of 26 pictures cannot be used\. empty: 26"):
+            HuggingFaceImages(path)
+        return len(calls)
+
+    assert looked() == looked() == 1  # so young a file may be changed once more
+    os.utime(file, (1e9, 1e9))
+    assert (looked(), looked()) == (1, 0)
+    os.utime(file, (1e9, 1e9 + 1))
+    assert (looked(), looked()) == (1, 0)
+    for kept in (tmp_path / "cache" / "tables").iterdir():
+        kept.write_text(kept.read_text()[:20])
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert looked() == 1
+    assert looked() == 0
 
 
 def test_a_picture_that_cannot_be_read_is_named_by_its_row(root, tmp_path):

@@ -112,6 +112,8 @@ def test_patterns_lists_and_paths_name_the_same_shards(shards):
     for missing in (shards / "train-003.tar", f"{shards}/none-*.tar"):
         with pytest.raises(FileNotFoundError, match=r"is no shard: there is no such file"):
             module.expand(missing)
+    with pytest.raises(FileNotFoundError, match=rf"it is a folder\. Name the shards in it: {shards}/\*\.tar"):
+        module.expand(shards)
     with pytest.raises(ValueError, match="urls is empty"):
         module.expand([])
     with pytest.raises(ValueError, match=r"train-001\.tar is named twice"):
