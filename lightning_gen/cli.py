@@ -28,7 +28,7 @@ Train (Lightning's command line; every setting is an option, and a misspelt one 
 
 Look first:
   data         show what a model will see, and how fast:  lightning-gen data --config cyclegan
-  prepare      decode and resize pictures once, to carry:  lightning-gen prepare --data ImageFolder --data.root photos --output FOLDER
+  prepare      decode and resize pictures once, to carry:  lightning-gen prepare --config FILE --output FOLDER
 
 Use a checkpoint (which is all they need):
   sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR
