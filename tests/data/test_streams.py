@@ -315,3 +315,14 @@ def test_without_the_library_the_extra_is_named(shards, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-gen\[shards\]'"):
         batches(loader(shards))
+
+
+def test_order_and_crops_within_a_shard_are_others_in_each_epoch_and_lap(shards):
+    stream = loader(shards, urls="train-003.tar", batch_size=1, num_pictures=16)
+    passes = [part for epoch in range(2) for whole in [batches(stream, epoch)] for part in (whole[:8], whole[8:])]
+    orders = [tuple(numbers(part)) for part in passes]
+    assert len(set(orders)) == 4
+    assert len({frozenset(order) for order in orders}) == 1
+    for a, b in itertools.combinations(passes, 2):
+        shown = [dict(zip(numbers(part), (batch["image"] for batch in part), strict=True)) for part in (a, b)]
+        assert any(not torch.equal(shown[0][number], shown[1][number]) for number in shown[0])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lightning_gen.data
+import lightning_gen.data.tables as tables
 from lightning_gen.data import Draw, HuggingFaceImages, ImageFolder, WebDatasetImages
 from lightning_gen.data.codes import kept_codes
 from lightning_gen.data.collection import split_by_hash
@@ -135,3 +136,15 @@ def test_a_look_at_data_knows_the_sizes_of_all_and_what_was_left_out(homes, tmp_
     (tmp_path / "train.tar").write_bytes(content[: len(content) * 9 // 10])
     data = homes[2](skip_broken=True)
     assert [said for said in data.left_out if "ends early" in said and "train.tar" in said]
+
+
+@pytest.mark.parametrize("home", [1, 2])
+def test_processes_that_found_other_pictures_are_told(homes, home, monkeypatch):
+    data = homes[home]()
+    data.setup("fit")
+    monkeypatch.setattr(tables, "world_size", lambda: 2)
+    monkeypatch.setattr(tables, "everywhere", lambda found: [found, found])
+    data.setup("fit")
+    monkeypatch.setattr(tables, "everywhere", lambda found: [found, {**found, "train": ("other", 26)}])
+    with pytest.raises(RuntimeError, match=f"{type(data).__name__}: the processes have found different pictures in"):
+        data.setup("fit")
