@@ -147,12 +147,24 @@ class Stage(NamedTuple):
         fade: Share in [0, 1] that the layers of this resolution have in the picture; 1 once they are there in full.
         batch_size: Examples per process and training step.
         learning_rate: Of all optimizers.
+        enlargement: How many times as high the last pictures will be.
     """
 
     resolution: int
     fade: float
     batch_size: int
     learning_rate: float
+    enlargement: int = 1
+
+    @property
+    def penalty_scale(self) -> float:
+        """1 / enlargement^2, by which the squared norm of a gradient shrinks if it is taken by pixels of the last size.
+
+        The papers' code enlarges all pictures by repetition before a discriminator sees them. A penalty of weight w on
+        the squared norm is then w * penalty_scale of that by the pixels of the stage; for one on its distance from 1
+        (1704.00028) it is the distance from `enlargement`, likewise.
+        """
+        return 1 / self.enlargement**2
 
 
 @dataclass(frozen=True)
@@ -161,7 +173,7 @@ class Growing:
 
     The first resolution is trained with `stable_images`; each further one is faded in over `fade_images`, then trained
     with `stable_images`, and the last to the end of the run. A resolution may stand twice in a row, so that the batch
-    size changes alone.
+    size changes alone, and nothing fades in.
 
     Args:
         resolutions: Heights of the pictures, from the first to the last; each is a multiple of the one before.
@@ -208,5 +220,13 @@ class Growing:
             number = phase
             if within > self.stable_images:  # the next one is being faded in
                 number, fade = phase + 1, (within - self.stable_images) / self.fade_images
-        size = self.batch_sizes[number % len(self.batch_sizes)]
-        return Stage(self.resolutions[number], fade, size, self.learning_rates[number % len(self.learning_rates)])
+        resolution = self.resolutions[number]
+        if resolution == self.resolutions[max(0, number - 1)]:  # whose layers have been there before
+            fade = 1.0
+        return Stage(
+            resolution,
+            fade,
+            self.batch_sizes[number % len(self.batch_sizes)],
+            self.learning_rates[number % len(self.learning_rates)],
+            self.resolutions[-1] // resolution,
+        )

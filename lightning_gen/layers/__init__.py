@@ -2,10 +2,12 @@
 
 from lightning_gen.layers.conditional import ConditionalBatchNorm2d
 from lightning_gen.layers.convolution import ReflectConv2d
+from lightning_gen.layers.equalized import EqualizedConv2d, EqualizedLinear
 from lightning_gen.layers.local_masked import LocallyMaskedConv2d, local_taps
 from lightning_gen.layers.lstm import DiagonalBiLSTMLayer, RowLSTMLayer
 from lightning_gen.layers.masked import MaskedConv2d, VerticalConv2d
-from lightning_gen.layers.normalization import InstanceNorm2d
+from lightning_gen.layers.minibatch import MinibatchStd
+from lightning_gen.layers.normalization import InstanceNorm2d, PixelNorm
 from lightning_gen.layers.orders import (
     as_order,
     generalized_hilbert_order,
@@ -43,6 +45,7 @@ from lightning_gen.layers.spectral_norm import (
     spectral_norm,
     spectral_norms,
 )
+from lightning_gen.layers.style import AdaIN, Blur, NoiseInjection
 from lightning_gen.layers.weight_norm import (
     WeightNormConv2d,
     WeightNormConvTranspose2d,
@@ -51,6 +54,8 @@ from lightning_gen.layers.weight_norm import (
 )
 
 __all__ = [
+    "AdaIN",
+    "Blur",
     "ConditionalBatchNorm2d",
     "ConvolutionSpectralNorm",
     "DeepQuantizer",
@@ -60,11 +65,16 @@ __all__ = [
     "DownShiftedConv2d",
     "DownShiftedConvTranspose2d",
     "DownsamplingConv2d",
+    "EqualizedConv2d",
+    "EqualizedLinear",
     "FiniteScalarQuantizer",
     "GumbelQuantizer",
     "InstanceNorm2d",
     "LocallyMaskedConv2d",
     "MaskedConv2d",
+    "MinibatchStd",
+    "NoiseInjection",
+    "PixelNorm",
     "Quantized",
     "Quantizer",
     "ReflectConv2d",

@@ -68,6 +68,26 @@ class _InTwoPasses(torch.autograd.Function):
         return gradients[0][0] if len(gradients) == 1 else torch.cat([each[0] for each in gradients]), None
 
 
+class PixelNorm(nn.Module):
+    """The features of each place divided by their root mean square (1710.10196, section 4.2).
+
+    Also of vectors, such as latents, which then lie on a sphere. The mean is taken in float32 at least.
+
+    Args:
+        eps: Added to the mean of squares.
+    """
+
+    def __init__(self, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[N, C, ...]` to the same shape, each of the C numbers of a place with mean square 1."""
+        precise = features.to(torch.promote_types(features.dtype, torch.float32))
+        scale = (precise.square().mean(dim=1, keepdim=True) + self.eps).rsqrt()
+        return features * scale.to(features.dtype)
+
+
 def norm_layer(norm: Norm, channels: int) -> list[nn.Module]:
     """The layers to put after a convolution: none or one, ready for `nn.Sequential(*...)`.
 

@@ -25,19 +25,7 @@ class UpsamplingConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[N, C, H, W]` to `[N, out_channels, 2 H, 2 W]`."""
-        if input.device.type != "cpu":
-            return super().forward(F.interpolate(input, scale_factor=2.0))
-        height, width = input.shape[-2:]
-        padded = F.pad(input, (1, 1, 1, 1))
-        rows = []
-        for top, row_kernel in enumerate(_phases(self.weight, dim=2)):
-            row = []
-            for left, kernel in enumerate(_phases(row_kernel, dim=3)):
-                window = padded[:, :, top : top + height + 1, left : left + width + 1]
-                row.append(F.conv2d(window, kernel, self.bias).permute(0, 2, 3, 1))
-            rows.append(torch.stack(row, dim=3))  # [N, H, W, 2, C]
-        interleaved = torch.stack(rows, dim=2).reshape(len(input), 2 * height, 2 * width, self.out_channels)
-        return interleaved.permute(0, 3, 1, 2)
+        return upsampling_conv2d(input, self.weight, self.bias)
 
 
 class DownsamplingConv2d(nn.Conv2d):
@@ -57,10 +45,32 @@ class DownsamplingConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[N, C, H, W]` to `[N, out_channels, H // 2, W // 2]`."""
-        padded = F.pad(self.weight, (1, 1, 1, 1))
-        rows = padded[..., 1:, :] + padded[..., :-1, :]
-        kernel = (rows[..., 1:] + rows[..., :-1]) / 4
-        return F.conv2d(input, kernel, self.bias, stride=2, padding=1)
+        return downsampling_conv2d(input, self.weight, self.bias)
+
+
+def upsampling_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `UpsamplingConv2d` does it, with weights `[out_channels, C, 3, 3]` that are given."""
+    if input.device.type != "cpu":
+        return F.conv2d(F.interpolate(input, scale_factor=2.0), weight, bias, padding=1)
+    height, width = input.shape[-2:]
+    padded = F.pad(input, (1, 1, 1, 1))
+    rows = []
+    for top, row_kernel in enumerate(_phases(weight, dim=2)):
+        row = []
+        for left, kernel in enumerate(_phases(row_kernel, dim=3)):
+            window = padded[:, :, top : top + height + 1, left : left + width + 1]
+            row.append(F.conv2d(window, kernel, bias).permute(0, 2, 3, 1))
+        rows.append(torch.stack(row, dim=3))  # [N, H, W, 2, C]
+    interleaved = torch.stack(rows, dim=2).reshape(len(input), 2 * height, 2 * width, len(weight))
+    return interleaved.permute(0, 3, 1, 2)
+
+
+def downsampling_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `DownsamplingConv2d` does it, with weights `[out_channels, C, 3, 3]` that are given."""
+    padded = F.pad(weight, (1, 1, 1, 1))
+    rows = padded[..., 1:, :] + padded[..., :-1, :]
+    kernel = (rows[..., 1:] + rows[..., :-1]) / 4
+    return F.conv2d(input, kernel, bias, stride=2, padding=1)
 
 
 def _phases(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from lightning_gen.losses.adversarial import (
     AdversarialLoss,
+    AuxiliaryClassifier,
     Hinge,
     LeastSquares,
     Minimax,
@@ -51,6 +52,7 @@ __all__ = [
     "R1",
     "R2",
     "AdversarialLoss",
+    "AuxiliaryClassifier",
     "Bernoulli",
     "Categorical",
     "Constraint",

@@ -136,3 +136,31 @@ class Wasserstein(SeparableLoss):
     def generator(self, fake_scores: Tensor) -> Tensor:
         """-E D(G(z))."""
         return -full(fake_scores).mean()
+
+
+@dataclass(frozen=True)
+class AuxiliaryClassifier(SeparableLoss):
+    """AC-GAN (1610.09585): beside its score, the discriminator tells the classes of all pictures, real and fake.
+
+    Its scores are `[N, 2]`: the score itself, and the log-probability of the class that the picture was drawn for or
+    belongs to. Both players are paid for the second, the generator for fakes whose class can be told.
+
+    Args:
+        loss: What both pay for the score itself.
+        weight: Of the cross-entropy beside it; 1 in Progressive GAN's code (1710.10196).
+    """
+
+    loss: SeparableLoss
+    weight: float = 1.0
+
+    def real_terms(self, scores: Tensor) -> Tensor:
+        """The loss's real terms + weight * cross-entropy: `[N]`."""
+        return self.loss.real_terms(scores[:, 0]) - self.weight * full(scores[:, 1])
+
+    def fake_terms(self, scores: Tensor) -> Tensor:
+        """The loss's fake terms + weight * cross-entropy: `[N]`."""
+        return self.loss.fake_terms(scores[:, 0]) - self.weight * full(scores[:, 1])
+
+    def generator(self, fake_scores: Tensor) -> Tensor:
+        """The loss's own + weight * E cross-entropy."""
+        return self.loss.generator(fake_scores[:, 0]) - self.weight * full(fake_scores[:, 1]).mean()
