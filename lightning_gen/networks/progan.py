@@ -20,7 +20,7 @@ from lightning_gen.networks.building import check_image_shape, check_sizes
 SLOPE = 0.2  # of all leaky ReLUs
 
 
-class Growing(nn.Module):
+class GrowingNetwork(nn.Module):
     """Base of networks that exist in full from the start, and are used up to a height.
 
     The picture is halved down to `base`. Level i of the network works at the base doubled i times, and has
@@ -83,7 +83,7 @@ def sizes_from(base: tuple[int, int] | None, image_shape: tuple[int, int, int]) 
     return tuple(reversed(sizes))  # type: ignore[arg-type]
 
 
-class GrowingGenerator(Growing):
+class GrowingGenerator(GrowingNetwork):
     """A generator that draws pictures of the height it is asked for.
 
     Each level has a layer of its own, linear and without tanh, that makes a picture of its features. While a level
@@ -116,8 +116,8 @@ class ProGANGenerator(GrowingGenerator):
 
     | picture | parameters (RGB, 512 latents) |
     | --- | --- |
-    | 32 x 32 | 18,896,908 |
-    | 256 x 256 | 22,983,320 |
+    | 32 x 32 | 20,719,628 |
+    | 256 x 256 | 23,044,309 |
     | 1024 x 1024 | 23,079,115 |
 
     With classes, the one-hot label is concatenated to the latents before they are normed, as in the authors' code.
@@ -125,15 +125,15 @@ class ProGANGenerator(GrowingGenerator):
     Deviations: none from the authors' code, in whose order bias, leaky ReLU and pixel norm come.
 
     Args:
-        image_shape: As for `Growing`.
+        image_shape: As for `GrowingNetwork`.
         latent_size: Width of the latents; 512 in the paper.
-        filters: As for `Growing`.
-        max_filters: As for `Growing`.
-        base: As for `Growing`.
+        filters: As for `GrowingNetwork`.
+        max_filters: As for `GrowingNetwork`.
+        base: As for `GrowingNetwork`.
         num_classes: Number of classes; None for a network without labels.
 
     Raises:
-        ValueError: As `Growing`.
+        ValueError: As `GrowingNetwork`.
     """
 
     small: ClassVar = {"filters": 32, "max_filters": 8}
@@ -157,7 +157,7 @@ class ProGANGenerator(GrowingGenerator):
         self.blocks = nn.ModuleList(
             [
                 nn.Sequential(
-                    # The gain is that of a convolution in which each place has one term for each of 4 x 4.
+                    # As if the fan in were that of a 4 x 4 convolution, which this layer is in the paper.
                     EqualizedLinear(inputs, channels * height * width, gain=2**0.5 / 4, bias=False),
                     nn.Unflatten(1, (channels, height, width)),
                     ChannelBias(channels),
@@ -202,17 +202,17 @@ def _activation() -> list[nn.Module]:
     return [nn.LeakyReLU(SLOPE), PixelNorm()]
 
 
-class GrowingDiscriminator(Growing):
+class GrowingDiscriminator(GrowingNetwork):
     """Judges pictures of any of its heights: 3 x 3 convolutions and means of 2 x 2, then statistics of the minibatch.
 
     Each level has a 1 x 1 convolution of its own that takes pictures in. While a level fades in, its result is mixed
     with what the level below makes of the picture averaged down. Nothing is normalised.
 
     Args:
-        image_shape: As for `Growing`.
-        filters: As for `Growing`.
-        max_filters: As for `Growing`.
-        base: As for `Growing`.
+        image_shape: As for `GrowingNetwork`.
+        filters: As for `GrowingNetwork`.
+        max_filters: As for `GrowingNetwork`.
+        base: As for `GrowingNetwork`.
         group_size: Of `MinibatchStd`; 4 in the papers.
         outputs: Numbers for each picture.
         blur: Whether features are blurred before a mean, as in StyleGAN.
@@ -272,7 +272,7 @@ class ProGANDiscriminator(GrowingDiscriminator):
     | picture | parameters (RGB) |
     | --- | --- |
     | 32 x 32 | 20,726,785 |
-    | 256 x 256 | 23,044,577 |
+    | 256 x 256 | 23,052,353 |
     | 1024 x 1024 | 23,087,249 |
 
     With classes it is the discriminator of an AC-GAN: it is not told the labels, but has a logit for each class beside
@@ -282,15 +282,15 @@ class ProGANDiscriminator(GrowingDiscriminator):
     has it after them.
 
     Args:
-        image_shape: As for `Growing`.
-        filters: As for `Growing`.
-        max_filters: As for `Growing`.
-        base: As for `Growing`.
+        image_shape: As for `GrowingNetwork`.
+        filters: As for `GrowingNetwork`.
+        max_filters: As for `GrowingNetwork`.
+        base: As for `GrowingNetwork`.
         group_size: Of `MinibatchStd`; 4 in the paper.
         num_classes: Number of classes; None for a network without labels.
 
     Raises:
-        ValueError: As `Growing`.
+        ValueError: As `GrowingNetwork`.
     """
 
     small: ClassVar = {"filters": 32, "max_filters": 8}
