@@ -29,7 +29,9 @@ class Blur(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
         channels = features.shape[1]
-        return F.conv2d(features, self.kernel.to(features.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels)
+        return F.conv2d(
+            features, self.kernel.to(features.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels
+        )
 
 
 class NoiseInjection(nn.Module):

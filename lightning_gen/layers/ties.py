@@ -29,17 +29,25 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def on_both(
-    network: nn.Module, first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor] | None = None
+    network: nn.Module,
+    first: Tensor,
+    second: Tensor,
+    labels: tuple[Tensor, Tensor] | None = None,
+    *,
+    call: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`network(first), network(second)`, in one call where neither sees the other in it.
 
     It is two calls where the network ties samples together, or the pictures are of different sizes, which do not stack.
-    With `labels`, the network is also given those of the first and of the second.
+    With `labels`, the network is also given those of the first and of the second. `call`, if it is given, is what calls
+    the network with the same.
     """
+    call = call or network
     given = [(first,), (second,)] if labels is None else [(first, labels[0]), (second, labels[1])]
     if first.shape[1:] != second.shape[1:] or ties_samples(network):
-        return network(*given[0]), network(*given[1])
-    return network(*map(torch.cat, zip(*given, strict=True))).split([len(first), len(second)])
+        return call(*given[0]), call(*given[1])
+    scores, others = call(*map(torch.cat, zip(*given, strict=True))).split([len(first), len(second)])
+    return scores, others
 
 
 def moving_once(network: nn.Module, piece: int, pieces: int) -> AbstractContextManager[None]:

@@ -16,8 +16,10 @@ from lightning_gen.models.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from lightning_gen.models.pixelcnn import PixelCNN
 from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
+from lightning_gen.models.progan import ProGAN
 from lightning_gen.models.scorer import Scorer
 from lightning_gen.models.sngan import SNGAN
+from lightning_gen.models.stylegan import StyleGAN
 from lightning_gen.models.text_to_image import TextToImage
 from lightning_gen.models.vae import VAE
 from lightning_gen.models.vqgan import VQGAN
@@ -49,7 +51,9 @@ __all__ = [
     "PixelCNN",
     "PixelCNNPP",
     "PixelSNAIL",
+    "ProGAN",
     "RowLSTM",
     "Scorer",
+    "StyleGAN",
     "TextToImage",
 ]

@@ -114,12 +114,11 @@ class GAN(LatentSampling, AdversarialModule):
 
     def discriminator_losses(self, real: Tensor, labels: Tensor | None) -> Losses:
         """Real pictures against as many fakes, and the penalties."""
-        fake_labels = self.random_labels(len(real))
+        fake_labels = self.labels_beside(real, labels)
         with torch.no_grad():
-            fake = self.generate_from(self.latents(len(real)), fake_labels).to(real.dtype)
+            fake = self.fakes(len(real), fake_labels).to(real.dtype)
         real, fake = self.noisy(real), self.noisy(fake)
-        both = None if labels is None or fake_labels is None else (labels, fake_labels)
-        real_scores, fake_scores = on_both(self.discriminator, real, fake, both)
+        real_scores, fake_scores = self.judge_both(real, fake, labels, fake_labels)
         return {
             "discriminator": self.loss.discriminator(real_scores, fake_scores),
             **self.penalty_losses(partial(self.judge, labels=labels), real, fake),
@@ -128,7 +127,7 @@ class GAN(LatentSampling, AdversarialModule):
     def generator_losses(self, num_fakes: int) -> Losses:
         """What the discriminator thinks of new fakes."""
         labels = self.random_labels(num_fakes)
-        fake = self.generate_from(self.latents(num_fakes), labels)
+        fake = self.fakes(num_fakes, labels)
         return {"generator": self.loss.generator(self.judge(self.noisy(fake), labels))}
 
     def generator_is_due(self) -> bool:
@@ -160,6 +159,14 @@ class GAN(LatentSampling, AdversarialModule):
         """Labels `[num]` of fakes for training, all classes alike; None where there are no classes."""
         return None if self.num_classes is None else torch.randint(self.num_classes, (num,), device=self.device)
 
+    def labels_beside(self, real: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Labels of the fakes that the discriminator is shown beside real pictures and their labels."""
+        return self.random_labels(len(real))
+
+    def fakes(self, num: int, labels: Tensor | None) -> Tensor:
+        """Fakes for training, from the random state of this rank and batch."""
+        return self.generate_from(self.latents(num), labels)
+
     def generate_from(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """G(z) or G(z, y), with a graph and in the mode that the generator is in."""
         latents = self.own(latents)
@@ -168,6 +175,13 @@ class GAN(LatentSampling, AdversarialModule):
     def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """D(x) or D(x, y)."""
         return self.discriminator(images) if labels is None else self.discriminator(images, labels)
+
+    def judge_both(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """D(x) and D(G(z)), in one call where the discriminator ties no pictures together."""
+        both = None if labels is None or fake_labels is None else (labels, fake_labels)
+        return on_both(self.discriminator, real, fake, both, call=self.judge)
 
     def noisy(self, images: Tensor) -> Tensor:
         """Pictures as the discriminator sees them."""
@@ -212,7 +226,7 @@ class GAN(LatentSampling, AdversarialModule):
         # The same noise each time, so that the curve shows the players alone.
         noise = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         fake = self.generate(self.draw_latents(len(real), noise), labels).to(real.dtype)
-        scores = on_both(self.discriminator, real, fake, None if labels is None else (labels, labels))
+        scores = self.judge_both(real, fake, labels, labels)
         self.log(name, self.loss.discriminator(*scores), on_epoch=True, batch_size=len(real), sync_dist=True)
 
     # -- around it --------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from lightning_gen.networks.pixel_rnn import DiagonalBiLSTMNetwork, RowLSTMNetwo
 from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
+from lightning_gen.networks.progan import ProGANDiscriminator, ProGANGenerator
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
+from lightning_gen.networks.stylegan import MappingNetwork, StyleGANDiscriminator, StyleGANGenerator
 from lightning_gen.networks.text_gpt import TextGPTNetwork
 from lightning_gen.networks.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from lightning_gen.networks.vqgan import GaussianLatent, VQGANDecoder, VQGANEncoder
@@ -41,16 +43,21 @@ __all__ = [
     "MLPDiscriminator",
     "MLPEncoder",
     "MLPGenerator",
+    "MappingNetwork",
     "PatchDiscriminator",
     "PictureEncoder",
     "PixelCNNNetwork",
     "PixelCNNPPNetwork",
     "PixelDiscriminator",
     "PixelSNAILNetwork",
+    "ProGANDiscriminator",
+    "ProGANGenerator",
     "ResNetGenerator",
     "ResidualDiscriminator",
     "ResidualGenerator",
     "RowLSTMNetwork",
+    "StyleGANDiscriminator",
+    "StyleGANGenerator",
     "TextGPTNetwork",
     "UNetGenerator",
     "VQGANDecoder",

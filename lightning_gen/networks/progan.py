@@ -56,8 +56,8 @@ class GrowingNetwork(nn.Module):
             return len(self.heights) - 1
         if height not in self.heights:
             raise ValueError(
-                f"{type(self).__name__} was made for pictures of {' x '.join(map(str, self.image_shape[1:]))} and works "
-                f"at the heights {', '.join(map(str, self.heights))}; got {height}."
+                f"This {type(self).__name__} works at the heights {', '.join(map(str, self.heights))}; got {height}. "
+                f"It was made for image_shape {self.image_shape}."
             )
         return self.heights.index(height)
 
@@ -96,9 +96,7 @@ class GrowingGenerator(GrowingNetwork):
         super().__init__(image_shape, filters, max_filters, base)
         self.to_image = nn.ModuleList(EqualizedConv2d(width, image_shape[0], 1, gain=1.0) for width in self.widths)
 
-    def draw(
-        self, height: int | None, fade: float, features_at: Callable[[int, Tensor | None], Tensor]
-    ) -> Tensor:
+    def draw(self, height: int | None, fade: float, features_at: Callable[[int, Tensor | None], Tensor]) -> Tensor:
         """Pictures `[N, C, height, ...]`, of what gives the features of a level from those of the one before."""
         last = self.level(height)
         features: Tensor | None = None

@@ -164,9 +164,12 @@ class StyleGANGenerator(GrowingGenerator):
         *,
         others: Tensor | None = None,
         cutoff: int = 0,
+        psi: float = 1.0,
+        truncated_layers: int = 0,
         height: int | None = None,
         fade: float = 1.0,
         noise: Noise | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Latents `[N, latent_size]`, and labels int64 `[N]` with classes, to pictures `[N, C, height, ...]`.
 
@@ -175,14 +178,18 @@ class StyleGANGenerator(GrowingGenerator):
             labels: See above.
             others: Latents `[N, latent_size]` whose styles the layers from `cutoff` on have instead.
             cutoff: See `others`.
+            psi: As for `truncate`.
+            truncated_layers: As for `truncate`, which comes after the mixing.
             height: Of the pictures; None means the last.
             fade: Share of the level of that height in the picture; 1 once it is there in full.
             noise: As for `synthesize`.
+            generator: As for `synthesize`.
         """
         styles = self.map_latents(latents, labels)
         if others is not None:
             styles = mix(styles, self.map_latents(others, labels), cutoff)
-        return self.synthesize(styles, height=height, fade=fade, noise=noise)
+        styles = self.truncate(styles, psi, truncated_layers)
+        return self.synthesize(styles, height=height, fade=fade, noise=noise, generator=generator)
 
     def map_latents(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents, and labels with classes, to styles `[N, num_layers, style_size]`, the same in all layers."""

@@ -55,8 +55,10 @@ from lightning_gen.models import (
     PixelCNN,
     PixelCNNPP,
     PixelSNAIL,
+    ProGAN,
     RowLSTM,
     Scorer,
+    StyleGAN,
     TextToImage,
 )
 from lightning_gen.models.adversarial import AdversarialModule
@@ -85,6 +87,8 @@ FAMILIES = {
         SNGAN, COLOUR, discriminator=small(ResidualDiscriminator), latent_size=4, n_critic=2, num_classes=CLASSES
     ),
     "FGAN": small_model(FGAN, COLOUR, latent_size=4),
+    "ProGAN": small_model(ProGAN, COLOUR, latent_size=4, num_classes=CLASSES),
+    "StyleGAN": small_model(StyleGAN, COLOUR, latent_size=4),
     "CycleGAN": small_model(CycleGAN, (3, 16, 16), discriminator=small(PatchDiscriminator, layers=1)),
     "Pix2Pix": small_model(Pix2Pix, COLOUR, discriminator=small(PatchDiscriminator)),
     "PixelCNN": small_model(PixelCNN, GREY, num_levels=LEVELS),
