@@ -113,3 +113,23 @@ def tile(grid, row, column, rows, size=8, scale=MIN_CELL // 8):
     picture = enlarged[:, ::scale, ::scale]
     assert torch.equal(enlarged, picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
     return picture
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def deviations(network, kinds, *inputs):
+    """The root mean square of what each layer of some kinds gives."""
+    found = []
+    handles = [
+        module.register_forward_hook(lambda *call: found.append(call[-1].square().mean().sqrt().item()))
+        for module in network.modules()
+        if isinstance(module, kinds)
+    ]
+    with torch.no_grad():
+        network(*inputs)
+    for handle in handles:
+        handle.remove()
+    return found

@@ -14,16 +14,18 @@ class MinibatchStd(nn.Module):
     them is the one number that all pictures of the group get. It is computed in float32 at least.
 
     Args:
-        group_size: Pictures of a group at most.
-    """
+        group_size: Pictures of a group at most; with 1 the map is constant, and pictures know nothing of each other.
 
-    ties_samples = True
+    Raises:
+        ValueError: If the size is below 1.
+    """
 
     def __init__(self, group_size: int = 4) -> None:
         super().__init__()
         if group_size < 1:
             raise ValueError(f"MinibatchStd needs a group_size of at least 1, got {group_size}.")
         self.group_size = group_size
+        self.ties_samples = group_size > 1
 
     def forward(self, features: Tensor) -> Tensor:
         """`[N, C, H, W]` to `[N, C + 1, H, W]`."""

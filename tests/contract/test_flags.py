@@ -30,6 +30,7 @@ from lightning_gen.commands.trainer import Trainer
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.extractors import FeatureDistance, SceneFeatures
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.layers.ties import ties_samples
 from lightning_gen.losses import Categorical, Pixelwise, levels_to_images, penalties
 from lightning_gen.models import (
     DCGAN,
@@ -67,6 +68,7 @@ from lightning_gen.networks import (
     MLPDiscriminator,
     MLPGenerator,
     PatchDiscriminator,
+    ProGANDiscriminator,
     ResidualDiscriminator,
     UNetGenerator,
 )
@@ -306,6 +308,7 @@ UNTIED = {
     "WGAN": PLAIN | SURE,
     "WGANGP": PLAIN,
     "SNGAN": PLAIN,
+    "ProGAN": {"discriminator": small(ProGANDiscriminator, group_size=1)},
     "VQGAN": {"discriminator": small(PatchDiscriminator), "adaptive": False},
     "CycleGAN": {},
     "Pix2Pix": {
@@ -428,8 +431,8 @@ def test_a_batch_in_pieces_teaches_what_it_does_as_a_whole(family, monkeypatch):
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
     joined = 2 if any(size > 3 for size in sizes) else 1  # real and generated in one call, or two domains
     assert max(sizes) == 3 * joined
-    tied = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    assert any(isinstance(module, tied) for module in model.modules()) == (family not in UNTIED)
+    dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
+    assert (dropout or ties_samples(model)) == (family not in UNTIED)
     if family not in UNTIED:
         return  # the mathematics itself depends on how a batch is cut
     torch.manual_seed(0)
@@ -520,6 +523,8 @@ def test_a_call_gives_what_the_model_is_for(family):
 EXPORTED = [
     "GAN",
     "SNGAN",
+    "ProGAN",
+    "StyleGAN",
     "CycleGAN",
     "Pix2Pix",
     "VAE",
