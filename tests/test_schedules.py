@@ -184,16 +184,48 @@ def test_stages_are_those_of_the_papers_code(kimg):
     assert stage.batch_size == PAPER.batch_sizes[place]
     assert stage.learning_rate == PAPER.learning_rates[place]
     assert stage.fade == pytest.approx(1 - detail % 1)
+    # Their discriminators see pictures enlarged by repetition, so gradients are by pixels of 128 x 128.
+    assert stage.enlargement == 2 ** math.floor(detail)
+    assert stage.penalty_scale == (stage.resolution / 128) ** 2
 
 
 def test_a_fade_begins_above_none_and_ends_at_all_of_a_resolution():
     growing = Growing((4, 8), batch_sizes=(6, 2), stable_images=10, fade_images=5)
-    assert growing(10) == Stage(4, 1.0, 6, 0.001)
-    assert growing(11) == Stage(8, 0.2, 2, 0.001)
-    assert growing(13) == Stage(8, 0.6, 2, 0.001)
-    assert growing(15) == growing(10**9) == Stage(8, 1.0, 2, 0.001)
+    assert growing(10) == Stage(4, 1.0, 6, 0.001, 2)
+    assert growing(11) == Stage(8, 0.2, 2, 0.001, 1)
+    assert growing(13) == Stage(8, 0.6, 2, 0.001, 1)
+    assert growing(15) == growing(10**9) == Stage(8, 1.0, 2, 0.001, 1)
     at_once = replace(growing, fade_images=0)
-    assert (at_once(9), at_once(10)) == (Stage(4, 1.0, 6, 0.001), Stage(8, 1.0, 2, 0.001))
+    assert (at_once(9), at_once(10)) == (Stage(4, 1.0, 6, 0.001, 2), Stage(8, 1.0, 2, 0.001, 1))
+
+
+def test_where_the_batch_size_changes_alone_nothing_fades_in():
+    growing = Growing((4, 4, 8), batch_sizes=(6, 3, 2), stable_images=10, fade_images=5)
+    assert [growing(place).fade for place in (10, 12, 15, 25, 26, 30)] == [1, 1, 1, 1, 0.2, 1]
+    assert [growing(place).batch_size for place in (10, 12, 25, 26)] == [6, 3, 3, 2]
+
+
+# In the code of the paper and of StyleGAN, for 1024 x 1024: thousands of pictures seen, and what holds then on eight
+# GPUs. The last number is the learning rate in thousandths.
+OFFICIAL = Growing(
+    (8, 16, 32, 64, 128, 256, 512, 1024),
+    batch_sizes=(256, 128, 64, 32, 32, 32, 32, 32),
+    learning_rates=(1e-3, 1e-3, 1e-3, 1e-3, 1.5e-3, 2e-3, 3e-3, 3e-3),
+)
+LISTED = [
+    (0, 8, 1.0, 256, 1.0), (300, 8, 1.0, 256, 1.0), (600, 8, 1.0, 256, 1.0), (606, 16, 0.01, 128, 1.0),
+    (900, 16, 0.5, 128, 1.0), (1199, 16, 599 / 600, 128, 1.0), (1200, 16, 1.0, 128, 1.0), (1800, 16, 1.0, 128, 1.0),
+    (2100, 32, 0.5, 64, 1.0), (2400, 32, 1.0, 64, 1.0), (3150, 64, 0.25, 32, 1.0), (3600, 64, 1.0, 32, 1.0),
+    (4500, 128, 0.5, 32, 1.5), (4800, 128, 1.0, 32, 1.5), (5850, 256, 0.75, 32, 2.0), (6000, 256, 1.0, 32, 2.0),
+    (6900, 512, 0.5, 32, 3.0), (7800, 512, 1.0, 32, 3.0), (8100, 1024, 0.5, 32, 3.0), (25_000, 1024, 1.0, 32, 3.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kimg", "resolution", "fade", "batch_size", "rate"), LISTED)
+def test_stages_of_stylegan(kimg, resolution, fade, batch_size, rate):
+    stage = OFFICIAL(1000 * kimg)
+    assert stage == (resolution, pytest.approx(fade), batch_size, pytest.approx(rate / 1000), 1024 // resolution)
+    assert stage.penalty_scale == (resolution / 1024) ** 2
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ class InstanceNorm2d(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape, each channel of each picture with mean 0 and variance 1."""
         if features.is_contiguous():
-            with torch.autocast(features.device.type, enabled=False):  # which would make it float32 on CUDA
+            device = "cpu" if features.is_meta else features.device.type  # meta knows of no autocast
+            with torch.autocast(device, enabled=False):  # which would make it float32 on CUDA
                 return F.group_norm(features, features.shape[1], eps=self.eps)
         if features.device.type == "cpu" and features.dtype == torch.float32:
             return cast(Tensor, _InTwoPasses.apply(features, self.eps))

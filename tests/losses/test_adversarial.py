@@ -8,6 +8,7 @@ from lightning_gen.checkpoints import CheckpointError
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import (
     AdversarialLoss,
+    AuxiliaryClassifier,
     Hinge,
     LeastSquares,
     Minimax,
@@ -36,6 +37,21 @@ def test_values_by_hand():
     assert Hinge().generator(torch.tensor([3.0, 4.0])) == -3.5  # linear: not clipped at the margin
     assert Wasserstein().discriminator(real, fake) == -1
     assert Wasserstein().generator(torch.tensor([3.0, 4.0])) == -3.5
+
+
+def test_a_classifier_beside_the_score_is_paid_for_by_both_players():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 3), torch.tensor([[0, 1, 2, 1], [2, 0, 0, 1]])
+    scores = torch.randn(2, 4)
+    real, fake = (
+        torch.stack([score, logit.log_softmax(1).gather(1, label[:, None])[:, 0]], dim=1)
+        for score, logit, label in zip(scores, logits, labels, strict=True)
+    )
+    entropies = [nn.functional.cross_entropy(logit, label) for logit, label in zip(logits, labels, strict=True)]
+    loss = AuxiliaryClassifier(Wasserstein(), weight=0.5)
+    expected = scores[1].mean() - scores[0].mean() + 0.5 * sum(entropies)
+    torch.testing.assert_close(loss.discriminator(real, fake), expected)
+    torch.testing.assert_close(loss.generator(fake), -scores[1].mean() + 0.5 * entropies[1])
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)

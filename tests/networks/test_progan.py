@@ -124,8 +124,9 @@ def test_scales_at_the_start_are_1_in_the_generator_and_fall_slowly_in_the_discr
     critic = ProGANDiscriminator((3, 32, 32), **settings)
     start, *falling = deviations(critic, nn.LeakyReLU, torch.randn(16, 3, 32, 32))[:-2:2]
     assert start == pytest.approx(1.0, rel=0.1)
-    assert falling == sorted(falling, reverse=True)
-    assert falling[-1] > 0.3
+    # A mean of pixels that are not alike is smaller than they are; nothing makes up for that.
+    assert all(after < 1.1 * before for before, after in zip([start, *falling], falling, strict=False))
+    assert 0.3 < falling[-1] < 0.8
 
 
 def test_a_first_layer_adds_labels_before_it_norms():
@@ -206,3 +207,11 @@ def test_the_linear_layer_has_no_bias_but_one_a_channel():
     assert isinstance(first[0], EqualizedLinear)
     assert first[0].bias is None
     assert first[2].bias.shape == (8,)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_shapes_are_known_without_reckoning(kind):
+    """So a model of 1024 x 1024 is made without running it."""
+    with torch.device("meta"):
+        generator, discriminator = GENERATORS[kind]((3, 16, 16), 6).eval(), DISCRIMINATORS[kind]((3, 16, 16))
+        assert discriminator(generator(torch.zeros(2, 6))).shape == (2,)
