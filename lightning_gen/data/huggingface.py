@@ -97,6 +97,14 @@ class HuggingFaceImages(TableCollection):
         image_column = _image_column(features, image_column, self.path)
         names = _class_names(features, label_column, self.path)
         _check_captions(features, caption_column, self.path)
+        columns = [column for column in (image_column, label_column, caption_column) if column]
+        for own, dataset in chosen.values():
+            if odd := [column for column in columns if dataset.features.get(column) != features[column]]:
+                first = next(iter(chosen.values()))[0]
+                raise ValueError(
+                    f"{self.path}: the column '{odd[0]}' is not the same in the split '{own}' as in '{first}'. Give both "
+                    "the same features, or choose other splits."
+                )
         tables = {
             split: ArrowTable(dataset, f"{self.path}, {own}", image_column, label_column, caption_column)
             for split, (own, dataset) in chosen.items()
@@ -143,9 +151,13 @@ class ArrowTable:
             raise ImageError(f"{self.name(row)} has no picture.")
         return content
 
+    @cached_property
+    def _captions(self) -> Any:
+        return self.dataset.select_columns([self.caption])
+
     def captions(self, row: int) -> list[str]:
         """Those in the row."""
-        if found := _said(self.dataset.select_columns([self.caption])[row][self.caption]):
+        if found := _said(self._captions[row][self.caption]):
             return found
         raise ImageError(f"{self.name(row)} has no caption in the column '{self.caption}'.")
 

@@ -210,6 +210,17 @@ def test_splits_go_by_name_and_can_be_chosen(root, tmp_path):
     assert len(HuggingFaceImages(odd, train_split="b").rows["train"]) == 24
 
 
+def test_splits_must_have_the_same_columns(root, tmp_path):
+    other = rows(root, "val", label=(datasets.ClassLabel(names=CLASSES[::-1]), lambda i, path: i % 2))
+    path = written(tmp_path, datasets.DatasetDict({"train": rows(root, "train"), "test": other}))
+    with pytest.raises(ValueError, match="the column 'label' is not the same in the split 'test' as in 'train'"):
+        HuggingFaceImages(path, label_column="label")
+    HuggingFaceImages(path)
+    without = written(tmp_path, datasets.DatasetDict({"train": other, "test": other.remove_columns("said")}), "b")
+    with pytest.raises(ValueError, match="the column 'said' is not the same"):
+        HuggingFaceImages(without, caption_column="said")
+
+
 def test_the_split_by_hash_keeps_rows_where_they_are_and_covers_all(root, tmp_path):
     module = HuggingFaceImages(written(tmp_path, rows(root, "train")), val_fraction=0.2, test_fraction=0.3)
     parts = [module.rows[split] for split in ("train", "val", "test")]
