@@ -102,8 +102,8 @@ class HuggingFaceImages(TableCollection):
             if odd := [column for column in columns if dataset.features.get(column) != features[column]]:
                 first = next(iter(chosen.values()))[0]
                 raise ValueError(
-                    f"{self.path}: the column '{odd[0]}' is not the same in the split '{own}' as in '{first}'. Give both "
-                    "the same features, or choose other splits."
+                    f"{self.path}: the column '{odd[0]}' is not the same in the split '{own}' as in '{first}'. Give "
+                    "both the same features, or choose other splits."
                 )
         tables = {
             split: ArrowTable(dataset, f"{self.path}, {own}", image_column, label_column, caption_column)
