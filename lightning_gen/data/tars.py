@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 import time
@@ -94,6 +95,10 @@ def _lines(text: Any) -> list[str]:
 # -- where shards and their members are ------------------------------------------------------------------------------
 
 
+PIPES = "LIGHTNING_GEN_PIPES"
+"""The environment variable by which shards may come from programs."""
+
+
 def is_remote(url: str) -> bool:
     """Whether a shard is not a file here."""
     return re.match(r"[a-z][a-z0-9+.-]+:", url) is not None and not Path(url).exists()
@@ -105,11 +110,14 @@ def expand(urls: str | Path | Sequence[str | Path]) -> list[str]:
     Raises:
         ModuleNotFoundError: If a pattern has braces, and the library that reads them is missing.
         FileNotFoundError: If one that is a file is not there, or a pattern stands for none.
-        ValueError: If there are none, or one is named twice.
+        ValueError: If there are none, one is named twice, or one is a program to run (`pipe:COMMAND`) and
+            `$LIGHTNING_GEN_PIPES` is not 1: configurations that come with a checkpoint must not run any.
     """
     found: list[str] = []
     for url in map(str, [urls] if isinstance(urls, str | Path) else urls):
         for each in _without_braces(url):
+            if each.startswith("pipe:") and os.environ.get(PIPES) != "1":
+                raise ValueError(f"{each} would run a program in a shell. If you trust it, set {PIPES}=1.")
             path = each if is_remote(each) else str(Path(each).expanduser())
             matches = sorted(glob(path)) if has_magic(path) and not is_remote(each) else [path]  # noqa: PTH207  # of absolute paths too
             if not matches or not (is_remote(each) or Path(matches[0]).is_file()):

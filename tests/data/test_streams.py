@@ -311,6 +311,19 @@ def test_shards_with_an_address_are_streamed_and_those_to_evaluate_with_copied(s
         local_copy(f"file:{shards}/none.tar")
 
 
+def test_shards_run_no_program_unless_that_is_allowed(shards, tmp_path, monkeypatch):
+    program = f"pipe:touch {tmp_path}/ran; cat {shards}/train-000.tar"
+    train, val = f"{shards}/train-000.tar", f"{shards}/val-000.tar"
+    for urls in ({"urls": program, "val_urls": val}, {"urls": train, "val_urls": [program]}):
+        with pytest.raises(ValueError, match=r"pipe:touch .* would run a program in a shell. .* LIGHTNING_GEN_PIPES=1"):
+            WebDatasetImages(**urls, **KEYS, **OPTIONS)
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("LIGHTNING_GEN_PIPES", "1")
+    allowed = WebDatasetImages(program, val_urls=val, num_pictures=4, **KEYS, **OPTIONS)
+    assert batches(allowed.train_dataloader())
+    assert (tmp_path / "ran").exists()
+
+
 def test_without_the_library_the_extra_is_named(shards, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-gen\[shards\]'"):
