@@ -51,7 +51,7 @@ class CropFlip:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures(DrawDataset):
+class SinglePictures(DrawDataset):
     """Pictures, as `CropFlip` gives them, perhaps with labels and captions: `{"image"}`, `{"label"}`, `{"caption"}`.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lightning_gen.data.augmentation import CropFlip, Pictures
+from lightning_gen.data.augmentation import CropFlip, SinglePictures
 from lightning_gen.data.base import ImageDataModule, Split
 from lightning_gen.data.cache import cached
 from lightning_gen.data.images import background_color, check_channels, height_and_width
@@ -142,7 +142,7 @@ class Collection(PictureDataModule):
         captions = self.captions_of(split)
         transform, prepare, is_random = self.reading(split, captions is not None)
         seed = self.seed if is_random else None
-        return Pictures(self.kept(self.source(split, prepare)), transform, seed, self.labels_of(split), captions)
+        return SinglePictures(self.kept(self.source(split, prepare)), transform, seed, self.labels_of(split), captions)
 
     def reading(self, split: Split, captioned: bool) -> tuple[CropFlip, Preparation, bool]:
         """What is random about the pictures of a split, how they are read before, and whether any of it is random."""

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
-from lightning_gen.data.augmentation import CropFlip, Pictures
+from lightning_gen.data.augmentation import CropFlip, SinglePictures
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, Split, examples_of
 from lightning_gen.data.batches import PICTURES, as_floats, batch_size, parts_of
 from lightning_gen.data.datasets import InMemoryDataModule
@@ -123,7 +123,7 @@ def sizes(dataset: Any) -> dict[str, Sizes]:
 
 def captions_per_picture(dataset: Any) -> tuple[int, int, int] | None:
     """The fewest, the median and the most captions of a picture, in a sample; None where it has one or none."""
-    if not isinstance(dataset, Pictures) or dataset.captions is None:
+    if not isinstance(dataset, SinglePictures) or dataset.captions is None:
         return None
     return _three([len(dataset.captions[index]) for index in _spread(len(dataset), LOOKED_AT)])
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from torch.utils.data import Dataset
 
-from lightning_gen.data.augmentation import CropFlip, PairedPictures, Pictures, UnpairedPictures
+from lightning_gen.data.augmentation import CropFlip, PairedPictures, SinglePictures, UnpairedPictures
 from lightning_gen.data.base import ImageDataModule, Split, data_root
 from lightning_gen.data.cache import CacheFileError, KeptPictures
 from lightning_gen.data.collection import PictureDataModule
@@ -21,7 +21,7 @@ from lightning_gen.processes import everywhere
 CONTENTS = "contents.json"
 SCHEMA = 1  # of that file; another number is another meaning of its content
 
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Pictures, UnpairedPictures, PairedPictures)}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (SinglePictures, UnpairedPictures, PairedPictures)}
 
 
 class PreparedFolder(ImageDataModule):
@@ -112,7 +112,7 @@ class PreparedFolder(ImageDataModule):
             elif isinstance(value, Mapping):
                 described[name] = _opened(self.root / value["file"], value["key"])
         dataset: Any = kind(**described, seed=self.seed if split == "train" else None)
-        if isinstance(dataset, Pictures) and dataset.captions is None:
+        if isinstance(dataset, SinglePictures) and dataset.captions is None:
             random = dataset.transform.random_crop or dataset.transform.flip
             dataset = replace(dataset, seed=dataset.seed if random else None)
         return dataset

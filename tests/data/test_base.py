@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, SequentialSampler
 
 import lightning_gen.data
-from lightning_gen.data import Codes, Scenes
+from lightning_gen.data import Codes, HuggingFaceImages, Scenes, WebDatasetImages
 from lightning_gen.data.base import Draw, DrawSampler, ImageDataModule, ResumableLoader
 from lightning_gen.data.toy import PointDataModule
 
@@ -289,7 +289,7 @@ MODULES = [
 def test_the_command_line_knows_what_is_handed_on_to_the_loaders(cls, capsys):
     """Constructors hand it on as `**loader`, whose names, types, defaults and help stand in the base."""
     parser = ArgumentParser()
-    parser.add_class_arguments(cls, "data", skip={"root", "data"})
+    parser.add_class_arguments(cls, "data", skip={"root", "data", "path", "urls"})
     settings = parser.parse_args(["--data.num_workers=2", "--data.eval_batch_size=null"]).data
     assert (settings.num_workers, settings.eval_batch_size, settings.seed) == (2, None, 0)
     unpaired = cls.__name__.startswith(("Unpaired", "Paired"))  # whose papers take one example at a time
@@ -299,5 +299,6 @@ def test_the_command_line_knows_what_is_handed_on_to_the_loaders(cls, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args([wrong])
         assert "batch_si" in capsys.readouterr().err
+    takes_a_place = "Folder" in cls.__name__ or cls in (HuggingFaceImages, WebDatasetImages)
     with pytest.raises(TypeError, match="unexpected keyword argument 'batch_sise'"):
-        cls(*(["."] if "Folder" in cls.__name__ else [Scenes()] if cls is Codes else []), batch_sise=2)
+        cls(*(["."] if takes_a_place else [Scenes()] if cls is Codes else []), batch_sise=2)

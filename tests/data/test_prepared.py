@@ -106,7 +106,7 @@ def test_only_pictures_can_be_prepared(tmp_path):
             return torch.utils.data.TensorDataset(torch.zeros(3))
 
     paint(tmp_path / "data")
-    with pytest.raises(TypeError, match="A TensorDataset cannot be prepared: expected one of Pictures, Unpaired"):
+    with pytest.raises(TypeError, match="A TensorDataset cannot be prepared: expected one of SinglePictures, Unpaired"):
         prepare(Odd(tmp_path / "data"), tmp_path / "prepared")
 
 
