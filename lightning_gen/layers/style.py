@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,32 @@ class Blur(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
-        channels = features.shape[1]
-        return F.conv2d(
-            features, self.kernel.to(features.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels
-        )
+        kernel = self.kernel.to(features.dtype)
+        if features.requires_grad and not torch.compiler.is_compiling():
+            return cast(Tensor, _Blur.apply(features, kernel))
+        return _blur(features, kernel)
+
+
+def _blur(features: Tensor, kernel: Tensor) -> Tensor:
+    channels = features.shape[1]
+    return F.conv2d(features, kernel.expand(channels, -1, -1, -1), padding=1, groups=channels)
+
+
+class _Blur(torch.autograd.Function):
+    """The filter is its own transpose, so a gradient is blurred likewise, and so is one of a gradient.
+
+    For the second, PyTorch would go through the channels one by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(kernel)
+        return _blur(features, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (kernel,) = ctx.saved_tensors
+        return _Blur.apply(gradient, kernel), None
 
 
 class NoiseInjection(nn.Module):
@@ -49,25 +72,30 @@ class NoiseInjection(nn.Module):
         self.strength = nn.Parameter(torch.zeros(channels))
         self.register_buffer("fixed", torch.randn(1, 1, *size))
 
-    def forward(self, features: Tensor, noise: Noise = "random", generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, noise: Noise = "random", generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
         """`[N, C, H, W]` to the same shape.
 
         Args:
             features: To which the noise is added.
             noise: "random" draws a map for each picture, "fixed" takes the same one every time, "none" adds none.
-            generator: Of random noise; None takes the global random state of the device.
+            generators: Of random noise, on the CPU, one for each picture; None takes the global random state of the
+                device.
         """
         if noise == "none":
             return features
-        maps = self.fixed if noise == "fixed" else draw_noise(features, generator)
+        maps = self.fixed if noise == "fixed" else draw_noise(features, generators)
         return torch.addcmul(features, maps.to(features.dtype), self.strength.to(features.dtype).view(-1, 1, 1))
 
 
-def draw_noise(features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw_noise(features: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
     """Maps `[N, 1, H, W]` from N(0, 1) for features `[N, C, H, W]`, on their device."""
     number, _, height, width = features.shape
-    device = features.device if generator is None else generator.device
-    return torch.randn(number, 1, height, width, generator=generator, device=device).to(features.device)
+    if generators is None:
+        return torch.randn(number, 1, height, width, device=features.device)
+    maps = [torch.randn(1, 1, height, width, generator=generator) for generator in generators]
+    return torch.cat(maps).to(features.device)
 
 
 class AdaIN(nn.Module):

@@ -21,7 +21,9 @@ class Penalty(ABC):
     Attributes:
         weight: What the penalty multiplies its expectation by. At least 0.
         interval: Lazy regularisation (1912.04958): the game calls the penalty on every `interval`-th update of the
-            discriminator only, and multiplies what it gets by `interval`. The penalty itself does not. At least 1.
+            discriminator only, and multiplies what it gets by `interval`. The penalty itself does not. At least 1. It
+            stays a term of the one loss, so the optimizer needs no other settings; StyleGAN2's code makes a step of its
+            own of it, with a rate and betas that make up for that.
         double_backward: Whether the penalty differentiates a gradient, through which PyTorch cannot compile.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from lightning_gen.models.training import NetworkFactory
 from lightning_gen.modes import evaluating
 from lightning_gen.networks.stylegan import StyleGANDiscriminator, StyleGANGenerator
 from lightning_gen.processes import total, world_size
-from lightning_gen.randomness import fresh_generator
+from lightning_gen.randomness import fresh_generator, seed_from
 from lightning_gen.sampling import Latents, samples_at_once
 from lightning_gen.schedules import Growing
 
@@ -137,13 +138,17 @@ class StyleGAN(GrowingGAN):
         shape = (self.synthesis.num_layers, len(self.synthesis.mean_style))
         if styles.shape[1:] != shape:
             raise ValueError(f"Styles must be [N, {shape[0]}, {shape[1]}], got {list(styles.shape)}.")
-        settings = self._settings_of(noise, generator)
+        noise, stage = self._checked_noise(noise), self.stage
+        seeds = torch.randint(2**62, (len(styles),), generator=generator or fresh_generator()).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        size = samples_at_once(self.image_shape)
         images = [torch.empty(0, *self.image_shape, dtype=torch.float32, device=self.device)]
-        stage = self.stage
         with evaluating(self):
-            for part in styles.split(samples_at_once(self.image_shape)):
+            for start in range(0, len(styles), size):
+                part = slice(start, start + size)
+                given = self.own(styles[part].to(self.device))
                 made = self.synthesis.synthesize(
-                    self.own(part.to(self.device)), height=stage.resolution, fade=stage.fade, **settings
+                    given, height=stage.resolution, fade=stage.fade, noise=noise, generators=generators[part]
                 )
                 images.append(self._finished(made).float())
         return torch.cat(images)
@@ -156,12 +161,14 @@ class StyleGAN(GrowingGAN):
         psi: float = 1.0,
         truncated_layers: int | None = None,
         noise: Noise | None = None,
-        generator: torch.Generator | None = None,
         **mixing: Any,
     ) -> Tensor:
         """As in `GrowingGAN`; noise is random in training mode, else fixed, unless it is said here."""
         psi, layers = self._checked(psi, truncated_layers)
-        settings = {} if noise is None else self._settings_of(noise, generator)
+        settings: dict[str, Any] = {} if noise is None else {"noise": self._checked_noise(noise)}
+        if noise == "random" and not self.training:
+            numbers = latents.float().cpu().numpy().view(np.uint32).tolist()
+            settings["generators"] = [torch.Generator().manual_seed(seed_from(*each)) for each in numbers]
         return super().generate_from(latents, labels, psi=psi, truncated_layers=layers, **settings, **mixing)
 
     def sample(
@@ -183,16 +190,15 @@ class StyleGAN(GrowingGAN):
             psi: How far from their mean styles are, as a share of the way: 1 leaves them alone, less trades variety for
                 quality, 0 gives the picture of the mean, and below 0 lies its opposite. 0.7 in the paper's figures.
             truncated_layers: The first so many layers have such styles; None means 8, as in the authors' code, or all.
-            noise: "fixed" has the same noise in all pictures, "random" in each its own, "none" has none.
+            noise: "fixed" has the same noise in all pictures, "random" in each its own, which its latents decide, and
+                "none" has none.
 
         Raises:
             ValueError: As `GAN`, or if psi is not in [-2, 2] or there are fewer layers.
         """
         labels = self.sampling_context(num_samples, labels).get("labels")
-        generator = generator or fresh_generator()
         latents = self.draw_latents(num_samples, generator)
-        settings = {"psi": psi, "truncated_layers": truncated_layers, "noise": noise, "generator": generator}
-        return self.generate(latents, labels, **settings)
+        return self.generate(latents, labels, psi=psi, truncated_layers=truncated_layers, noise=noise)
 
     def _checked(self, psi: float, layers: int | None) -> tuple[float, int]:
         number = self.synthesis.num_layers
@@ -202,8 +208,7 @@ class StyleGAN(GrowingGAN):
             raise ValueError(f"truncated_layers must be from 0 to {number}, which this generator has; got {layers}.")
         return psi, min(8, number) if layers is None else layers
 
-    def _settings_of(self, noise: Noise, generator: torch.Generator | None) -> dict[str, Any]:
+    def _checked_noise(self, noise: Noise) -> Noise:
         if noise not in get_args(Noise):
             raise ValueError(f"noise must be 'random', 'fixed' or 'none', got {noise!r}.")
-        # Not from the global random state, which stays as found.
-        return {"noise": noise, "generator": generator or fresh_generator()} if noise == "random" else {"noise": noise}
+        return noise

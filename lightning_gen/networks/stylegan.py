@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -92,10 +93,10 @@ class StyleLayer(nn.Module):
         self.style = AdaIN(outputs, style_size)
 
     def forward(
-        self, features: Tensor, styles: Tensor, noise: Noise, generator: torch.Generator | None = None
+        self, features: Tensor, styles: Tensor, noise: Noise, generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """`[N, inputs, ...]` and styles `[N, style_size]` to `[N, outputs, H, W]`."""
-        features = self.noise(self.convolution(features), noise, generator)
+        features = self.noise(self.convolution(features), noise, generators)
         features = features + self.bias.to(features.dtype).view(-1, 1, 1)
         modulated: Tensor = self.style(F.leaky_relu(features, SLOPE), styles)
         return modulated
@@ -169,7 +170,7 @@ class StyleGANGenerator(GrowingGenerator):
         height: int | None = None,
         fade: float = 1.0,
         noise: Noise | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Latents `[N, latent_size]`, and labels int64 `[N]` with classes, to pictures `[N, C, height, ...]`.
 
@@ -183,13 +184,13 @@ class StyleGANGenerator(GrowingGenerator):
             height: Of the pictures; None means the last.
             fade: Share of the level of that height in the picture; 1 once it is there in full.
             noise: As for `synthesize`.
-            generator: As for `synthesize`.
+            generators: As for `synthesize`.
         """
         styles = self.map_latents(latents, labels)
         if others is not None:
             styles = mix(styles, self.map_latents(others, labels), cutoff)
         styles = self.truncate(styles, psi, truncated_layers)
-        return self.synthesize(styles, height=height, fade=fade, noise=noise, generator=generator)
+        return self.synthesize(styles, height=height, fade=fade, noise=noise, generators=generators)
 
     def map_latents(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents, and labels with classes, to styles `[N, num_layers, style_size]`, the same in all layers."""
@@ -210,7 +211,7 @@ class StyleGANGenerator(GrowingGenerator):
         height: int | None = None,
         fade: float = 1.0,
         noise: Noise | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Styles `[N, num_layers, style_size]` to pictures `[N, C, height, ...]`.
 
@@ -219,14 +220,14 @@ class StyleGANGenerator(GrowingGenerator):
             height: As for `forward`.
             fade: As for `forward`.
             noise: As for `NoiseInjection`; None means random noise in training and fixed noise in evaluation mode.
-            generator: Of random noise; None takes the global random state.
+            generators: As for `NoiseInjection`.
         """
         kind = noise or ("random" if self.training else "fixed")
 
         def features_at(level: int, features: Tensor | None) -> Tensor:
             result = self.constant.expand(len(styles), -1, -1, -1) if features is None else features
             for layer in (2 * level, 2 * level + 1):
-                result = self.layers[layer](result, styles[:, layer], kind, generator)
+                result = self.layers[layer](result, styles[:, layer], kind, generators)
             return result
 
         return self.draw(height, fade, features_at)

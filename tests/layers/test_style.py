@@ -24,6 +24,20 @@ def test_each_channel_is_blurred_alone_in_every_precision():
     assert Blur()(features.bfloat16()).dtype == torch.bfloat16
 
 
+def test_gradients_of_every_order_are_those_of_a_convolution():
+    torch.manual_seed(0)
+    features, blur = torch.randn(2, 3, 4, 5).double().requires_grad_(), Blur().double()
+    kernel = blur.kernel.expand(3, -1, -1, -1)
+    found = []
+    for function in (blur, lambda x: F.conv2d(x, kernel, padding=1, groups=3)):
+        (first,) = torch.autograd.grad(function(features).pow(3).sum(), features, create_graph=True)
+        found += [first, *torch.autograd.grad(first.pow(2).sum(), features)]
+    torch.testing.assert_close(found[:2], found[2:])
+    assert torch.autograd.gradgradcheck(lambda x: blur(x).tanh(), features)
+    with torch.no_grad():
+        torch.testing.assert_close(blur(features), F.conv2d(features, kernel, padding=1, groups=3))
+
+
 def test_its_filter_has_values_where_weights_come_from_a_checkpoint():
     with outline():
         blur = Blur()
@@ -45,13 +59,18 @@ def test_noise_starts_at_nothing_and_has_a_strength_a_channel():
 def test_random_noise_is_another_in_each_picture_and_a_function_of_its_generator():
     layer, features = NoiseInjection(1, (64, 64)), torch.zeros(2, 1, 64, 64)
     nn.init.ones_(layer.strength)
-    first, second = (layer(features, "random", torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, second)
+
+    def draw(*seeds):
+        return layer(features[: len(seeds)], "random", [torch.Generator().manual_seed(seed) for seed in seeds])
+
+    first = draw(3, 4)
+    assert torch.equal(first, draw(3, 4))
+    assert torch.equal(first[1:], draw(4))
     assert not torch.equal(first[0], first[1])
     assert first.std().item() == pytest.approx(1.0, abs=0.05)  # of 8192 numbers: 0.008
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    layer(features, "random", torch.Generator())
+    draw(3)
     assert torch.equal(torch.get_rng_state(), before)
     layer(features)
     assert not torch.equal(torch.get_rng_state(), before)

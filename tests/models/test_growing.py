@@ -16,6 +16,7 @@ from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import R1, R2, AuxiliaryClassifier, Drift, GradientPenalty, NonSaturating, Wasserstein
 from lightning_gen.losses.precision import full
+from lightning_gen.metrics.path_length import perceptual_path_length
 from lightning_gen.models import ProGAN, StyleGAN
 from lightning_gen.networks import (
     DCGANDiscriminator,
@@ -385,6 +386,9 @@ def test_map_and_synthesize_make_the_samples(styled):
     styles = styled.map_latents(styled.draw_latents(4, seeded()))
     assert styles.shape == (4, 6, 8)
     assert not styles.requires_grad
+    assert styled.synthesize(styles, noise="random", generator=seeded()).equal(
+        styled.synthesize(styles, noise="random", generator=seeded())
+    )
     assert torch.equal(styled.synthesize(styles), styled.sample(4, generator=seeded()))
     assert styled.synthesize(styles[:0]).shape == (0, *SHAPE)
     torch.testing.assert_close(styled.synthesize(styles[2:3]), styled.synthesize(styles)[2:3])
@@ -394,7 +398,12 @@ def test_kinds_of_noise(styled):
     def draw(noise, seed=0):
         return styled.sample(3, generator=seeded(seed), noise=noise)
 
-    assert torch.equal(draw("random"), draw("random"))
+    images = draw("random")
+    assert torch.equal(images, draw("random"))
+    latents = styled.draw_latents(3, seeded())
+    alone = styled.generate(latents[1:2], noise="random")  # a function of its latent, in whatever company
+    torch.testing.assert_close(alone, images[1:2], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(styled.generate(latents + 1e-6, noise="random"), images)
     assert not torch.equal(draw("random"), draw("fixed"))
     assert not torch.equal(draw("none"), draw("fixed"))
     styles = styled.map_latents(torch.zeros(1, 4)).expand(3, -1, -1)
@@ -463,6 +472,17 @@ def test_the_mean_of_styles_follows_a_batch_by_its_share_and_comes_back(tmp_path
     assert not torch.equal(model.generator.mean_style, mean)
     again = GenerativeModule.load_from_checkpoint(tmp_path / "end.ckpt")
     assert torch.equal(again.generator.mean_style, model.generator.mean_style)
+
+
+def test_path_length_is_measured_in_both_spaces(styled):
+    def distance(a, b):
+        return (a - b).square().mean((1, 2, 3))
+
+    lengths = [
+        perceptual_path_length(styled, distance, space=space, num_samples=8, epsilon=1e-2, seed=1).mean
+        for space in ("z", "w")
+    ]
+    assert all(length > 0 for length in lengths)
 
 
 def mean_on_two_ranks(path):
