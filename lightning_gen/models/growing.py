@@ -67,6 +67,14 @@ class GrowingGAN(GAN):
         """What holds for the next picture."""
         return (self.growing or Growing((self.image_shape[1],)))(self.images_seen)
 
+    @property
+    def fade(self) -> float | Tensor:
+        """Of the stage, as networks take it: a number once a level is there in full, a tensor `[]` before."""
+        fade = self.stage.fade
+        if fade == 1:
+            return fade
+        return torch.full((), fade, device=self.device, dtype=torch.promote_types(self.dtype, torch.float32))
+
     def on_train_start(self) -> None:
         """Set the learning rates of the stage."""
         super().on_train_start()
@@ -87,6 +95,8 @@ class GrowingGAN(GAN):
         if (before.resolution, before.fade < 1) != (after.resolution, after.fade < 1):
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
+            if self.compile_networks:  # what was compiled for the stage before, of which no more than eight are kept
+                torch.compiler.reset()
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -116,7 +126,7 @@ class GrowingGAN(GAN):
         Settings are those that the network's forward takes besides.
         """
         given = (self.own(latents),) if labels is None else (self.own(latents), labels)
-        return self._finished(self.generator(*given, height=self.stage.resolution, fade=self.stage.fade, **settings))
+        return self._finished(self.generator(*given, height=self.stage.resolution, fade=self.fade, **settings))
 
     def _finished(self, images: Tensor) -> Tensor:
         """Pictures as they are shown, where the model is not in training mode."""
@@ -127,7 +137,7 @@ class GrowingGAN(GAN):
     def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """D(x) or D(x, y)."""
         given = () if labels is None else (labels,)
-        scores: Tensor = self.discriminator(self._at_stage(images), *given, fade=self.stage.fade)
+        scores: Tensor = self.discriminator(self._at_stage(images), *given, fade=self.fade)
         return scores
 
     def _at_stage(self, images: Tensor) -> Tensor:

@@ -85,10 +85,10 @@ class StyleGAN(GrowingGAN):
 
     def fakes(self, num: int, labels: Tensor | None) -> Tensor:
         """Fakes for training, mostly with the styles of other latents from a layer on, the same for all of them."""
-        latents, layers = self.latents(num), 2 * (1 + self.synthesis.level(self.stage.resolution))
-        if float(torch.rand(())) >= self.mixing_probability:  # on the host, where it costs no wait
-            return self.generate_from(latents, labels)
-        others, cutoff = self.own(self.latents(num)), int(torch.randint(1, layers, ()))
+        latents, others = self.latents(num), self.own(self.latents(num))
+        layers, device = 2 * (1 + self.synthesis.level(self.stage.resolution)), self.device
+        mixed = torch.rand((), device=device) < self.mixing_probability
+        cutoff = torch.where(mixed, torch.randint(1, layers, (), device=device), layers)
         return self.generate_from(latents, labels, others=others, cutoff=cutoff)
 
     def finish_step(self, images: int, *, schedules: bool = True) -> None:
@@ -148,7 +148,7 @@ class StyleGAN(GrowingGAN):
                 part = slice(start, start + size)
                 given = self.own(styles[part].to(self.device))
                 made = self.synthesis.synthesize(
-                    given, height=stage.resolution, fade=stage.fade, noise=noise, generators=generators[part]
+                    given, height=stage.resolution, fade=self.fade, noise=noise, generators=generators[part]
                 )
                 images.append(self._finished(made).float())
         return torch.cat(images)

@@ -96,17 +96,29 @@ class GrowingGenerator(GrowingNetwork):
         super().__init__(image_shape, filters, max_filters, base)
         self.to_image = nn.ModuleList(EqualizedConv2d(width, image_shape[0], 1, gain=1.0) for width in self.widths)
 
-    def draw(self, height: int | None, fade: float, features_at: Callable[[int, Tensor | None], Tensor]) -> Tensor:
+    def draw(
+        self, height: int | None, fade: float | Tensor, features_at: Callable[[int, Tensor | None], Tensor]
+    ) -> Tensor:
         """Pictures `[N, C, height, ...]`, of what gives the features of a level from those of the one before."""
         last = self.level(height)
         features: Tensor | None = None
         before: Tensor | None = None
         for level in range(last + 1):
-            if level == last and features is not None and fade < 1:
+            if level == last and features is not None and is_fading(fade):
                 before = F.interpolate(self.to_image[level - 1](features), scale_factor=2.0)
             features = features_at(level, features)
         image: Tensor = self.to_image[last](features)
-        return image if before is None else torch.lerp(before, image, fade)
+        return image if before is None else mixture(before, image, fade)
+
+
+def is_fading(fade: float | Tensor) -> bool:
+    """Whether it is a share below 1; a tensor is taken for one, whatever is in it, so that nobody waits for it."""
+    return isinstance(fade, Tensor) or fade < 1
+
+
+def mixture(before: Tensor, after: Tensor, fade: float | Tensor) -> Tensor:
+    """As much of a level that fades in as a share says."""
+    return torch.lerp(before, after, fade.to(after.dtype) if isinstance(fade, Tensor) else fade)
 
 
 class ProGANGenerator(GrowingGenerator):
@@ -170,7 +182,7 @@ class ProGANGenerator(GrowingGenerator):
             self.blocks.append(nn.Sequential(convolutions[0], *_activation(), convolutions[1], *_activation()))
 
     def forward(
-        self, latents: Tensor, labels: Tensor | None = None, *, height: int | None = None, fade: float = 1.0
+        self, latents: Tensor, labels: Tensor | None = None, *, height: int | None = None, fade: float | Tensor = 1.0
     ) -> Tensor:
         """Latents `[N, latent_size]`, and labels int64 `[N]` with classes, to pictures `[N, C, height, ...]`.
 
@@ -178,7 +190,8 @@ class ProGANGenerator(GrowingGenerator):
             latents: Of any length, which norming takes away.
             labels: See above.
             height: Of the pictures; None means the last.
-            fade: Share of the level of that height in the picture; 1 once it is there in full.
+            fade: Share of the level of that height in the picture; 1 once it is there in full. A tensor `[]` in its
+                place lets a compiled network take another share without being compiled again.
         """
         normed = self.norm(append_labels(latents, labels, self.num_classes))
         return self.draw(height, fade, lambda level, features: self.blocks[level](normed if level == 0 else features))
@@ -252,14 +265,14 @@ class GrowingDiscriminator(GrowingNetwork):
             EqualizedLinear(self.max_filters, outputs, gain=1.0),
         )
 
-    def judge(self, images: Tensor, fade: float) -> Tensor:
+    def judge(self, images: Tensor, fade: float | Tensor) -> Tensor:
         """Pictures `[N, C, height, ...]`, of any height of the network, to `[N, outputs]`."""
         last = self.level(images.shape[-2])
         features = self.from_image[last](images)
         for level in range(last, 0, -1):
             features = self.blocks[level - 1](features)
-            if level == last and fade < 1:
-                features = torch.lerp(self.from_image[level - 1](F.avg_pool2d(images, 2)), features, fade)
+            if level == last and is_fading(fade):
+                features = mixture(self.from_image[level - 1](F.avg_pool2d(images, 2)), features, fade)
         scores: Tensor = self.head(features)
         return scores
 
@@ -307,7 +320,7 @@ class ProGANDiscriminator(GrowingDiscriminator):
         super().__init__(image_shape, filters, max_filters, base, group_size=group_size, outputs=outputs, blur=False)
         self.num_classes = num_classes
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, *, fade: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None, *, fade: float | Tensor = 1.0) -> Tensor:
         """Pictures `[N, C, height, ...]`, and labels int64 `[N]` where there are classes, to scores.
 
         Args:

@@ -164,11 +164,11 @@ class StyleGANGenerator(GrowingGenerator):
         labels: Tensor | None = None,
         *,
         others: Tensor | None = None,
-        cutoff: int = 0,
+        cutoff: int | Tensor = 0,
         psi: float = 1.0,
         truncated_layers: int = 0,
         height: int | None = None,
-        fade: float = 1.0,
+        fade: float | Tensor = 1.0,
         noise: Noise | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
@@ -178,11 +178,11 @@ class StyleGANGenerator(GrowingGenerator):
             latents: Of any length, which norming takes away.
             labels: See above.
             others: Latents `[N, latent_size]` whose styles the layers from `cutoff` on have instead.
-            cutoff: See `others`.
+            cutoff: See `others`; a number, or `[]`, without a wait for it.
             psi: As for `truncate`.
             truncated_layers: As for `truncate`, which comes after the mixing.
             height: Of the pictures; None means the last.
-            fade: Share of the level of that height in the picture; 1 once it is there in full.
+            fade: As for `ProGANGenerator`.
             noise: As for `synthesize`.
             generators: As for `synthesize`.
         """
@@ -209,7 +209,7 @@ class StyleGANGenerator(GrowingGenerator):
         styles: Tensor,
         *,
         height: int | None = None,
-        fade: float = 1.0,
+        fade: float | Tensor = 1.0,
         noise: Noise | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
@@ -233,9 +233,10 @@ class StyleGANGenerator(GrowingGenerator):
         return self.draw(height, fade, features_at)
 
 
-def mix(styles: Tensor, others: Tensor, cutoff: int) -> Tensor:
+def mix(styles: Tensor, others: Tensor, cutoff: int | Tensor) -> Tensor:
     """Styles `[N, L, D]` of the layers before a cutoff, and others from there on (style mixing)."""
-    return torch.cat([styles[:, :cutoff], others[:, cutoff:]], dim=1)
+    layers = torch.arange(styles.shape[1], device=styles.device)[:, None]
+    return torch.where(layers < cutoff, styles, others)
 
 
 class StyleGANDiscriminator(GrowingDiscriminator):
@@ -273,13 +274,13 @@ class StyleGANDiscriminator(GrowingDiscriminator):
         super().__init__(image_shape, filters, max_filters, base, group_size=group_size, outputs=outputs, blur=True)
         self.num_classes = num_classes
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, *, fade: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None, *, fade: float | Tensor = 1.0) -> Tensor:
         """Pictures `[N, C, height, ...]`, and labels int64 `[N]` where there are classes, to scores `[N]`.
 
         Args:
             images: Of any height of the network.
             labels: See above.
-            fade: Share of the level of that height; 1 once it is there in full.
+            fade: As for `ProGANGenerator`.
         """
         check_labels(labels, self.num_classes)
         outputs = self.judge(images, fade)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.data.base import DrawDataset, ImageDataModule
@@ -234,6 +235,27 @@ def test_validation_judges_at_the_stage(tmp_path):
         assert found["val/discriminator"] == pytest.approx(Wasserstein().discriminator(*scores).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("base", FAMILY)
+def test_what_is_compiled_lasts_for_a_fade(base):
+    """Shares and cutoffs change at every step, and no graph is made anew for them."""
+    model, counter = make(base).train(), CompileCounter()
+    torch.compiler.reset()
+    model.generator.compile(backend=counter)
+    made = []
+    for seen in (13, 14, 16, 18, 19):
+        model.images_seen = seen
+        for seed in range(3):
+            torch.manual_seed(seed)
+            compiled = model.fakes(2, None)
+        made.append(counter.frame_count)
+    assert made == [made[0]] * 5
+    network = model.generator
+    network._compiled_call_impl = None
+    torch.manual_seed(2)
+    torch.testing.assert_close(compiled, model.fakes(2, None))
+    torch.compiler.reset()
+
+
 # -- penalties ------------------------------------------------------------------------------------------------------
 
 
@@ -444,16 +466,19 @@ def test_styles_are_mixed_from_a_layer_of_the_stage_on(seen, layers):
     for seed in range(300):
         torch.manual_seed(seed)
         model.fakes(2, None)
-    mixed = [kwargs for _, kwargs in given if "others" in kwargs]
+    cutoffs = [int(kwargs["cutoff"]) for _, kwargs in given]
+    mixed = [cutoff for cutoff in cutoffs if cutoff < layers]
     assert len(mixed) == pytest.approx(0.9 * 300, abs=20)  # four deviations
-    assert {kwargs["cutoff"] for kwargs in mixed} == set(range(1, layers))
-    assert all(kwargs["height"] == GROWING(seen).resolution for kwargs in mixed)
-    for probability, number in ((0.0, 0), (1.0, 20)):
+    assert set(mixed) == set(range(1, layers))
+    assert set(cutoffs) - set(mixed) == {layers}
+    assert all(kwargs["height"] == GROWING(seen).resolution for _, kwargs in given)
+    assert not torch.equal(given[0][0][0], given[0][1]["others"])
+    for probability in (0.0, 1.0):
         model.mixing_probability = probability
         given.clear()
         for _ in range(20):
             model.fakes(2, None)
-        assert sum("others" in kwargs for _, kwargs in given) == number
+        assert {bool(kwargs["cutoff"] < layers) for _, kwargs in given} == {probability > 0}
 
 
 def test_the_mean_of_styles_follows_a_batch_by_its_share_and_comes_back(tmp_path):

@@ -87,6 +87,9 @@ def test_a_fade_begins_with_the_stage_before_and_ends_with_its_own(kind):
         after = generator(latents, height=high)
         assert torch.equal(generator(latents, height=high, fade=0.0), before)
         assert torch.equal(generator(latents, height=high, fade=1.0), after)
+        share = torch.tensor(0.3)
+        assert torch.equal(generator(latents, height=high, fade=share), generator(latents, height=high, fade=0.3))
+        assert torch.equal(discriminator(after, fade=share), discriminator(after, fade=0.3))
         torch.testing.assert_close(generator(latents, height=high, fade=0.3), 0.7 * before + 0.3 * after)
         assert not torch.equal(before, after)
         # What stays of a picture at the end of one stage is what the next one begins with, also for the other player.

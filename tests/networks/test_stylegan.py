@@ -70,6 +70,7 @@ def test_mixing_takes_the_other_styles_from_the_cutoff_on(generator, cutoff):
     for i, styles in enumerate(seen):
         assert torch.equal(styles, (first if i < cutoff else second)[:, i])
     assert torch.equal(images, generator.synthesize(mix(first, second, cutoff)))
+    assert torch.equal(images, generator(latents, others=others, cutoff=torch.tensor(cutoff)))
     assert not torch.equal(images, generator(latents))
     assert torch.equal(generator(latents, others=others, cutoff=6), generator(latents))
     assert torch.equal(generator(latents, others=others, cutoff=0), generator(others))
