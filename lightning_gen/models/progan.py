@@ -70,10 +70,7 @@ class ProGAN(GrowingGAN):
     def penalty_losses(
         self, discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
     ) -> dict[str, Tensor]:
-        """Of the score alone, which stands before what is said of classes."""
-
-        def score(images: Tensor) -> Tensor:
-            scores = discriminator(images)
-            return scores.flatten(1)[:, 0] if scores.ndim > 1 else scores
-
-        return super().penalty_losses(score, real, fake)
+        """Of the score alone, which stands before what an AC-GAN says of classes."""
+        if not isinstance(self.loss, AuxiliaryClassifier):
+            return super().penalty_losses(discriminator, real, fake)
+        return super().penalty_losses(lambda images: discriminator(images)[:, 0], real, fake)

@@ -16,7 +16,6 @@ from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.data.base import DrawDataset, ImageDataModule
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import R1, R2, AuxiliaryClassifier, Drift, GradientPenalty, NonSaturating, Wasserstein
-from lightning_gen.losses.precision import full
 from lightning_gen.metrics.path_length import perceptual_path_length
 from lightning_gen.models import ProGAN, StyleGAN
 from lightning_gen.networks import (
@@ -510,26 +509,42 @@ def test_path_length_is_measured_in_both_spaces(styled):
     assert all(length > 0 for length in lengths)
 
 
-def mean_on_two_ranks(path):
+HALVED = Growing((4, 8, 16), (2, 1, 1), learning_rates=(1e-3, 2e-3, 3e-3), stable_images=12, fade_images=8)
+
+
+def fit_on_two_ranks(base, path, checkpoint=None):
     launching._check_bad_cuda_fork = lambda: None  # nothing here uses CUDA
-    model = make(StyleGAN, growing=None)
+    model = make(base, growing=HALVED, latent_size=4)
     trainer = pl.Trainer(
-        accelerator="cpu", strategy="ddp_fork", devices=2, max_steps=2, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0, callbacks=[KeepMean(path)],
+        accelerator="cpu", strategy="ddp_fork", devices=2, max_epochs=2, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Diary(path, (5, 9)), EndOfEach(path)],
+        default_root_dir=path,
     )  # fmt: skip
-    trainer.fit(model, datamodule=Data(growing=None))
+    trainer.fit(model, datamodule=Data(HALVED), ckpt_path=checkpoint, weights_only=True)
 
 
-class KeepMean(pl.Callback):
+class EndOfEach(pl.Callback):
+    """Writes all that a rank's model holds when training ends."""
+
     def __init__(self, path):
         self.path = path
 
     def on_train_end(self, trainer, module):
-        torch.save(full(module.generator.mean_style), self.path / f"{trainer.global_rank}.pt")
+        torch.save({"images": module.images_seen, **module.state_dict()}, self.path / f"rank{trainer.global_rank}.pt")
 
 
-def test_the_mean_of_styles_is_that_of_all_ranks(tmp_path, fresh_process):
-    fresh_process(mean_on_two_ranks, tmp_path)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(one, other)
-    assert one.any()
+@pytest.mark.parametrize("base", FAMILY)
+def test_two_ranks_grow_together_and_go_on(base, tmp_path, fresh_process):
+    """With the same weights and mean of styles, also from the middle of a fade."""
+
+    def ends():
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    fresh_process(fit_on_two_ranks, base, tmp_path)
+    one, other = ends()
+    assert not differences(one, other)
+    assert one["images"] == 44
+    assert base is ProGAN or one["generator.mean_style"].any()
+    for stop in (5, 9):
+        fresh_process(fit_on_two_ranks, base, tmp_path, tmp_path / f"{stop}.ckpt")
+        assert not differences(one, ends()[0])
