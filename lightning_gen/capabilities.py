@@ -120,6 +120,28 @@ class HasStyles(HasLatents, Protocol):
 
 
 @runtime_checkable
+class HasLayerStyles(HasStyles, Protocol):
+    """A model whose layers each have a style, `[N, layers, width]`, which may be another in each of them."""
+
+    image_shape: tuple[int, int, int]
+
+    def truncate(self, styles: Tensor, psi: float, truncated_layers: int | None = None) -> Tensor:
+        """Styles of which the first so many layers' are at psi of their way from the mean; None leaves it to the model.
+
+        A number out of range is a `ValueError`.
+        """
+        ...
+
+    def synthesize_from(self, styles: Tensor) -> Tensor:
+        """The pictures of styles, with a graph and not cut to [-1, 1], in evaluation mode; modes stay as found."""
+        ...
+
+    def style_weights(self) -> list[Tensor]:
+        """By which each layer multiplies its style: `[outputs, width]`."""
+        ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """A model that encodes pictures and decodes them again."""
 

@@ -34,6 +34,10 @@ Use a checkpoint (which is all they need):
   sample       draw pictures:  lightning-gen sample --checkpoint RUN/checkpoints/last.ckpt --output DIR
   interpolate  draw what lies between pairs of latents
   arithmetic   add and subtract what pictures show:  --a 3,17,22 --b 4,8,15 --c 16,23,42
+  styles       mix coarse, middle and fine styles of pictures, in models that have styles
+  truncation   draw pictures nearer to the mean style and beyond:  --psis [1,0.5,0,-0.5,-1]
+  directions   show what a model has learned to change, found in its style weights
+  project      find the styles of given pictures:  lightning-gen project --input PICTURES --space w+ ...
   complete     draw the missing part of pictures:  lightning-gen complete --mask bottom --input PICTURES ...
   translate    map a file or a folder to the other domain, names and formats kept
   reconstruct  encode and decode a file or a folder, likewise:  --side_by_side true
@@ -53,6 +57,10 @@ _FUNCTIONS = {
     "sample": "sample.sample",
     "interpolate": "latents.interpolate",
     "arithmetic": "latents.arithmetic",
+    "styles": "styles.styles",
+    "truncation": "truncation.truncation",
+    "directions": "directions.directions",
+    "project": "project.project",
     "complete": "complete.complete",
     "translate": "translate.translate",
     "reconstruct": "reconstruct.reconstruct",

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_gen.capabilities import HasLatents
+from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.commands.common import classes_in_turn, device_of, labels_of
 from lightning_gen.commands.results import Results
 from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.data.images import to_uint8
 from lightning_gen.extractors.scenes import SceneAttributeReader, parse_conditions, train_reader
 from lightning_gen.generative import load_model
-from lightning_gen.latents import numbered_latents, slerp
+from lightning_gen.latents import numbered_latents
 from lightning_gen.randomness import generator_for
 from lightning_gen.settings import checked_settings
+from lightning_gen.styles import Points, Space
 
 
 def interpolate(
@@ -27,7 +28,8 @@ def interpolate(
     output: Path,
     pairs: int = 8,
     steps: int = 9,
-    method: Literal["slerp", "lerp"] = "slerp",
+    space: Space = "z",
+    method: Literal["slerp", "lerp"] | None = None,
     seed: int = 0,
     label: int | str | None = None,
     sampling: dict[str, Any] | None = None,
@@ -44,8 +46,9 @@ def interpolate(
         output: Folder for the results; made if needed.
         pairs: How many pairs.
         steps: Pictures of each pair, both ends among them.
+        space: z for the latents themselves, w for the styles that they are mapped to, where a model has them.
         method: slerp turns the latent at constant angular speed, while its length changes evenly, which suits Gaussian
-            latents; lerp goes straight.
+            latents and is the default in z; lerp goes straight, which is the default in w.
         seed: Of the latents, 0 or more.
         label: The class of all pictures, by number or name. By default the pairs have all classes in turn.
         sampling: Settings of the model's own `sample`, each an option, such as --psi 0.7.
@@ -56,18 +59,20 @@ def interpolate(
         raise ValueError(f"pairs must be at least 1, got {pairs}.")
     if steps < 2:
         raise ValueError(f"steps must be at least 2, the two ends; got {steps}.")
-    model = _load(checkpoint)
+    model = _load(checkpoint, space)
     settings = checked_settings(model, sampling)
     results = Results(output, r"pair_\d{3,}/\d{3,}\.png", overwrite)
     classes = classes_in_turn(model, label)
-    latents = numbered_latents(model, range(2 * pairs), seed).flatten(1)
     model.to(device_of(accelerator))
+    points = Points(model, space, settings)
+    straight = (space == "w") if method is None else method == "lerp"
+    labels = labels_of([number // 2 for number in range(2 * pairs)], classes)
+    ends = points.of(numbered_latents(model, range(2 * pairs), seed), labels)
 
-    between = slerp if method == "slerp" else torch.lerp
     shown: list[Tensor] = []
-    for pair, (start, end) in enumerate(zip(latents[::2], latents[1::2], strict=True)):
-        path = torch.stack([between(start, end, step / (steps - 1)) for step in range(steps)])
-        images = model.generate(path.unflatten(1, model.latent_shape), labels_of([pair] * steps, classes), **settings)
+    for pair, (start, end) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
+        path = points.between(start, end, steps, straight=straight)
+        images = points.draw(path, labels_of([pair] * steps, classes))
         for step, image in enumerate(images):
             results.write(f"pair_{pair:03d}/{step:03d}.png", image)
         shown += to_uint8(images).cpu()
@@ -86,6 +91,7 @@ def arithmetic(
     label: int | str | None = None,
     noise: float = 0.25,
     candidates: int = 512,
+    space: Space = "z",
     domain: str = "day",
     sampling: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -112,6 +118,7 @@ def arithmetic(
         label: The class of all pictures, by number or name; needed where the model has classes.
         noise: Each coordinate of the eight pictures around the result differs from it by at most this.
         candidates: Pictures among which a named concept is looked for.
+        space: z for the latents themselves, w for the styles that they are mapped to, where a model has them.
         domain: The domain of Scenes that the model has learnt, for named concepts.
         sampling: Settings of the model's own `sample`, each an option, such as --psi 0.7.
         overwrite: Whether to write into a folder that holds pictures already, and remove those of this command first.
@@ -124,31 +131,35 @@ def arithmetic(
     concepts = {"a": a, "b": b, "c": c}
     numbers = {name: _numbers(text) for name, text in concepts.items()}
     conditions = {name: parse_conditions(text) for name, text in concepts.items() if numbers[name] is None}
-    model = _load(checkpoint)
+    model = _load(checkpoint, space)
     settings = checked_settings(model, sampling)
     files = Results(output, r"([abc]_(\d+|mean)|result_\d)\.png", overwrite)
     classes = classes_in_turn(model, label)
     if classes and len(classes) > 1:
         raise ValueError(f"This {type(model).__name__} has {model.num_classes} classes. Choose one with the label.")
     model.to(device_of(accelerator))
+    points = Points(model, space, settings)
 
-    def draw(latents: Tensor) -> Tensor:
-        images: Tensor = model.generate(latents, labels_of(range(len(latents)), classes), **settings)
-        return images.cpu()
+    def numbered(numbers: Iterable[int]) -> Tensor:
+        latents = numbered_latents(model, numbers, seed)
+        return points.of(latents, labels_of(range(len(latents)), classes))
+
+    def draw(places: Tensor) -> Tensor:
+        return points.draw(places, labels_of(range(len(places)), classes)).cpu()
 
     reader = None
     if conditions:
         reader = train_reader(model.image_shape, domain)
-        latents = numbered_latents(model, range(candidates), seed)
-        chances = reader(draw(latents))
+        chances = reader(draw(numbered(range(candidates))))
         for name, wanted in conditions.items():
             numbers[name] = _surest(reader.chance(chances, wanted), concepts[name], candidates)
 
-    exemplars = {name: numbered_latents(model, chosen or (), seed) for name, chosen in numbers.items()}
-    means = {name: latents.mean(0, keepdim=True) for name, latents in exemplars.items()}
+    exemplars = {name: numbered(chosen or ()) for name, chosen in numbers.items()}
+    means = {name: places.mean(0, keepdim=True) for name, places in exemplars.items()}
     result = means["a"] - means["b"] + means["c"]
-    # A stream of its own: the numbers of pictures end before it.
-    shifts = torch.rand(9, *model.latent_shape, generator=generator_for(seed, 2**32)) * 2 - 1
+    # The same in all layers of a style. A stream of its own: the numbers of pictures end before it.
+    shape = model.latent_shape if space == "z" else (*[1] * (result.ndim - 2), result.shape[-1])
+    shifts = torch.rand(9, *shape, generator=generator_for(seed, 2**32)) * 2 - 1
     shifts[4] = 0
     images = {name: draw(torch.cat([exemplars[name], means[name]])) for name in concepts}
     results = draw(result + noise * shifts.to(result))
@@ -161,8 +172,10 @@ def arithmetic(
     return 0
 
 
-def _load(checkpoint: Path) -> Any:
+def _load(checkpoint: Path, space: Space) -> Any:
     model = load_model(checkpoint, HasLatents, "has no latents to draw from")
+    if space == "w" and not isinstance(model, HasStyles):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, which has no styles; take --space z.")
     if model.image_shape[1:] == (1, 1):
         what = f"a {type(model).__name__} that draws points, not pictures"
         raise ValueError(f"{checkpoint} holds {what}; `sample` writes them.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gen.layers.style import Noise
@@ -15,7 +17,7 @@ from lightning_gen.models.gan import GeneratorFactory
 from lightning_gen.models.growing import GrowingGAN
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.modes import evaluating
-from lightning_gen.networks.stylegan import StyleGANDiscriminator, StyleGANGenerator
+from lightning_gen.networks.stylegan import StyleGANDiscriminator, StyleGANGenerator, StyleLayer
 from lightning_gen.processes import total, world_size
 from lightning_gen.randomness import fresh_generator, seed_from
 from lightning_gen.sampling import Latents, samples_at_once
@@ -138,20 +140,31 @@ class StyleGAN(GrowingGAN):
         shape = (self.synthesis.num_layers, len(self.synthesis.mean_style))
         if styles.shape[1:] != shape:
             raise ValueError(f"Styles must be [N, {shape[0]}, {shape[1]}], got {list(styles.shape)}.")
-        noise, stage = self._checked_noise(noise), self.stage
         seeds = torch.randint(2**62, (len(styles),), generator=generator or fresh_generator()).tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         size = samples_at_once(self.image_shape)
         images = [torch.empty(0, *self.image_shape, dtype=torch.float32, device=self.device)]
-        with evaluating(self):
-            for start in range(0, len(styles), size):
-                part = slice(start, start + size)
-                given = self.own(styles[part].to(self.device))
-                made = self.synthesis.synthesize(
-                    given, height=stage.resolution, fade=self.fade, noise=noise, generators=generators[part]
-                )
-                images.append(self._finished(made).float())
+        for start in range(0, len(styles), size):
+            part = slice(start, start + size)
+            made = self.synthesize_from(styles[part].to(self.device), noise=noise, generators=generators[part])
+            images.append(made.clamp(-1, 1).float())
         return torch.cat(images)
+
+    def synthesize_from(
+        self, styles: Tensor, *, noise: Noise = "fixed", generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """As `synthesize`, but with a graph, and neither cut to [-1, 1] nor in parts; random noise has generators."""
+        noise, stage = self._checked_noise(noise), self.stage
+        with evaluating(self):
+            made = self.synthesis.synthesize(
+                self.own(styles), height=stage.resolution, fade=self.fade, noise=noise, generators=generators
+            )
+        return F.interpolate(made, scale_factor=float(stage.enlargement))
+
+    def style_weights(self) -> list[Tensor]:
+        """By which each layer multiplies its style: `[2 * channels, style_size]`, scales first and then shifts."""
+        affine = [cast(StyleLayer, layer).style.affine for layer in self.synthesis.layers]
+        return [linear.weight.detach() * linear.scale for linear in affine]
 
     def generate_from(
         self,
