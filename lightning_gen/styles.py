@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -83,10 +84,9 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
     """
     layers: list[int] = []
     for part in text.strip().strip("[]").split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        if not (span := re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())):
             raise ValueError(f"Layers are numbers from 0 on and ranges of them, such as 0-3,8; got {text!r}.")
-        layers += range(int(first), int(last or first) + 1)
+        layers += range(int(span[1]), int(span[2] or span[1]) + 1)
     if not layers or max(layers) >= num_layers:
         raise ValueError(f"The layers of this model are 0 to {num_layers - 1}; got {text!r}.")
     return sorted(set(layers))

@@ -2,6 +2,7 @@
 
 import math
 import urllib.error
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from lightning_gen.metrics.path_length import LPIPS, perceptual_path_length
-from lightning_gen.models import GAN
+from lightning_gen.models import GAN, StyleGAN
+from lightning_gen.networks import StyleGANDiscriminator, StyleGANGenerator
 from lightning_gen.randomness import generator_for
 
 SIZE = 24
@@ -234,6 +236,18 @@ def test_modules_are_asked_in_evaluation_mode_and_left_as_they_were():
 def test_a_model_of_the_family_has_what_it_takes():
     found = perceptual_path_length(GAN((1, 8, 8)), squared_distance, num_samples=20)
     assert 0 < found.mean < math.inf
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_paths_of_a_stylegan_in_z_and_in_w(num_classes):
+    networks = (partial(network, **network.small) for network in (StyleGANGenerator, StyleGANDiscriminator))
+    model = StyleGAN((1, 8, 8), *networks, latent_size=8, num_classes=num_classes)
+    turns, lines = (
+        perceptual_path_length(model, squared_distance, num_samples=20, space=space, epsilon=1e-3) for space in "zw"
+    )
+    assert 0 < turns.mean < math.inf
+    assert 0 < lines.mean < math.inf
+    assert turns.mean != lines.mean
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
