@@ -30,7 +30,7 @@ def test_layers_in_words():
     assert parse_layers("[0-2, 5]", 6) == [0, 1, 2, 5]
     assert parse_layers("3", 4) == [3]
     for text in ("", "1-", "-1", "a", "2-1"):
-        with pytest.raises(ValueError, match="Layers are|The layers of this model"):
+        with pytest.raises(ValueError, match=r"Layers are|The layers of this model"):
             parse_layers(text, 6)
 
 
