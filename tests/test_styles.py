@@ -91,7 +91,7 @@ def test_projection_finds_a_picture_and_leaves_the_model_alone(space):
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
-        ((3, 8, 8), {}, r"The target must be \[3, 16, 16\], as the model's pictures are; got \[3, 8, 8\]\."),
+        ((3, 8, 8), {}, r"The target must be \[3, 16, 16\], as the model's pictures; got \[3, 8, 8\]\."),
         (SHAPE, {"steps": 0}, "steps must be at least 1, got 0."),
         (SHAPE, {"learning_rate": 0.0}, "learning_rate must be above 0"),
     ],
