@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gen.schedules import Growing, Stage
+
 Direction = Literal["AtoB", "BtoA"]
 
 
@@ -138,6 +140,24 @@ class HasLayerStyles(HasStyles, Protocol):
 
     def style_weights(self) -> list[Tensor]:
         """By which each layer multiplies its style: `[outputs, width]`."""
+        ...
+
+
+@runtime_checkable
+class Grows(Protocol):
+    """A model whose pictures grow while it learns."""
+
+    images_seen: int
+    """Real pictures so far, over all processes."""
+
+    @property
+    def growing(self) -> Growing | None:
+        """Its schedule; None where it has full size from the start."""
+        ...
+
+    @property
+    def stage(self) -> Stage:
+        """What holds for the next picture."""
         ...
 
 

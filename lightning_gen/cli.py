@@ -28,6 +28,7 @@ Train (Lightning's command line; every setting is an option, and a misspelt one 
 
 Look first:
   data         show what a model will see, and how fast:  lightning-gen data --config cyclegan
+  schedule     what a model that grows goes through, and what each stage costs:  lightning-gen schedule --config progan
   prepare      decode and resize pictures once, to carry:  lightning-gen prepare --config FILE --output FOLDER
 
 Use a checkpoint (which is all they need):
@@ -129,6 +130,12 @@ def _run(arguments: list[str]) -> int:
 
         set_yaml_loader()
         return run_look(arguments)
+    if command == "schedule":
+        from lightning_gen.commands.configs import set_yaml_loader
+        from lightning_gen.commands.schedule import run_schedule
+
+        set_yaml_loader()
+        return run_schedule(arguments)
     if command in _FUNCTIONS:
         from jsonargparse import auto_cli
 

@@ -167,6 +167,22 @@ class Stage(NamedTuple):
         return 1 / self.enlargement**2
 
 
+class Phase(NamedTuple):
+    """A part of a schedule that grows, in which a resolution is faded in, or trained in full.
+
+    Attributes:
+        start: Images seen at its first batch, over all processes.
+        batches: How many it has; None for the last one, which ends with the run.
+        middle: Images seen at the batch in its middle; of the last one, at its first.
+        stage: What holds in the middle.
+    """
+
+    start: int
+    batches: int | None
+    middle: int
+    stage: Stage
+
+
 @dataclass(frozen=True)
 class Growing:
     """Progressive growing (Karras et al. 2017, arXiv:1710.10196): images seen to `Stage`.
@@ -230,3 +246,29 @@ class Growing:
             self.learning_rates[number % len(self.learning_rates)],
             self.resolutions[-1] // resolution,
         )
+
+    def phases(self, processes: int = 1) -> list[Phase]:
+        """The parts of the schedule, in order, for so many processes; those in which no batch begins are left out."""
+        found: list[Phase] = []
+        seen, last = 0, len(self.resolutions) - 1
+        for number, resolution in enumerate(self.resolutions):
+            whole = number * (self.stable_images + self.fade_images)
+            fades = number > 0 and resolution != self.resolutions[number - 1]
+            # A fade begins behind the images before it, and not at the last of them.
+            end = whole + self.stable_images + (self.fade_images > 0)
+            for until in (whole, None if number == last else end) if fades else (None if number == last else end,):
+                step = processes * self.batch_sizes[number % len(self.batch_sizes)]
+                batches = None if until is None else max(0, -((seen - until) // step))
+                if batches != 0:
+                    middle = seen + (batches or 0) // 2 * step
+                    found.append(Phase(seen, batches, middle, self(middle)))
+                    seen += (batches or 0) * step
+        return found
+
+    def images_after(self, batches: int, processes: int = 1) -> int:
+        """Images seen after so many batches of each of so many processes."""
+        for phase in self.phases(processes):
+            if phase.batches is None or batches <= phase.batches:
+                break
+            batches -= phase.batches
+        return phase.start + batches * processes * phase.stage.batch_size

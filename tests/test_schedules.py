@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 
 import lightning.pytorch as pl
 import pytest
@@ -226,6 +228,36 @@ def test_stages_of_stylegan(kimg, resolution, fade, batch_size, rate):
     stage = OFFICIAL(1000 * kimg)
     assert stage == (resolution, pytest.approx(fade), batch_size, pytest.approx(rate / 1000), 1024 // resolution)
     assert stage.penalty_scale == (resolution / 1024) ** 2
+
+
+@pytest.mark.parametrize(
+    "growing",
+    [
+        Growing((4, 8, 16), (7, 3, 2), stable_images=25, fade_images=10),
+        Growing((4, 8, 16), (8, 4, 2), stable_images=16, fade_images=8),
+        Growing((4, 4, 8), (5, 3, 2), stable_images=10, fade_images=5),
+        Growing((4, 8), (9, 4), stable_images=3, fade_images=2),
+        Growing((4, 8, 16), (64,), stable_images=10, fade_images=5),
+        Growing((2, 4), (3, 2), stable_images=10, fade_images=0),
+        Growing((4,), (3,)),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_phases_are_what_a_run_goes_through(growing, processes):
+    """Batch by batch; a new phase begins with another resolution, another batch size, or the end of a fade."""
+    seen, walked = [0], []
+    for _ in range(60):
+        stage = growing(seen[-1])
+        kind = (stage.resolution, stage.batch_size, stage.fade < 1)
+        walked.append((kind, seen[-1]))
+        seen.append(seen[-1] + processes * stage.batch_size)
+    expected = [[place for _, place in group] for _, group in groupby(walked, key=itemgetter(0))]
+    found = growing.phases(processes)
+    assert [phase.start for phase in found] == [places[0] for places in expected]
+    assert [phase.batches for phase in found] == [*map(len, expected[:-1]), None]
+    assert [phase.middle for phase in found] == [*(places[len(places) // 2] for places in expected[:-1]), found[-1][0]]
+    assert [phase.stage for phase in found] == [growing(phase.middle) for phase in found]
+    assert [growing.images_after(n, processes) for n in range(61)] == seen
 
 
 @pytest.mark.parametrize(

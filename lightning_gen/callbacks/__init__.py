@@ -8,6 +8,7 @@ from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.callbacks.interruption import Interruption
 from lightning_gen.callbacks.pictures import Pictures, PointCloud, SampleGrid, TranslationGrid, log_picture
 from lightning_gen.callbacks.progress import ProgressBar
+from lightning_gen.callbacks.progressive_growing import ProgressiveGrowing
 from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
 from lightning_gen.callbacks.summary import NetworkSummary
@@ -29,6 +30,7 @@ __all__ = [
     "PointCloud",
     "PointMetrics",
     "ProgressBar",
+    "ProgressiveGrowing",
     "Report",
     "RunLogger",
     "SampleGrid",

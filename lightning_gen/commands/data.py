@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_gen.commands.beforehand import take_kept_first_stages
 from lightning_gen.commands.inner_models import find_checkpoint_of, load_inner_models
+from lightning_gen.commands.readers import share_schedule
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer
 from lightning_gen.commands.training import CommandLine, run_trainer, use_all_cores
 from lightning_gen.data import looking, rates
@@ -100,11 +101,13 @@ def run_look(arguments: list[str]) -> int:
     """Run `data`."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # which would speak of a training, which this is not
         logging.getLogger(name).setLevel(logging.WARNING)
-    return run_trainer(arguments, _CommandLine, LookingTrainer)
+    return run_trainer(arguments, LookingCommandLine, LookingTrainer)
 
 
-class _CommandLine(CommandLine):
+class LookingCommandLine(CommandLine):
     """The options and configurations of `fit`, where the model may be left out, and no run begins."""
+
+    method = "look"  # of the trainer, whose arguments are options
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -122,12 +125,17 @@ class _CommandLine(CommandLine):
         parser = self.init_parser(**kwargs)
         self._add_arguments(parser)
         skip: set[str | int] = {*self.subcommands()[subcommand]}
-        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(klass, "look", skip=skip)
+        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(klass, self.method, skip=skip)
         return parser
+
+    def needs_model(self, config: Namespace) -> bool:
+        """Whether there is anything to do with a model."""
+        return bool(config.seconds)
 
     def before_instantiate_classes(self) -> None:
         """Let the trainer measure, on one device, and do nothing else, and find the models within the model."""
         config: Namespace = self.config[self.subcommand or "data"]
+        share_schedule(config)
         trainer = config.trainer
         for name in (*REFUSED_BY_BAREBONES, "callbacks", "profiler", "max_time", "min_steps", "min_epochs"):
             trainer[name] = None
@@ -140,7 +148,7 @@ class _CommandLine(CommandLine):
         for name in ("max_steps", "max_epochs"):
             trainer[name] = max(trainer[name], MANY) if (trainer[name] or -1) >= 0 else trainer[name]
         self._dump_config()  # as it was given, with the paths of models
-        if not config.seconds:
+        if not self.needs_model(config):
             config.model = None
         if config.model and (missing := take_kept_first_stages(config)):
             print(
@@ -182,7 +190,7 @@ def _contents(data: pl.LightningDataModule, datasets: Mapping[Split, Any], unit:
     shown = kinds if len(kinds) <= CLASSES + 3 else [kind for kind in kinds if kind in ("", "A", "B")]
     known = {split: {"": "stream"} | {kind: str(n) for kind, n in found.items()} for split, found in counts.items()}
     rows = [[f"  {kind}" if kind else unit, *(known[split].get(kind, "") for split in splits)] for kind in shown]
-    print(_table([["", *splits], *rows]))
+    print(table([["", *splits], *rows]))
     if hidden := len(kinds) - len(shown):
         per_class = [counts["train"].get(kind, 0) for kind in kinds if kind not in shown]
         print(f"  {hidden} classes, of {min(per_class)} to {max(per_class)} training pictures each")
@@ -221,7 +229,7 @@ def _say_sizes(sizes: Mapping[Split, Mapping[str, Sizes]]) -> None:
     rows = [["files (least, median, most)", "height", "width", "enlarged"]]
     for name, one in found.items():
         rows.append([f"  {name}", _three(one.heights), _three(one.widths), f"{one.enlarged / one.looked_at:.0%}"])
-    print(f"\n{_table(rows)}")
+    print(f"\n{table(rows)}")
     if any(one.enlarged for one in found.values()):
         print("Enlarged are files that are smaller than what is asked for.")
     for name, one in found.items():
@@ -244,7 +252,7 @@ def _say_of_splits(title: str, words: Mapping[Split, str]) -> None:
         print(f"\n{title}:", *said, sep="\n")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns under each other: the first to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

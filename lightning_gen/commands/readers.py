@@ -1,4 +1,4 @@
-"""Which extractor reads which data, so that the figures of a configuration follow its data."""
+"""What of a configuration follows its data: which extractor reads it, so that figures suit it, and how models grow."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def pictures_of(data: Namespace) -> Namespace:
     """The setting of the data module that has the pictures, where another gives their codes."""
     inner = data.init_args.get("data") if data.get("init_args") else None
     return inner if isinstance(inner, Namespace) and "class_path" in inner else data
+
+
+def share_schedule(config: Namespace) -> None:
+    """Let a model that grows, and is given no schedule, follow that of its data; `model` is changed in place."""
+    if not config.get("model"):
+        return
+    growing = (config.data.get("init_args") or Namespace()).get("growing")
+    model = config.model.get("init_args") or Namespace()
+    if growing is not None and "growing" in model and model.growing is None:
+        model.growing = growing.clone() if isinstance(growing, Namespace) else growing
 
 
 def follow_data(config: Namespace) -> list[str]:

@@ -27,7 +27,7 @@ from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over
 from lightning_gen.commands.inner_models import Parser, find_checkpoint_of, load_inner_models
 from lightning_gen.commands.loggers import go_on_in_folder, prepare_wandb, record_at_step
 from lightning_gen.commands.predict import PredictionWriter
-from lightning_gen.commands.readers import follow_data
+from lightning_gen.commands.readers import follow_data, share_schedule
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer, quiet_lightning
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
@@ -113,6 +113,7 @@ class CommandLine(LightningCLI):
         config: Namespace = self.config[self.subcommand] if self.subcommand else self.config
         for words in follow_data(config):
             rank_zero_only(print)(words, flush=True)
+        share_schedule(config)
         given = config.clone()
         checkpoint = folder = None
         if self.subcommand:

@@ -1,14 +1,15 @@
-"""How many pictures a second a loader gives, how many a model takes, and which loader feeds which model."""
+"""How many pictures a second a loader gives, how many a model takes, which loader feeds it, and what a stage costs."""
 
 from __future__ import annotations
 
 import copy
 import os
+import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -88,6 +89,47 @@ def training_rate(
             f"The training ended after {trainer.global_step} steps, which are too few to measure how fast the model is."
         )
     return clock.rate
+
+
+class Cost(NamedTuple):
+    """What training costs at a place of a run that grows.
+
+    Attributes:
+        seconds: For a batch, without loading it.
+        memory: Bytes at most until then: of an accelerator, what torch has taken of it; on a CPU those of the process.
+    """
+
+    seconds: float
+    memory: int
+
+
+def cost_at(
+    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, images_seen: int, steps: int = 2
+) -> Cost:
+    """Train at a place of a schedule that model and data follow, for one batch that warms up and some that count.
+
+    The steps are real ones, so the model is another afterwards. The global random state stays as it is.
+
+    Args:
+        trainer: One of a single device that has not run. It should measure and write nothing.
+        model: That grows.
+        data: Likewise, prepared and set up.
+        images_seen: The place.
+        steps: Batches that count.
+    """
+    held: Any = model
+    held.images_seen = images_seen
+    with isolate_rng():
+        given = _with_workers(data, 0)
+        given.trainer = None
+        loader = given.train_dataloader()
+        loader.sampler.images = images_seen
+        again = _again(loader, list(islice(_epochs(loader), 1)))
+        given.train_dataloader = lambda: again
+        clock = _ClockOfPlace(images_seen, steps)
+        trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+        trainer.fit(model, datamodule=given)
+    return Cost((clock.ends[-1] - clock.ends[0]) / steps, _memory(trainer.strategy.root_device))
 
 
 def rates_together(loading: Mapping[int, float], training: float, *, in_turns: bool = False) -> dict[int, float]:
@@ -185,3 +227,28 @@ def _now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
     return time.perf_counter()
+
+
+@dataclass
+class _ClockOfPlace(pl.Callback):
+    """Keeps a training at its place, and ends it after some steps."""
+
+    images_seen: int
+    steps: int
+    ends: list[float] = field(default_factory=list)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        pl_module.images_seen = self.images_seen
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.ends.append(_now(pl_module.device))
+        trainer.should_stop = len(self.ends) > self.steps
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes at most so far."""
+    if device.type != "cpu":
+        return int(torch.get_device_module(device).max_memory_reserved(device))
+    import resource  # which Windows lacks
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,136 @@
+"""`lightning-gen schedule`: what a model that grows will go through, and what each stage costs, before it is trained."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+
+from lightning_gen.callbacks.progressive_growing import costs_of
+from lightning_gen.capabilities import Grows
+from lightning_gen.commands.data import LookingCommandLine, table
+from lightning_gen.commands.trainer import Trainer
+from lightning_gen.commands.training import run_trainer
+from lightning_gen.data.base import ImageDataModule
+from lightning_gen.data.cache import in_bytes
+from lightning_gen.data.rates import Cost
+from lightning_gen.schedules import Growing, Phase
+
+COLUMNS = ["kimg", "steps", "resolution", "fade", "batch", "rate", "penalty scale"]
+
+
+class SchedulingTrainer(Trainer):
+    """A trainer that tries the stages of a schedule, and trains nothing."""
+
+    def schedule(
+        self,
+        model: pl.LightningModule | None = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        probe: bool = True,
+        probe_steps: int = 2,
+        processes: int = 1,
+    ) -> None:
+        """Show the schedule of a model that grows as a table, and how long and how much memory each stage takes.
+
+        A row is a part of the run in which a resolution fades in, or is trained in full: the thousands of pictures
+        (kimg) and the steps after which it begins, the batch of each process, the learning rate, and what penalties on
+        squared gradients are multiplied by, as they are those by pixels of the last size.
+
+        Hours and memory come from a few steps in the middle of each stage, of a copy, on the device at hand and with
+        the trainer's precision; no run begins. Loading pictures is not in them: see `lightning-gen data`. Memory is
+        the most that was taken up to that stage.
+
+        Args:
+            model: The model.
+            datamodule: The data module.
+            ckpt_path: RUN or a checkpoint in it: without --config, the configuration is that of the run.
+            weights_only: Means nothing here; configurations of runs have it.
+            probe: Whether stages are tried. Without it nothing of the data but its description is looked at.
+            probe_steps: Steps whose time is taken at each stage, after one that is not.
+            processes: How many the run will have. What they send each other takes no time here.
+        """
+        if min(probe_steps, processes) < 1:
+            raise ValueError(f"probe_steps and processes must be at least 1, got {probe_steps} and {processes}.")
+        growing = model.growing if isinstance(model, Grows) else None
+        if model is None or growing is None or not isinstance(datamodule, ImageDataModule):
+            raise ValueError(
+                f"{type(model).__name__} has no schedule to show. Give a configuration of a model that grows, such as "
+                "--config progan, with data.growing."
+            )
+        costs: dict[Phase, Cost] = {}
+        if probe:
+            settings = {"accelerator": self.strategy.root_device.type, "devices": 1, "precision": self.precision}
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+            found = costs_of(model, datamodule, settings, probe_steps)
+            costs = dict(zip(growing.phases(processes), found.values(), strict=False))
+        print(table(_rows(growing, costs, self.max_steps, processes)))
+        if self.max_steps >= 0:
+            images = growing.images_after(self.max_steps, processes)
+            print(f"\nThe run ends after {self.max_steps:,} steps and {_kimg(images)} thousand pictures.")
+        if probe:
+            print(f"Tried on {self.strategy.root_device} with precision {self.precision}.")
+
+
+def _rows(growing: Growing, costs: dict[Phase, Cost], max_steps: int, processes: int) -> list[list[str]]:
+    """Of the table, with its head."""
+    rows = [[*COLUMNS, *(["hours", "memory"] if costs else [])]]
+    steps, hours = 0, 0.0
+    for phase in growing.phases(processes):
+        stage = phase.stage
+        left = max(0, max_steps - steps) if max_steps >= 0 else phase.batches
+        batches = left if phase.batches is None else phase.batches
+        row = [
+            _kimg(phase.start),
+            f"{steps:,}",
+            str(stage.resolution),
+            "0 to 1" if stage.fade < 1 else "1",
+            str(stage.batch_size),
+            f"{stage.learning_rate:g}",
+            f"{stage.penalty_scale:.3g}",
+        ]
+        if cost := costs.get(phase):
+            spent = None if batches is None else cost.seconds * min(batches, batches if left is None else left) / 3600
+            hours += spent or 0
+            row += ["" if spent is None else f"{spent:.3g}", in_bytes(cost.memory)]
+        rows.append(row)
+        steps += phase.batches or 0
+    if costs:
+        rows.append([""] * (len(COLUMNS) - 1) + ["all", f"{hours:.3g}", ""])
+    return rows
+
+
+def _kimg(images: int) -> str:
+    return f"{images / 1000:,.6g}"
+
+
+class _CommandLine(LookingCommandLine):
+    """The options and configurations of `fit`, where no run begins."""
+
+    method = "schedule"
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one there is, and its arguments that are no options."""
+        return {"schedule": {"model", "datamodule"}}
+
+    def needs_model(self, config: Namespace) -> bool:
+        """It is the model's schedule."""
+        return True
+
+    def before_instantiate_classes(self) -> None:
+        """As `LookingCommandLine`, but it matters where the run would end."""
+        config: Namespace = self.config["schedule"]
+        ends = {name: config.trainer[name] for name in ("max_steps", "max_epochs")}
+        super().before_instantiate_classes()
+        config.trainer.update(Namespace(**ends))
+
+
+def run_schedule(arguments: list[str]) -> int:
+    """Run `schedule`."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # which would speak of a training, which this is not
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return run_trainer(arguments, _CommandLine, SchedulingTrainer)
