@@ -13,7 +13,7 @@ from lightning_gen.capabilities import Grows
 from lightning_gen.data.base import ImageDataModule
 from lightning_gen.data.cache import in_bytes
 from lightning_gen.data.rates import Cost, cost_at
-from lightning_gen.schedules import Growing, Phase
+from lightning_gen.schedules import Growing, Phase, Stage
 
 
 class ProgressiveGrowing(pl.Callback):
@@ -58,10 +58,11 @@ class ProgressiveGrowing(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the last resolution is reached, and warn if that is not in this run."""
         self.last = None
-        growing: Growing | None = pl_module.growing  # type: ignore[assignment]
-        if growing is None or trainer.max_steps < 0:
+        model: Any = pl_module
+        if model.growing is None or trainer.max_steps < 0:
             return
-        phases, images = growing.phases(trainer.world_size), growing.images_after(trainer.max_steps, trainer.world_size)
+        phases = model.growing.phases(trainer.world_size)
+        images = model.growing.images_after(trainer.max_steps * batches_a_step(model), trainer.world_size)
         if images <= phases[-1].start:
             rank_zero_warn(
                 f"The run ends after {trainer.max_steps} steps, {images / 1000:,.4g} thousand pictures, and the last "
@@ -72,14 +73,15 @@ class ProgressiveGrowing(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Log where it is, and say what is new."""
-        if pl_module.growing is None:
+        model: Any = pl_module
+        if model.growing is None:
             return
-        stage = pl_module.stage  # type: ignore[attr-defined]
+        stage: Stage = model.stage
         now = (stage.resolution, stage.batch_size, stage.fade < 1)
-        if now != self.last:  # type: ignore[comparison-overlap]
+        if now != self.last:
             how = "fades in" if stage.fade < 1 else "is there in full"
             rank_zero_info(
-                f"Growing: after {pl_module.images_seen / 1000:,.6g} thousand pictures resolution {stage.resolution} "  # type: ignore[operator]
+                f"Growing: after {model.images_seen / 1000:,.6g} thousand pictures resolution {stage.resolution} "
                 f"{how}, in batches of {stage.batch_size}, at a learning rate of {stage.learning_rate:g}."
             )
             self.last = now
@@ -89,6 +91,12 @@ class ProgressiveGrowing(pl.Callback):
                 # Filled on the device, for a number copied there would make an accelerator wait.
                 value = torch.full((), float(getattr(stage, name)), device=pl_module.device)
                 pl_module.log(f"growing/{name}", value, batch_size=stage.batch_size)
+
+
+def batches_a_step(model: pl.LightningModule) -> int:
+    """How many batches of real pictures a step takes."""
+    batches: int = getattr(model, "n_critic", 1)
+    return batches
 
 
 def costs_of(

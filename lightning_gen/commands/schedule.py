@@ -1,13 +1,14 @@
-"""`lightning-gen schedule`: what a model that grows will go through, and what each stage costs, before it is trained."""
+"""`lightning-gen schedule`: what a model that grows will go through, and what each stage costs."""
 
 from __future__ import annotations
 
 import logging
+import math
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 
-from lightning_gen.callbacks.progressive_growing import costs_of
+from lightning_gen.callbacks.progressive_growing import batches_a_step, costs_of
 from lightning_gen.capabilities import Grows
 from lightning_gen.commands.data import LookingCommandLine, table
 from lightning_gen.commands.trainer import Trainer
@@ -67,39 +68,40 @@ class SchedulingTrainer(Trainer):
             datamodule.setup("fit")
             found = costs_of(model, datamodule, settings, probe_steps)
             costs = dict(zip(growing.phases(processes), found.values(), strict=False))
-        print(table(_rows(growing, costs, self.max_steps, processes)))
+        a_step = batches_a_step(model)
+        print(table(_rows(growing, costs, self.max_steps * a_step, processes, a_step)))
         if self.max_steps >= 0:
-            images = growing.images_after(self.max_steps, processes)
+            images = growing.images_after(self.max_steps * a_step, processes)
             print(f"\nThe run ends after {self.max_steps:,} steps and {_kimg(images)} thousand pictures.")
         if probe:
             print(f"Tried on {self.strategy.root_device} with precision {self.precision}.")
 
 
-def _rows(growing: Growing, costs: dict[Phase, Cost], max_steps: int, processes: int) -> list[list[str]]:
-    """Of the table, with its head."""
+def _rows(growing: Growing, costs: dict[Phase, Cost], most: int, processes: int, a_step: int) -> list[list[str]]:
+    """Of the table, with its head, for a run of so many batches, or without an end if that is below 0."""
     rows = [[*COLUMNS, *(["hours", "memory"] if costs else [])]]
-    steps, hours = 0, 0.0
+    before, hours = 0, 0.0
     for phase in growing.phases(processes):
         stage = phase.stage
-        left = max(0, max_steps - steps) if max_steps >= 0 else phase.batches
-        batches = left if phase.batches is None else phase.batches
         row = [
             _kimg(phase.start),
-            f"{steps:,}",
+            f"{before // a_step:,}",
             str(stage.resolution),
             "0 to 1" if stage.fade < 1 else "1",
             str(stage.batch_size),
             f"{stage.learning_rate:g}",
             f"{stage.penalty_scale:.3g}",
         ]
+        left = math.inf if most < 0 else max(0, most - before)
+        taken = min(left, math.inf if phase.batches is None else phase.batches)
         if cost := costs.get(phase):
-            spent = None if batches is None else cost.seconds * min(batches, batches if left is None else left) / 3600
-            hours += spent or 0
-            row += ["" if spent is None else f"{spent:.3g}", in_bytes(cost.memory)]
+            spent = cost.seconds * taken / 3600
+            hours += spent
+            row += [f"{spent:.3g}" if math.isfinite(spent) else "", in_bytes(cost.memory)]
         rows.append(row)
-        steps += phase.batches or 0
-    if costs:
-        rows.append([""] * (len(COLUMNS) - 1) + ["all", f"{hours:.3g}", ""])
+        before += phase.batches or 0
+    if costs and math.isfinite(hours):
+        rows.append([*[""] * (len(COLUMNS) - 1), "all", f"{hours:.3g}", ""])
     return rows
 
 

@@ -147,7 +147,7 @@ def test_memory_that_does_not_suffice_later_is_known_at_once(tmp_path):
 
 
 def test_models_that_do_not_grow(tmp_path):
-    with pytest.raises(ValueError, match="DCGAN does not grow. Leave the callback out"):
+    with pytest.raises(ValueError, match=r"DCGAN does not grow\. Leave the callback out"):
         fit(tmp_path, ProgressiveGrowing(), model=small_model(DCGAN, SHAPE)(), data=Data(None))
     diary = Diary()
     fit(tmp_path, ProgressiveGrowing(), diary, model=make(ProGAN, growing=None), data=Data(None), max_steps=2)

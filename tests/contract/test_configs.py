@@ -140,6 +140,8 @@ def shrink_data(settings, batches):
     batch_size = 1 if pairs else 2  # a generator with batch norm needs two
     if batch_size > 1:
         arguments |= {"batch_size": batch_size, "eval_batch_size": 2}
+    if "growing" in arguments:  # a batch fades in between those before and after
+        arguments["growing"] = {"resolutions": [8, 16], "batch_sizes": [2], "stable_images": 3, "fade_images": 3}
     if parameter(cls, "num_train"):
         arguments |= {"num_train": batches * batch_size, "num_val": 2, "num_test": 2}
     elif parameter(cls, "num_val"):
