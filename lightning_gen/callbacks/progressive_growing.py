@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +17,8 @@ from lightning_gen.data.base import ImageDataModule
 from lightning_gen.data.cache import in_bytes
 from lightning_gen.data.rates import Cost, cost_at
 from lightning_gen.schedules import Growing, Phase, Stage
+
+MANY = 1_000_000  # steps, so that a trainer does not end what is measured
 
 
 class ProgressiveGrowing(pl.Callback):
@@ -123,9 +128,10 @@ def costs_of(
         stage = phase.stage
         size = (stage.resolution, stage.batch_size)
         if size not in known:
-            trainer = pl.Trainer(barebones=True, max_steps=1_000_000, **settings)
             try:
-                known[size] = cost_at(trainer, copy.deepcopy(model), data, phase.middle, steps)
+                with _silence():
+                    trainer = pl.Trainer(barebones=True, max_steps=MANY, **settings)
+                    known[size] = cost_at(trainer, copy.deepcopy(model), data, phase.middle, steps)
             except torch.OutOfMemoryError as error:
                 device = trainer.strategy.root_device
                 raise MemoryError(
@@ -135,3 +141,15 @@ def costs_of(
                 ) from error
         costs[phase] = known[size]
     return costs
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let Lightning not speak of a training that is none."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

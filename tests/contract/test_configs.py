@@ -690,6 +690,8 @@ def fit_with_witness(config, devices, path):
     shrink_data(settings, batches=6)
     data = settings["data"]["init_args"]
     data["batch_size"] = data.get("batch_size", 1) * (1 if devices > 1 else 2)
+    if "growing" in data:
+        data["growing"]["batch_sizes"] = [data["batch_size"]]
     if settings["model"]["init_args"].get("n_critic"):
         settings["model"]["init_args"] |= {"generator_optimizer": DESCENT, "discriminator_optimizer": DESCENT}
     config.write_text(yaml.safe_dump(settings))
@@ -714,7 +716,7 @@ def fit_with_witness(config, devices, path):
         share_draws(cli.model)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     tied = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    return any(isinstance(module, tied) for module in cli.model.modules())
+    return any(isinstance(each, tied) or getattr(each, "ties_samples", False) for each in cli.model.modules())
 
 
 @pytest.mark.parametrize("config", TRAINED_APART, indirect=True)
@@ -722,7 +724,7 @@ def test_two_processes_hold_equal_weights_and_equal_one_process_with_the_joined_
     original = config.read_text()
     tied = fresh_process(fit_with_witness, config, 2, tmp_path / "two.pt")
     if tied:
-        return  # batch norm and dropout: the mathematics itself depends on how the batch is cut
+        return  # batch norm, its like and dropout: the mathematics itself depends on how the batch is cut
     config.write_text(original)
     fresh_process(fit_with_witness, config, 1, tmp_path / "one.pt")
     two, one = load(tmp_path / "two.pt"), load(tmp_path / "one.pt")
