@@ -52,7 +52,9 @@ class Recorder(pl.Callback):
         self.gradients.append([])
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients[-1] += [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # Layers of resolutions that are not there have none.
+        self.gradients[-1] += [p.grad.clone() for p in parameters if p.grad is not None]
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         logged = trainer.callback_metrics.items()
