@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from lightning_gen.data.augmentation import CropFlip, SinglePictures
 from lightning_gen.data.base import ImageDataModule, Split
 from lightning_gen.data.cache import cached
-from lightning_gen.data.images import background_color, check_channels, height_and_width
+from lightning_gen.data.images import ImageError, background_color, check_channels, height_and_width, image_size
 from lightning_gen.data.preparation import Cover, Keep, Preparation, Stretch
-from lightning_gen.data.sources import Captions, Source
+from lightning_gen.data.sources import Captions, EncodedSource, Source
 from lightning_gen.files import cache_folder
 
 
@@ -103,10 +103,13 @@ class Collection(PictureDataModule):
         image_size: Size of the pictures given: (height, width), or an int for a square.
         crop: Which part of a training picture is kept, the central or a random one. Evaluation keeps the central one.
         flip: Whether training pictures are mirrored left to right, half of them.
+        enlarge: Whether pictures that are smaller than `image_size` are enlarged. If not, all sizes are looked at when
+            training starts, which reads the beginning of each file, and smaller ones are named.
         **reading: As `PictureDataModule` and `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
+        ImageError: When training starts, if pictures are smaller and not to be enlarged.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Collection(PictureDataModule):
         image_size: int | tuple[int, int] = 64,
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
+        enlarge: bool = True,
         batch_size: int = 64,
         **reading: Any,
     ) -> None:
@@ -124,6 +128,7 @@ class Collection(PictureDataModule):
         self.image_size = height_and_width("image_size", image_size)
         self.random_crop = crop == "random"
         self.flip = flip
+        self.enlarge = enlarge
 
     @abstractmethod
     def source(self, split: Split, prepare: Preparation) -> Source:
@@ -141,8 +146,11 @@ class Collection(PictureDataModule):
         """The pictures of a split; to train on, augmented."""
         captions = self.captions_of(split)
         transform, prepare, is_random = self.reading(split, captions is not None)
+        source = self.source(split, prepare)
+        if not self.enlarge and isinstance(source, EncodedSource):
+            check_none_is_smaller(source, self.image_size)
         seed = self.seed if is_random else None
-        return SinglePictures(self.kept(self.source(split, prepare)), transform, seed, self.labels_of(split), captions)
+        return SinglePictures(self.kept(source), transform, seed, self.labels_of(split), captions)
 
     def reading(self, split: Split, captioned: bool) -> tuple[CropFlip, Preparation, bool]:
         """What is random about the pictures of a split, how they are read before, and whether any of it is random."""
@@ -150,6 +158,21 @@ class Collection(PictureDataModule):
         transform = CropFlip(self.image_size, self.random_crop and training, self.flip and training)
         prepare = self.preparation(Cover(self.image_size), center=None if transform.random_crop else self.image_size)
         return transform, prepare, training and (self.random_crop or self.flip or captioned)
+
+
+def check_none_is_smaller(source: EncodedSource, size: tuple[int, int]) -> None:
+    """Raise an `ImageError` that names the first pictures of a source that are smaller than (height, width)."""
+    found = []
+    for index in range(len(source)):
+        height, width = image_size(source.encoded(index), name=source.name(index))
+        if height < size[0] or width < size[1]:
+            found.append(f"{source.name(index)} ({height} x {width})")
+    if found:
+        raise ImageError(
+            f"{len(found)} of {len(source)} pictures are smaller than the {size[0]} x {size[1]} (height x width) asked "
+            f"for: {', '.join(found[:3])}{', ...' if found[3:] else ''}. Lower image_size, remove them, or have them "
+            "enlarged (enlarge: true)."
+        )
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

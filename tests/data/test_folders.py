@@ -728,3 +728,28 @@ def test_a_caption_that_goes_away_while_training_is_named(told):
     train.source.files[0].with_suffix(".txt").unlink()
     with pytest.raises(ImageError, match=rf"{train.source.files[0].stem}.png has no caption: .*one caption a line"):
         train[Draw(0, 0, 0)]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_pictures_that_are_not_to_be_enlarged_are_named_before_training(cache, tmp_path):
+    for name, size in {"a": (20, 16), "b": (15, 40), "c": (16, 16), "d": (30, 15), "e": (16, 15), "f": (1, 1)}.items():
+        (tmp_path / "all" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / "val").mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / "all" / "train" / f"{name}.png")
+        Image.new("RGB", (16, 16)).save(tmp_path / "all" / "val" / f"{name}.png")
+    settings = {"image_size": 16, "batch_size": 1, "num_workers": 0, "cache": tmp_path / "cache" if cache else False}
+    data = ImageFolder(tmp_path / "all", enlarge=False, **settings)
+    with pytest.raises(ImageError, match=r"^4 of 6 pictures are smaller than the 16 x 16") as error:
+        data.train_dataloader()
+    for words in (
+        "b.png (40 x 15), ",
+        "d.png (15 x 30), ",
+        "e.png (15 x 16), ...",
+        "Lower image_size, remove them, or",
+    ):
+        assert words in str(error.value)
+    assert len(data.val_dataloader()) == 6
+    assert len(ImageFolder(tmp_path / "all", **settings).train_dataloader()) == 6
+    for name in "bdef":
+        (tmp_path / "all" / "train" / f"{name}.png").unlink()
+    assert len(ImageFolder(tmp_path / "all", enlarge=False, **settings).train_dataloader()) == 2

@@ -134,7 +134,7 @@ def test_going_on_equals_never_having_stopped(base, tmp_path):
     for stop in at:
         model = GenerativeModule.load_from_checkpoint(tmp_path / f"{stop}.ckpt")
         assert model.growing == GROWING
-        # Workers load ahead, at 3 across the change of batch size, at 9 across the end of the epoch.
+        # Workers load ahead, at 3 across the change of batch size, at 9 into the last resolution.
         found = fit(model, tmp_path, data=Data(num_workers=2 * (stop in (3, 9))), checkpoint=tmp_path / f"{stop}.ckpt")
         left_out = {"loops", "callbacks"}
         assert not differences(*({k: v for k, v in c.items() if k not in left_out} for c in (expected, found)))
