@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_gen.capabilities import Direction, HasLatents, Reconstructs, Samples, Translates
+from lightning_gen.capabilities import Direction, HasLatents, HasLayerStyles, Reconstructs, Samples, Translates
 from lightning_gen.data.batches import as_floats, batch_pictures
-from lightning_gen.data.grids import captioned_grid, picture_grid, square_grid
+from lightning_gen.data.grids import captioned_grid, mixing_grid, picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.point_clouds import draw_points, landscape
 from lightning_gen.data.toy import PointDistribution
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.settings import checked_settings
+from lightning_gen.styles import bands_of, mixed
 
 Images = Mapping[str, Image.Image]
 
@@ -225,6 +226,45 @@ class CaptionPanel(Panel):
         noise = torch.Generator().manual_seed(0)
         images = model.sample(len(given), captions=given, generator=noise, **self.settings)
         return {"captions": captioned_grid(list(to_uint8(images).cpu()), given)}
+
+
+class StylePanel(SamplePanel):
+    """What styles do, as "styles" and "truncation"; only for models without classes.
+
+    "styles" has pictures with the coarse, the middle and the fine styles of those above them, as `lightning-gen styles`
+    does; "truncation" draws styles to their mean and beyond in all layers, a column for each psi.
+    """
+
+    needs = HasLayerStyles
+    number = 6
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether layers have styles, and pictures nothing else that they depend on."""
+        super().check(owner, trainer, pl_module)
+        if (classes := cast(HasLayerStyles, pl_module).num_classes) is not None:
+            raise ValueError(
+                f"{owner} draws styles of a model without classes; {type(pl_module).__name__} has num_classes "
+                f"{classes}. Take {owner} out of trainer.callbacks."
+            )
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """Both grids."""
+        model = cast(HasLayerStyles, pl_module)
+
+        def drawn(styles: Tensor) -> list[Tensor]:
+            return list(to_uint8(model.synthesize(styles)).cpu())
+
+        number = min(self.number, type(self).number)
+        styles = model.map_latents(model.draw_latents(number + 3, torch.Generator().manual_seed(0)))
+        lent, own, layers = styles[:number], styles[number:], styles.shape[1]
+        bands = bands_of(layers)
+        mixtures = [drawn(mixed(w, lent, band)) for w, band in zip(own, bands.values(), strict=False)]
+        left = drawn(own[: len(bands)])
+        columns = {f"{psi:g}": drawn(model.truncate(lent, psi, layers)) for psi in (1, 0.7, 0.5, 0, -0.5, -1)}
+        return {
+            "styles": mixing_grid(columns["1"], left, mixtures, list(bands)),
+            "truncation": picture_grid(columns),
+        }
 
 
 class LatentMapPanel(SamplePanel):

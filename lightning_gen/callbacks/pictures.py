@@ -28,6 +28,7 @@ from lightning_gen.callbacks.panels import (
     PointPanel,
     ReconstructionPanel,
     SamplePanel,
+    StylePanel,
     TranslationPanel,
 )
 from lightning_gen.capabilities import Samples
@@ -98,7 +99,8 @@ class Pictures(pl.Callback):
     """Shows what a model can do again and again while it learns: a panel for each of its capabilities.
 
     Panels are those of `callbacks.panels`: translations; samples, as pictures, as pictures of captions of the data, or
-    as points of which the data knows the true distribution; a map of the latents, where there are two; reconstructions.
+    as points of which the data knows the true distribution; a map of the latents, where there are two; what styles do;
+    reconstructions.
     It draws before training, whenever the generator updates pass a multiple of `every_n_steps`, and after training.
     Only rank zero draws, and nothing is communicated. Training does not notice: see `looking`. What another callback
     draws alone, such as a `SampleGrid` with settings of its own, is left to it.
@@ -123,6 +125,7 @@ class Pictures(pl.Callback):
         SamplePanel,
         CaptionPanel,
         LatentMapPanel,
+        StylePanel,
         ReconstructionPanel,
     )
 

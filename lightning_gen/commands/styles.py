@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightning_gen.commands.common import device_of
 from lightning_gen.commands.results import Results
 from lightning_gen.commands.styled import Styled
-from lightning_gen.data.grids import picture_grid
+from lightning_gen.data.grids import mixing_grid
 from lightning_gen.data.images import to_uint8
 from lightning_gen.styles import bands_of, mixed, parse_layers
 
@@ -60,17 +58,15 @@ def styles(
     takers = range(sources, sources + rows * len(bands))
     lent, own = styled.numbered(range(sources), seed), styled.numbered(takers, seed)
     above, left = to_uint8(styled.draw(lent)), to_uint8(styled.draw(own))
-    columns = [("", [torch.full_like(left[0], 255), *left])]
-    columns += [(f"{number}", [picture]) for number, picture in enumerate(above)]
     names = [name for name in bands for _ in range(rows)]
-    for place, (number, name) in enumerate(zip(takers, names, strict=True)):
-        images = styled.draw(mixed(own[place], lent, bands[name]))
+    shown = []
+    for number, styles_of_taker, name in zip(takers, own, names, strict=True):
+        images = styled.draw(mixed(styles_of_taker, lent, bands[name]))
         for source, image in enumerate(images):
             results.write(f"{name}/{number:03d}_{source:03d}.png", image)
-            columns[source + 1][1].append(to_uint8(image))
-    lines = enumerate(zip(takers, names, strict=True), 1)
-    captions = {(row, 0): f"{number}: {name.replace('_', ' ')}" for row, (number, name) in lines}
-    results.overview(picture_grid(columns, captions))
+        shown.append(list(to_uint8(images)))
+    captions = [f"{number}: {name.replace('_', ' ')}" for number, name in zip(takers, names, strict=True)]
+    results.overview(mixing_grid(list(above), list(left), shown, captions))
     for name, band in bands.items():
         print(f"{name}: layers {', '.join(map(str, band))} of {styled.num_layers}")
     print(

@@ -76,6 +76,22 @@ def captioned_grid(pictures: Sequence[Tensor], captions: Sequence[str], columns:
     return _grid(cells, MIN_CAPTIONED, captions={divmod(i, columns): caption for i, caption in enumerate(captions)})
 
 
+def mixing_grid(
+    above: Sequence[Tensor], left: Sequence[Tensor], mixed: Sequence[Sequence[Tensor]], captions: Sequence[str]
+) -> Image.Image:
+    """Pictures that each have something of the one above their column, and the rest of the one at the left.
+
+    Args:
+        above: S pictures, as in `picture_grid`.
+        left: R pictures.
+        mixed: R rows of S pictures.
+        captions: What stands below the pictures at the left: what is taken from above in this row.
+    """
+    columns = [("", [torch.full_like(above[0], 255), *left])]
+    columns += [("", [top, *column]) for top, column in zip(above, zip(*mixed, strict=True), strict=True)]
+    return picture_grid(columns, {(row, 0): caption for row, caption in enumerate(captions, 1)})
+
+
 def _grid(
     cells: Mapping[tuple[int, int], Image.Image],
     min_cell: int,

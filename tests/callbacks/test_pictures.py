@@ -20,6 +20,7 @@ from lightning_gen.callbacks.panels import (
     PointPanel,
     ReconstructionPanel,
     SamplePanel,
+    StylePanel,
     TranslationPanel,
 )
 from lightning_gen.callbacks.pictures import Pictures, SampleGrid, TranslationGrid, log_picture
@@ -29,6 +30,7 @@ from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.sampling import LatentSampling
+from tests.commands.test_styles import small as small_stylegan
 from tests.shared import tile
 
 SIZE = 8
@@ -452,6 +454,24 @@ def test_a_map_of_latents_has_equal_shares_of_the_prior(prior):
         assert torch.equal(shown[0, 0, [0, -1]], expected)
 
 
+def test_styles_are_shown_mixed_and_truncated():
+    panel, model = StylePanel(4), small_stylegan()
+    panel.check("Pictures", None, model)
+    drawn = panel.draw(None, model, FirstPictures())
+    assert drawn.keys() == {"styles", "truncation"}
+    styles = model.map_latents(model.draw_latents(7, torch.Generator().manual_seed(0)))
+    sweep = np.array(drawn["truncation"])
+    header = len(sweep) - 4 * (96 + GAP)
+    for column, psi in enumerate((1, 0.7, 0.5, 0, -0.5, -1)):
+        expected = to_uint8(model.synthesize(model.truncate(styles[:4], psi, 6))).permute(0, 2, 3, 1).numpy()
+        for row in range(4):
+            top, left = header + row * (96 + GAP), GAP + column * (96 + GAP)
+            assert np.array_equal(sweep[top : top + 96 : 6, left : left + 96 : 6], expected[row])
+    assert drawn["styles"].width == GAP + 5 * (144 + GAP)
+    with pytest.raises(ValueError, match="of a model without classes"):
+        panel.check("Pictures", None, small_stylegan(num_classes=2))
+
+
 @pytest.mark.parametrize(
     ("model", "data", "kinds", "number"),
     [
@@ -464,6 +484,7 @@ def test_a_map_of_latents_has_equal_shares_of_the_prior(prior):
         (Plane(), Scenes(16), [SamplePanel, LatentMapPanel], 64),
         (Plane(latent_shape=(3,)), Scenes(16), [SamplePanel], 64),
         (Plane(num_classes=4), Scenes(16), [SamplePanel], 64),
+        (small_stylegan(), Scenes(16), [SamplePanel, StylePanel], 64),
         (Draws((2, 1, 1)), Scenes(16), [], 0),  # points of which nobody knows the truth
         (Draws((1, 1, 1)), Scenes(16), [], 0),
         (Draws((2, 8, 8)), Scenes(16), [], 0),  # two channels are no colours
