@@ -58,6 +58,8 @@ SYNC_STEPS = 3
 MODELS = {
     "CycleGAN": ("cyclegan", "paper/cyclegan_horse2zebra"),
     "SNGAN": ("sngan", "paper/sngan_cifar10"),
+    "ProGAN": ("progan", "paper/progan_celebahq"),
+    "StyleGAN": ("stylegan", "paper/stylegan_ffhq256"),
     "WGANGP": ("wgan_gp", "paper/wgan_gp_cifar10"),
     "DCGAN": ("dcgan", "paper/dcgan_celeba"),
     "PixelCNNPP": ("pixelcnn_pp", "paper/pixelcnn_pp_cifar10"),
