@@ -554,3 +554,39 @@ def test_fine_codes_are_redrawn_and_coarse_ones_stay():
     assert all(torch.equal(a, b) for a, b in zip((top, bottom), again, strict=True))
     assert torch.equal(other[0], top)
     assert not torch.equal(other[1], bottom)
+
+
+def style_gan():
+    torch.manual_seed(0)
+    model = script("truncation_trick").make()
+    model.growing = None  # it is as large as it gets
+    with torch.no_grad():
+        model.generator.mean_style.normal_()
+        for layer in model.generator.to_image:
+            layer.weight *= 0.1
+    return model
+
+
+def test_a_sweep_of_psi_has_the_pictures_themselves_and_that_of_the_mean():
+    truncation, model = script("truncation_trick"), style_gan()
+    found = truncation.sweep(model, 3)
+    latents = model.draw_latents(3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found[1.0], model.generate(latents))
+    mean = model.synthesize(model.generator.mean_style.expand(1, 8, -1))
+    torch.testing.assert_close(found[0.0], mean.expand(3, -1, -1, -1))
+    assert truncation.spread(found[0.0]) < 1e-6
+    assert truncation.spread(torch.tensor([[0.0], [1.0]])) == 0.5
+
+
+def test_what_noise_and_styles_do_in_a_network_that_has_learned_nothing():
+    """Noise has no strength yet, and what each style has written is there."""
+    styles, model = script("styles_and_noise"), style_gan()
+    own = styles.styles_of(model, 3, 0)
+    with torch.no_grad():
+        assert styles.noise_deviation(model, own, 3).max() == 0
+        for layer in model.generator.layers:
+            layer.noise.strength.fill_(1.0)
+        assert styles.noise_deviation(model, own, 3).min() > 0
+        for _, means, deviations in styles.written_and_found(model, own):
+            assert max(means, deviations) < 1e-4
+        assert all(0 < share < 2 for both in styles.changes(model, 8).values() for share in both)
