@@ -7,6 +7,7 @@ from lightning_gen.losses.adversarial import (
     LeastSquares,
     Minimax,
     NonSaturating,
+    RelativisticPairing,
     SeparableLoss,
     Wasserstein,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "PerceptualLoss",
     "PixelLikelihood",
     "Pixelwise",
+    "RelativisticPairing",
     "SeparableLoss",
     "VGGDistance",
     "Wasserstein",

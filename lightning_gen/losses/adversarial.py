@@ -15,21 +15,34 @@ from lightning_gen.losses.precision import full
 
 
 class AdversarialLoss(ABC):
-    """A two-player loss. Subclasses hold numbers only, so that a checkpoint can name them."""
+    """A two-player loss. Subclasses hold numbers only, so that a checkpoint can name them.
+
+    Attributes:
+        paired: Whether the generator's loss compares fakes with real pictures, the i-th with the i-th. Of all others
+            it is a function of fakes alone: models then let no discriminator judge real pictures in vain.
+    """
+
+    paired = False  # without an annotation, which jsonargparse would look up in the modules of subclasses
 
     @abstractmethod
     def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """What the discriminator minimises: scalar."""
 
     @abstractmethod
-    def generator(self, fake_scores: Tensor) -> Tensor:
-        """What the generator minimises: scalar."""
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
+        """What the generator minimises: scalar.
+
+        Args:
+            fake_scores: Of the generator's pictures.
+            real_scores: Of real pictures, without a graph. Looked at only where the loss is `paired`, so that others
+                need not be given them.
+        """
 
 
 class SeparableLoss(AdversarialLoss):
     """A loss in which the discriminator pays for each score alone: E real_terms(D(x)) + E fake_terms(D(G(z))).
 
-    The two terms are what tricks such as `LabelSmoothing` mix.
+    The two terms are what tricks such as `LabelSmoothing` mix. The generator pays for its own pictures' scores alone.
     """
 
     @abstractmethod
@@ -60,7 +73,7 @@ class Minimax(SeparableLoss):
         """-log(1 - sigmoid(D(G(z))))."""
         return F.softplus(full(scores))
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """E log(1 - sigmoid(D(G(z))))."""
         return -F.softplus(full(fake_scores)).mean()
 
@@ -69,7 +82,7 @@ class Minimax(SeparableLoss):
 class NonSaturating(Minimax):
     """The same discriminator, with the non-saturating generator loss (1406.2661, section 3); "vanilla" in pix2pix."""
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """-E log sigmoid(D(G(z)))."""
         return F.softplus(-full(fake_scores)).mean()
 
@@ -99,7 +112,7 @@ class LeastSquares(SeparableLoss):
         """(D(G(z)) - a)^2."""
         return (full(scores) - self.a).square()
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """E (D(G(z)) - c)^2."""
         return (full(fake_scores) - self.c).square().mean()
 
@@ -116,7 +129,7 @@ class Hinge(SeparableLoss):
         """max(0, 1 + D(G(z)))."""
         return F.relu(1 + full(scores))
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """-E D(G(z))."""
         return -full(fake_scores).mean()
 
@@ -133,7 +146,7 @@ class Wasserstein(SeparableLoss):
         """D(G(z))."""
         return full(scores)
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """-E D(G(z))."""
         return -full(fake_scores).mean()
 
@@ -161,6 +174,41 @@ class AuxiliaryClassifier(SeparableLoss):
         """The loss's fake terms + weight * cross-entropy: `[N]`."""
         return self.loss.fake_terms(scores[:, 0]) - self.weight * full(scores[:, 1])
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """The loss's own + weight * E cross-entropy."""
         return self.loss.generator(fake_scores[:, 0]) - self.weight * full(fake_scores[:, 1]).mean()
+
+
+@dataclass(frozen=True)
+class RelativisticPairing(AdversarialLoss):
+    """The relativistic pairing GAN (1807.00734; 2501.05441, eq. 2, with f(t) = -log(1 + exp(-t))).
+
+    Each fake is compared with one real picture, so that fakes cannot all hide on one side of a threshold. It wants
+    both zero-centred gradient penalties, `R1` and `R2`, with which it converges locally.
+    """
+
+    paired = True
+
+    def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """E softplus(-(D(x) - D(G(z))))."""
+        return F.softplus(-self._differences(real_scores, fake_scores)).mean()
+
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
+        """E softplus(D(x) - D(G(z))).
+
+        Raises:
+            ValueError: If there are no scores of real pictures.
+        """
+        if real_scores is None:
+            raise ValueError(
+                "RelativisticPairing compares fakes with real pictures: call generator(fake_scores, real_scores)."
+            )
+        return F.softplus(self._differences(real_scores, fake_scores)).mean()
+
+    def _differences(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        if real_scores.shape != fake_scores.shape:
+            raise ValueError(
+                "RelativisticPairing needs a fake for each real picture, but got scores of shapes "
+                f"{tuple(real_scores.shape)} for real pictures and {tuple(fake_scores.shape)} for fakes."
+            )
+        return full(real_scores) - full(fake_scores)

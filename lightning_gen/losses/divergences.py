@@ -185,7 +185,7 @@ class FDivergence(SeparableLoss):
         """f*(g_f(D(G(z))))."""
         return self.conjugate_of_activation(full(scores))
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """-E f*(g_f(D(G(z)))), or -E g_f(D(G(z)))."""
         terms = self.fake_terms if self.generator_loss == "minimax" else self.activation
         return -terms(full(fake_scores)).mean()

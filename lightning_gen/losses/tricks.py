@@ -51,7 +51,7 @@ class LabelSmoothing(SeparableLoss):
         """(1 - fake) * the loss's fake terms + fake * its real terms."""
         return (1 - self.fake) * self.loss.fake_terms(scores) + self.fake * self.loss.real_terms(scores)
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """The loss's own."""
         return self.loss.generator(fake_scores)
 
@@ -89,7 +89,7 @@ class LabelFlipping(SeparableLoss):
         """The loss's fake terms, its real terms for the swapped samples."""
         return torch.where(self._swapped(scores), self.loss.real_terms(scores), self.loss.fake_terms(scores))
 
-    def generator(self, fake_scores: Tensor) -> Tensor:
+    def generator(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """The loss's own."""
         return self.loss.generator(fake_scores)
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import has_batch_norm, moving_once
+from lightning_gen.losses.adversarial import AdversarialLoss
 from lightning_gen.losses.penalties import Penalty
 from lightning_gen.losses.precision import full
 from lightning_gen.models.training import OptimizerFactory, WatchedModule, linear_decay, prepare_networks
@@ -288,6 +289,15 @@ class AdversarialModule(WatchedModule):
         double = any(penalty.double_backward for penalty in self.penalties)
         prepare_networks(generators, channels_last=self.channels_last, compile=compile)
         prepare_networks(discriminators, channels_last=self.channels_last, compile=compile and not double)
+
+
+def generator_loss(loss: AdversarialLoss, fake_scores: Tensor, real_scores: Callable[[], Tensor]) -> Tensor:
+    """What a generator minimises. The real pictures are judged, by what is called for it, if the loss is of pairs."""
+    if not loss.paired:
+        return loss.generator(fake_scores)
+    with torch.no_grad():
+        scores = real_scores()
+    return loss.generator(fake_scores, scores)
 
 
 def halved(losses: Losses) -> Losses:

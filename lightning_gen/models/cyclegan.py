@@ -14,7 +14,7 @@ from lightning_gen.layers.ties import on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares
 from lightning_gen.losses.precision import full
 from lightning_gen.metrics.translation import TranslationMetrics
-from lightning_gen.models.adversarial import Losses, halved
+from lightning_gen.models.adversarial import Losses, generator_loss, halved
 from lightning_gen.models.image_pool import ImagePool
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
@@ -91,6 +91,7 @@ class CycleGAN(TranslationModule):
     def generator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
         """Six terms; the fakes are kept for the discriminators, which see them as they were before this update."""
         G, F_ = self.generator_AtoB, self.generator_BtoA  # the paper's G and F
+        D_A, D_B = self.discriminator_A, self.discriminator_B
         if self.lambda_identity:
             fake_B, same_B = on_both(G, real_A, real_B)
             fake_A, same_A = on_both(F_, real_B, real_A)
@@ -98,8 +99,8 @@ class CycleGAN(TranslationModule):
             fake_B, fake_A = G(real_A), F_(real_B)
         self.fakes.append((fake_A.detach(), fake_B.detach()))
         losses = {
-            "generator_AtoB": self.loss.generator(self.discriminator_B(fake_B)),
-            "generator_BtoA": self.loss.generator(self.discriminator_A(fake_A)),
+            "generator_AtoB": generator_loss(self.loss, D_B(fake_B), lambda: D_B(real_B)),
+            "generator_BtoA": generator_loss(self.loss, D_A(fake_A), lambda: D_A(real_A)),
             # |F(G(a)) - a| and |G(F(b)) - b|
             "cycle_A": self.lambda_A * F.l1_loss(full(F_(fake_B)), full(real_A)),
             "cycle_B": self.lambda_B * F.l1_loss(full(G(fake_A)), full(real_B)),

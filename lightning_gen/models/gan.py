@@ -19,7 +19,7 @@ from lightning_gen.layers.ties import has_batch_norm, on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.tricks import InstanceNoise
-from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties, check_players
+from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties, check_players, generator_loss
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.outlines import is_outline
@@ -51,7 +51,9 @@ class GAN(LatentSampling, AdversarialModule):
             (and labels) to scores `[N, ...]`, without a sigmoid. A layer of yours whose result for one sample depends
             on the others in the call, as statistics of a minibatch do, says `ties_samples = True`: real pictures and
             fakes then go in calls of their own, as they do with batch norm.
-        loss: None means `NonSaturating()`. `LabelSmoothing` and `LabelFlipping` wrap any other.
+        loss: None means `NonSaturating()`. `LabelSmoothing` and `LabelFlipping` wrap any other that is separable. A
+            loss of pairs, such as `RelativisticPairing()`, compares the generator's fakes with the real pictures of the
+            discriminator's last update, and a fake of a class with a picture of the same.
         constraint: Applied to the discriminator after each of its steps, such as `WeightClipping()`.
         instance_noise: Added to all that the discriminator sees.
         latent_size: Width of the noise vector.
@@ -109,7 +111,8 @@ class GAN(LatentSampling, AdversarialModule):
             self.constraint(self.discriminator)
         due = self.generator_is_due()
         if due:
-            self.update(generator, *self.in_pieces(self.generator_losses, self.generator_batch_factor * len(real)))
+            pictures = (self.generator_batch_factor * len(real), *((real, labels) if self.loss.paired else ()))
+            self.update(generator, *self.in_pieces(self.generator_losses, *pictures))
         self.finish_step(images=len(real), schedules=due)
 
     def discriminator_losses(self, real: Tensor, labels: Tensor | None) -> Losses:
@@ -124,11 +127,14 @@ class GAN(LatentSampling, AdversarialModule):
             **self.penalty_losses(partial(self.judge, labels=labels), real, fake),
         }
 
-    def generator_losses(self, num_fakes: int) -> Losses:
-        """What the discriminator thinks of new fakes."""
-        labels = self.random_labels(num_fakes)
-        fake = self.fakes(num_fakes, labels)
-        return {"generator": self.loss.generator(self.judge(self.noisy(fake), labels))}
+    def generator_losses(self, num_fakes: int, real: Tensor | None = None, labels: Tensor | None = None) -> Losses:
+        """What the discriminator thinks of new fakes; beside real pictures, where the loss is of pairs."""
+        fake_labels = self.random_labels(num_fakes) if real is None else self.labels_beside(real, labels)
+        fake = self.fakes(num_fakes, fake_labels)
+        scores = self.judge(self.noisy(fake), fake_labels)
+        return {
+            "generator": generator_loss(self.loss, scores, lambda: self.judge(self.noisy(cast(Tensor, real)), labels))
+        }
 
     def generator_is_due(self) -> bool:
         """Whether this discriminator update is the last before a generator update; asked once for each."""
@@ -160,8 +166,8 @@ class GAN(LatentSampling, AdversarialModule):
         return None if self.num_classes is None else torch.randint(self.num_classes, (num,), device=self.device)
 
     def labels_beside(self, real: Tensor, labels: Tensor | None) -> Tensor | None:
-        """Labels of the fakes that the discriminator is shown beside real pictures and their labels."""
-        return self.random_labels(len(real))
+        """Labels of the fakes that are shown beside real pictures: the same, where the loss is of pairs."""
+        return labels if self.loss.paired else self.random_labels(len(real))
 
     def fakes(self, num: int, labels: Tensor | None) -> Tensor:
         """Fakes for training, from the random state of this rank and batch."""
@@ -269,6 +275,12 @@ class GAN(LatentSampling, AdversarialModule):
             raise ValueError(
                 f"{name}: WeightClipping and spectral norm were both given. What is clipped is normalised afterwards, "
                 "so that clipping bounds nothing. Choose one of them."
+            )
+        if self.loss.paired and self.generator_batch_factor > 1:
+            raise ValueError(
+                f"{name}: {type(self.loss).__name__} compares each fake with a real picture, but "
+                f"generator_batch_factor={self.generator_batch_factor} makes so many fakes for each. Set it to 1, or "
+                "choose another loss."
             )
         check_penalties(name, self.discriminator, self.penalties)
         if not is_outline():  # of a checkpoint, whose weights have been trained

@@ -16,7 +16,7 @@ from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import moving_once, on_both, with_momenta
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.precision import full
-from lightning_gen.models.adversarial import Losses, halved
+from lightning_gen.models.adversarial import Losses, generator_loss, halved
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import UNetGenerator
@@ -94,7 +94,9 @@ class Pix2Pix(TranslationModule):
         """Adversarial term and lambda |G(a) - b|."""
         scores = self.discriminator(torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1))
         return {
-            "generator": self.loss.generator(scores),
+            "generator": generator_loss(
+                self.loss, scores, lambda: self.discriminator(torch.cat([real_A, real_B], dim=1))
+            ),
             "L1": self.lambda_L1 * F.l1_loss(full(fake_B), full(real_B)),
         }
 

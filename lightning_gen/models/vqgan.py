@@ -17,7 +17,7 @@ from lightning_gen.layers.ties import on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, Hinge
 from lightning_gen.losses.perceptual import LPIPSDistance, PerceptualLoss
 from lightning_gen.losses.precision import full
-from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties
+from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties, generator_loss
 from lightning_gen.models.autoencoder import (
     Autoencoder,
     DecoderFactory,
@@ -144,7 +144,7 @@ class VQGAN(Autoencoder, AdversarialModule):
         distances = self.distances(reconstructions, images)
         if not judged:
             return distances | encoded.losses
-        adversarial = self.loss.generator(self.discriminator(reconstructions))
+        adversarial = generator_loss(self.loss, self.discriminator(reconstructions), lambda: self.discriminator(images))
         weight = self.discriminator_weight
         if self.adaptive:
             ratio = self.adaptive_weight(torch.stack(list(distances.values())).sum(), adversarial)

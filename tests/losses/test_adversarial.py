@@ -13,6 +13,7 @@ from lightning_gen.losses import (
     LeastSquares,
     Minimax,
     NonSaturating,
+    RelativisticPairing,
     SeparableLoss,
     Wasserstein,
 )
@@ -37,6 +38,44 @@ def test_values_by_hand():
     assert Hinge().generator(torch.tensor([3.0, 4.0])) == -3.5  # linear: not clipped at the margin
     assert Wasserstein().discriminator(real, fake) == -1
     assert Wasserstein().generator(torch.tensor([3.0, 4.0])) == -3.5
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_separable_loss_ignores_the_scores_of_real_pictures(loss):
+    fake = torch.tensor([1.0, -1.0])
+    assert not loss.paired
+    assert torch.equal(loss.generator(fake, torch.tensor([5.0, 2.0])), loss.generator(fake))
+
+
+def test_relativistic_pairing_is_a_sum_over_pairs():
+    torch.manual_seed(0)
+    real, fake = (torch.randn(3, 1, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    loss, pairs = RelativisticPairing(), list(zip(real.flatten(), fake.flatten(), strict=True))
+    assert loss.paired
+    f = lambda t: -math.log(1 + math.exp(-t))  # the paper's  # noqa: E731
+    discriminator, generator = loss.discriminator(real, fake), loss.generator(fake, real)
+    assert discriminator.item() == pytest.approx(-sum(f(r.item() - g.item()) for r, g in pairs) / len(pairs))
+    assert generator.item() == pytest.approx(-sum(f(g.item() - r.item()) for r, g in pairs) / len(pairs))
+    # d/dt of -f(t) is -sigmoid(-t): only differences matter, so the players' gradients by a pair's scores cancel.
+    by_real, by_fake = torch.autograd.grad(discriminator, (real, fake))
+    torch.testing.assert_close(by_real, -torch.sigmoid(fake - real).detach() / len(pairs))
+    assert torch.equal(by_real, -by_fake)
+    (by_fake,) = torch.autograd.grad(generator, fake)
+    torch.testing.assert_close(by_fake, -torch.sigmoid(real - fake).detach() / len(pairs))
+    assert torch.autograd.gradcheck(loss.discriminator, (real, fake))
+    # The pairing matters, as it does not in a separable loss.
+    assert not torch.isclose(loss.discriminator(real, fake.flip(0)), discriminator)
+    halves = torch.tensor([9e4]).bfloat16(), torch.tensor([-9e4]).bfloat16()
+    assert loss.discriminator(*halves).dtype == loss.generator(*halves).dtype == torch.float32
+    assert loss.generator(halves[1], halves[0]).isfinite()
+
+
+def test_relativistic_pairing_says_what_it_lacks():
+    scores = torch.zeros(3, 1)
+    with pytest.raises(ValueError, match="real pictures"):
+        RelativisticPairing().generator(scores)
+    with pytest.raises(ValueError, match=r"\(3, 1\) for real pictures and \(6, 1\) for fakes"):
+        RelativisticPairing().discriminator(scores, torch.zeros(6, 1))
 
 
 def test_a_classifier_beside_the_score_is_paid_for_by_both_players():
@@ -131,10 +170,10 @@ def test_terms_are_elementwise_and_batches_of_any_size_and_shape_are_averaged_ap
     torch.testing.assert_close(loss.discriminator(real, fake), expected)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [*LOSSES, RelativisticPairing()], ids=repr)
 def test_a_checkpoint_names_each(loss):
     saved = hyperparameters_of({"loss": loss})["loss"]
     assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, AdversarialLoss).build() == loss
     with pytest.raises(CheckpointError):
         Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, nn.Module).build()
-    assert isinstance(loss, SeparableLoss)
+    assert isinstance(loss, SeparableLoss) != loss.paired

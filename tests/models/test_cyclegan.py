@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerState
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_gen.losses import GradientPenalty, LeastSquares, NonSaturating, Wasserstein
+from lightning_gen.losses import GradientPenalty, LeastSquares, NonSaturating, RelativisticPairing, Wasserstein
 from lightning_gen.models import CycleGAN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
 from tests.shared import Recorder
@@ -351,3 +351,15 @@ def test_it_trains_in_bfloat16():
     fit(model, batches(2), [recorder], precision="bf16-mixed")
     assert all(torch.isfinite(g).all() for step in recorder.gradients for g in step)
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_loss_of_pairs_compares_each_fake_with_a_real_picture_of_its_domain():
+    model = make(loss=RelativisticPairing())
+    (batch,) = batches(1)
+    a, b = batch["A"], batch["B"]
+    terms = model.generator_losses(a, b)
+    for name, D, real, fake in (
+        ("AtoB", model.discriminator_B, b, model.generator_AtoB(a)),
+        ("BtoA", model.discriminator_A, a, model.generator_BtoA(b)),
+    ):
+        torch.testing.assert_close(terms[f"generator_{name}"], (1 + (D(real) - D(fake)).exp()).log().mean())

@@ -33,6 +33,7 @@ from lightning_gen.losses import (
     LeastSquares,
     Minimax,
     NonSaturating,
+    RelativisticPairing,
 )
 from lightning_gen.losses.constraints import WeightClipping
 from lightning_gen.models import DCGAN, FGAN, GAN, LSGAN, SNGAN, WGAN, WGANGP
@@ -255,6 +256,49 @@ def test_one_call_of_the_discriminator_where_statistics_allow_and_two_where_they
         model.discriminator.register_forward_hook(lambda _, inputs, output, to=sizes: to.append(len(output)))
         fit(model, [torch.rand(4, 1, 16, 16)])
         assert sizes == expected
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_loss_of_pairs_compares_fakes_with_the_pictures_and_classes_of_the_last_critic_update(micro_batches):
+    """The generator's loss is computed again, from what its step began with."""
+
+    class Watched(GAN):
+        def generator_losses(self, *given):
+            torch.manual_seed(2)
+            terms = super().generator_losses(*given)
+            torch.manual_seed(2)
+            number, real, labels = given
+            fakes = self.generate_from(self.latents(number), labels)
+            differences = self.discriminator(fakes, labels) - self.discriminator(real, labels)
+            torch.testing.assert_close(terms["generator"], (1 + (-differences).exp()).log().mean())
+            seen.append((real, labels))
+            return terms
+
+    seen, data = [], batches(4, size=6, num_classes=3)
+    model = make(Watched, loss=RelativisticPairing(), num_classes=3, n_critic=2, micro_batches=micro_batches)
+    calls = []
+    model.generator.register_forward_hook(lambda _, inputs, output: calls.append(inputs[1]))
+    fit(model, data)
+    for i, name in enumerate(("image", "label")):
+        assert torch.equal(torch.cat([pair[i] for pair in seen]), torch.cat([batch[name] for batch in data[1::2]]))
+    assert torch.equal(torch.cat(calls[:micro_batches]), data[0]["label"])  # the critic's fakes have those classes too
+
+
+def test_pictures_are_judged_beside_the_generator_s_fakes_only_where_its_loss_is_of_pairs():
+    for loss, expected in ((Hinge(), [8, 4]), (RelativisticPairing(), [8, 4, 4])):
+        calls = []
+        model = make(loss=loss)
+        model.discriminator.register_forward_hook(
+            lambda _, inputs, output, to=calls: to.append((len(output), output.requires_grad))
+        )
+        fit(model, batches(1))
+        assert [size for size, _ in calls] == expected
+        assert [graph for _, graph in calls] == [True, True, False][: len(expected)]
+
+
+def test_pairs_need_as_many_fakes_as_pictures():
+    with pytest.raises(ValueError, match=r"RelativisticPairing compares each fake.*generator_batch_factor=2"):
+        make(loss=RelativisticPairing(), generator_batch_factor=2)
 
 
 @pytest.mark.parametrize("form", ["dictionary", "pair", "list of one", "tensor"])

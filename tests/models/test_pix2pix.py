@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_gen.losses import GradientPenalty, LeastSquares, NonSaturating
+from lightning_gen.losses import GradientPenalty, LeastSquares, NonSaturating, RelativisticPairing
 from lightning_gen.models import Pix2Pix
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
 from tests.shared import Recorder
@@ -340,3 +340,13 @@ def test_any_generator_and_any_size_will_do():
     assert model.translate(torch.zeros(2, 3, 30, 41)).shape == (2, 3, 30, 41)
     model = make()
     assert model.translate(torch.zeros(1, 3, 70, 33)).shape == (1, 3, 70, 33)
+
+
+def test_a_loss_of_pairs_compares_the_fake_with_the_picture_that_was_wanted():
+    model = make(loss=RelativisticPairing()).eval()
+    (batch,) = batches(1)
+    a, b = batch["A"], batch["B"]
+    fake = model.generator_AtoB(a)
+    real_scores, fake_scores = (model.discriminator(torch.cat([a, picture], 1)) for picture in (b, fake))
+    term = model.generator_losses(a, b, fake)["generator"]
+    torch.testing.assert_close(term, (1 + (real_scores - fake_scores).exp()).log().mean())

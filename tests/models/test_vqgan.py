@@ -17,7 +17,7 @@ from lightning_gen.layers.quantize import (
     ResidualQuantizer,
     VectorQuantizer,
 )
-from lightning_gen.losses import R1, LPIPSDistance, PerceptualLoss
+from lightning_gen.losses import R1, LPIPSDistance, PerceptualLoss, RelativisticPairing
 from lightning_gen.models import VQGAN
 from lightning_gen.networks import GaussianLatent, PatchDiscriminator, VQGANDecoder, VQGANEncoder
 from tests.shared import Recorder, save, trainer
@@ -338,3 +338,11 @@ def test_absent_weights_of_the_perceptual_loss_stop_a_run_before_it_starts(tmp_p
 def test_what_does_not_fit_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_a_loss_of_pairs_compares_reconstructions_with_their_pictures():
+    model = make(loss=RelativisticPairing(), adaptive=False, discriminator_weight=1.0).eval()
+    images, shown = batches(1)[0]["image"], []
+    term = model.generator_losses(shown, True, images)["generator"]
+    differences = model.discriminator(images) - model.discriminator(shown[0])
+    torch.testing.assert_close(term, (1 + differences.exp()).log().mean())
