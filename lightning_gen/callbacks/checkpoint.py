@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_gen.runs.folder import CHECKPOINTS, LAST, run_folder
+
+HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage", "authpct", "psnr", "ssim", "accuracy")
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps `checkpoints/last.ckpt` in the run's folder current: every so many steps, and when training ends.
 
-    The best weights by some metric are `lightning.pytorch.callbacks.ModelCheckpoint`'s business; this one is for going
-    on after a stop.
+    With `best`, the weights that were the best by a metric are kept beside it, which commands know as RUN/best. It
+    brings Lightning's `ModelCheckpoint(monitor=best)`, which saves after a validation that is better than all before.
+    Nothing is trained between the two, so where the run keeps an average of the weights, the file holds the average
+    that was measured. Whoever wants more of it, as the best three, adds a `ModelCheckpoint` of their own instead.
 
     A save that is due comes when all other callbacks have ended the step, and before a validation that is due too:
     going on runs that one first. What a model does in its own `on_train_batch_end` comes after the save and would be
@@ -23,16 +28,24 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: Generator updates between two saves.
+        best: A metric that validation logs, such as "val/fid-scenes128"; None keeps no best.
+        best_mode: Whether the best is its least or its largest value; None goes by its name: scores such as
+            "val/recall" are to be large, distances and losses small.
 
     Raises:
-        ValueError: If that is below 1.
+        ValueError: If `every_n_steps` is below 1, or, at the first validation, `best` is not logged.
     """
 
-    def __init__(self, every_n_steps: int = 500) -> None:
+    def __init__(
+        self, every_n_steps: int = 500, best: str | None = None, best_mode: Literal["min", "max"] | None = None
+    ) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise ValueError(f"LastCheckpoint needs every_n_steps >= 1, got {every_n_steps}.")
+        if best_mode not in (None, "min", "max"):
+            raise ValueError(f"LastCheckpoint: best_mode must be 'min', 'max' or None, got {best_mode!r}.")
         self.every_n_steps = every_n_steps
+        self.best, self.best_mode = best, best_mode or mode_of(best or "")
         self.last_step = 0
         # What loggers that upload checkpoints (`WandbLogger(log_model=True)`) ask a `ModelCheckpoint` for.
         self.last_model_path = self.best_model_path = ""
@@ -41,8 +54,20 @@ class LastCheckpoint(Checkpoint):
         self.save_top_k = 1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Agree on the folder; all ranks are here."""
+        """Agree on the folder; all ranks are here. Bring what keeps the best."""
         run_folder(trainer)
+        known = [callback.monitor for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        if stage == "fit" and self.best and self.best not in known:
+            # Lightning is just going through this list, so the new one is set up next, and before states are restored.
+            trainer.callbacks.append(  # type: ignore[attr-defined]
+                ModelCheckpoint(
+                    monitor=self.best,
+                    mode=self.best_mode,
+                    filename="best-step={step}",
+                    auto_insert_metric_name=False,
+                    save_on_train_epoch_end=False,
+                )
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands."""
@@ -52,6 +77,17 @@ class LastCheckpoint(Checkpoint):
         """Save when due."""
         if trainer.global_step - self.last_step >= self.every_n_steps:
             self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See that the metric by which the best is chosen is there."""
+        looks = trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != TrainerFn.FITTING  # type: ignore[attr-defined]
+        logged = trainer.callback_metrics
+        if self.best and not looks and self.best not in logged:
+            there = sorted(name for name in logged if name.startswith("val/"))
+            raise ValueError(
+                f"The best checkpoint is to be chosen by {self.best!r} (checkpoint.best), which validation does not "
+                f"log. It logs {', '.join(there) or 'nothing: give the run a GenerativeMetrics'}."
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save how the run ended, with what came after the last save: a validation, the end of an epoch."""
@@ -105,6 +141,12 @@ class LastCheckpoint(Checkpoint):
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)  # type: ignore[arg-type]
         return path
+
+
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Whether less or more of a metric is better, by its name, such as "val/recall-scenes128"."""
+    figure = metric.rpartition("/")[2].partition("-")[0].partition("_")[0]
+    return "max" if figure in HIGHER_IS_BETTER else "min"
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

@@ -188,3 +188,42 @@ def test_lightning_s_callback_saves_no_step_again_that_it_had_saved(tmp_path, st
 def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match="every_n_steps >= 1, got 0"):
         LastCheckpoint(0)
+
+
+class Scored(Game):
+    """A game that gets better with every step."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/score", float(self.trainer.global_step))
+
+
+def test_the_best_is_kept_by_its_metric_and_known_again_when_a_run_goes_on(tmp_path):
+    def fit(folder, steps, *callbacks, checkpoint=None):
+        settings = {"max_steps": steps, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        fitting = trainer(folder, LastCheckpoint(2, best="val/score", best_mode="max"), *callbacks, **settings)
+        fitting.fit(Scored(), numbers(), numbers(1), ckpt_path=checkpoint)
+        return fitting
+
+    fit(tmp_path, 2)
+    assert names(tmp_path) == ["best-step=2.ckpt", "last.ckpt"]
+    fit(tmp_path, 4, checkpoint=tmp_path / "checkpoints" / "last.ckpt")
+    assert names(tmp_path) == ["best-step=4.ckpt", "last.ckpt"], "the one that is no longer the best is gone"
+    own = ModelCheckpoint(monitor="val/score", mode="max", filename="own")
+    assert fit(tmp_path / "own", 2, own).checkpoint_callbacks[1:] == [own], "whoever has one by the metric keeps it"
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val/fid", "min"), ("val/fid-scenes128", "min"), ("val/kid_stderr", "min"), ("val/discriminator", "min"),
+        ("val/recall-scenes128", "max"), ("val/is", "max"), ("val/psnr_AtoB", "max"), ("val/rfid", "min"),
+    ],
+)  # fmt: skip
+def test_whether_more_is_better_goes_by_the_name(metric, mode):
+    assert LastCheckpoint(best=metric).best_mode == mode
+    assert LastCheckpoint(best=metric, best_mode="min").best_mode == "min"
+
+
+def test_another_mode_is_refused():
+    with pytest.raises(ValueError, match="best_mode must be 'min', 'max' or None, got 'least'"):
+        LastCheckpoint(best="val/fid", best_mode="least")

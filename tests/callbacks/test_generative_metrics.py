@@ -24,6 +24,7 @@ from lightning_gen.generative import GenerativeModule
 from lightning_gen.metrics import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
 from lightning_gen.metrics.frechet import frechet_distance_between
 from lightning_gen.randomness import generator_for
+from lightning_gen.runs.folder import find_checkpoint
 
 SHAPE = (1, 2, 2)
 SETTINGS = {"num_samples": 70, "test_num_samples": 90, "batch_size": 16}
@@ -320,6 +321,42 @@ def test_a_checkpoint_can_be_chosen_by_a_figure(tmp_path):
     fitted(tmp_path, GenerativeMetrics(Pixels(), **SETTINGS), best, enable_checkpointing=True)
     assert best.best_model_score is not None
     assert (tmp_path / "best.ckpt").is_file()
+
+
+def test_the_best_checkpoint_holds_the_averaged_weights_that_were_measured(tmp_path):
+    """Levels go from below the data's to above them, so the best is neither the first nor the last."""
+
+    class Values(pl.Callback):
+        def on_validation_end(self, trainer, module):
+            if not trainer.sanity_checking:
+                values.append((trainer.global_step, trainer.callback_metrics["val/fid-pixels2"].item()))
+
+    values, model = [], Painter()
+    torch.nn.init.constant_(model.painter.bias, -0.45)
+    callbacks = EMA(["painter"], 0.5), LastCheckpoint(best="val/fid-pixels2"), Values()
+    fitted(
+        tmp_path, GenerativeMetrics(Pixels(), **SETTINGS), *callbacks, model=model, enable_checkpointing=True,
+        max_steps=16,
+    )  # fmt: skip
+    step, least = min(values, key=lambda value: value[1])
+    assert 2 < step < 16
+    found = find_checkpoint(tmp_path / "best")
+    assert found.name == f"best-step={step}.ckpt"
+    assert sorted(path.name for path in found.parent.iterdir()) == [found.name, "last.ckpt"]
+    metrics = GenerativeMetrics(Pixels(), **SETTINGS)
+    best = trainer_of(tmp_path, metrics).validate(Painter.load_from_checkpoint(found), datamodule=Data(), verbose=False)
+    assert best[0]["val/fid-pixels2"] == least
+    # The raw weights would be measured differently.
+    raw = Painter()
+    raw.load_state_dict(torch.load(found, weights_only=True)["raw_state_dict"])
+    assert trainer_of(tmp_path, metrics).validate(raw, datamodule=Data(), verbose=False)[0]["val/fid-pixels2"] != least
+
+
+def test_a_best_by_what_is_not_logged_is_refused_at_the_first_validation(tmp_path):
+    callbacks = GenerativeMetrics(Pixels(), figures=["fid", "kid"], **SETTINGS), LastCheckpoint(best="val/fid")
+    with pytest.raises(ValueError, match=r"'val/fid' \(checkpoint.best\), which .* It logs val/fid-pixels2, val/k"):
+        fitted(tmp_path, *callbacks, enable_checkpointing=True)
+    fitted(tmp_path / "quick", LastCheckpoint(best="val/fid"), enable_checkpointing=True, fast_dev_run=True)
 
 
 # -- two processes ----------------------------------------------------------------------------------------------------

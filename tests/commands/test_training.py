@@ -185,6 +185,15 @@ def test_checkpoints_named_by_a_metric_stay_with_their_run(tiny, command):
     assert command("test", "--ckpt_path", "copy.ckpt", "--config", run / "config.yaml").code == 0
 
 
+def test_the_best_is_one_option(tiny, command):
+    tiny["trainer"] |= {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    assert command("fit", "--config", tiny.write(), "--checkpoint.best", "val/psnr_AtoB").code == 0
+    best = find_checkpoint(RUN / "best")
+    assert re.fullmatch(r"best-step=\d+\.ckpt", best.name)
+    assert command("test", "--ckpt_path", RUN / "best").code == 0
+    assert json.loads((RUN / "results.json").read_text())["checkpoint"] == best.name
+
+
 def test_what_is_given_with_the_checkpoint_has_the_last_word(tiny, command):
     config = tiny.write()
     assert command("fit", "--config", config, "--trainer.max_steps", 2).code == 0
