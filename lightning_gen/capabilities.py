@@ -69,6 +69,15 @@ class HasLatents(Samples, Protocol):
 
 
 @runtime_checkable
+class Judges(HasLatents, Protocol):
+    """A model with a discriminator, or critic, of single pictures."""
+
+    def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Scores `[N, ...]` of pictures `[N, C, H, W]` and, in models with classes, their labels; more is more real."""
+        ...
+
+
+@runtime_checkable
 class HasLogProb(Protocol):
     """A model with a density; the attribute `bound` is the name of what it gives where that is a bound, as "elbo"."""
 

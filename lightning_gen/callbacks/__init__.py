@@ -3,6 +3,7 @@
 from lightning_gen.callbacks.caption_metrics import CaptionMetrics
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.color_mapping import ColorMappingBaseline
+from lightning_gen.callbacks.early_warning import EarlyWarning
 from lightning_gen.callbacks.ema import EMA, averaged_weights
 from lightning_gen.callbacks.generative_metrics import GenerativeMetrics
 from lightning_gen.callbacks.interruption import Interruption
@@ -22,6 +23,7 @@ __all__ = [
     "EMA",
     "CaptionMetrics",
     "ColorMappingBaseline",
+    "EarlyWarning",
     "GenerativeMetrics",
     "Interruption",
     "LastCheckpoint",

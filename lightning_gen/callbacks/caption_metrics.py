@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_gen.callbacks.generative_metrics import _data_of, _loader
+from lightning_gen.callbacks.generative_metrics import _data_of, loader_in
 from lightning_gen.callbacks.pictures import looking
 from lightning_gen.data.base import in_order
 from lightning_gen.evaluation.sources import count_of, evenly_spaced
@@ -115,7 +115,14 @@ class CaptionMetrics(pl.Callback):
         held_out = getattr(data, "is_held_out", None)
         with failing_together():
             for number, part in enumerate((split, "train")):
-                self._read(trainer, pl_module, _loader(trainer, part), self.num_samples[split], number, held_out)
+                self._read(
+                    trainer,
+                    pl_module,
+                    loader_in(trainer, part, "CaptionMetrics"),
+                    self.num_samples[split],
+                    number,
+                    held_out,
+                )
 
     def _read(self, trainer: pl.Trainer, pl_module: Any, loader: Any, number: int, salt: int, held_out: Any) -> None:
         assert self.metric is not None

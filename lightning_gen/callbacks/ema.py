@@ -200,16 +200,20 @@ class EMA(pl.Callback):
 
 
 @contextmanager
-def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Within it the model has its averaged weights, if the run keeps an average; a no-op where it has them already."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA) and not callback.swapped]  # type: ignore[attr-defined]
+def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule, averaged: bool = True) -> Iterator[None]:
+    """Within it the model has its averaged weights, if the run keeps an average; a no-op where it has them already.
+
+    Without `averaged` it is the other way round: within it the model has the weights that are trained.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [callback for callback in callbacks if isinstance(callback, EMA) and callback.swapped != averaged]
     for average in averages:
-        average._swap(pl_module, True)
+        average._swap(pl_module, averaged)
     try:
         yield
     finally:
         for average in averages:
-            average._swap(pl_module, False)
+            average._swap(pl_module, not averaged)
 
 
 def _precise(tensor: Tensor) -> Tensor:

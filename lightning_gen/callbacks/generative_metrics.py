@@ -266,7 +266,7 @@ class GenerativeMetrics(pl.Callback):
             elif self.reference in ("train", "val", "test"):
                 self.compared_with = reference_of_loader(
                     extractor,
-                    _loader(trainer, self.reference),
+                    loader_in(trainer, self.reference, "GenerativeMetrics"),
                     name=name,
                     split=self.reference,
                     max_features=self.settings["max_features"],
@@ -279,7 +279,7 @@ class GenerativeMetrics(pl.Callback):
             split = prefix.strip("/")
             self.originals[prefix] = None
             if protocol.of("reconstructions"):
-                loader = _loader(trainer, split)
+                loader = loader_in(trainer, split, "GenerativeMetrics")
                 self.originals[prefix] = Originals.of(loader, extractor, protocol, name=name, split=split)
         if known != (self.compared_with, True):
             self._record(trainer)
@@ -313,8 +313,12 @@ def _data_of(trainer: pl.Trainer) -> Any:
     return data.pictures if isinstance(data, ImageDataModule) else data
 
 
-def _loader(trainer: pl.Trainer, split: str) -> Any:
-    """The loader of a split: of the data module, or what the trainer was given."""
+def loader_in(trainer: pl.Trainer, split: str, owner: str) -> Any:
+    """The loader of a split: of the data module, or what the trainer was given.
+
+    Raises:
+        ValueError: If there is none, or several; in the name of the callback that looks at its pictures.
+    """
     data = _data_of(trainer)
     if data is not None:
         return getattr(data, f"{split}_dataloader")()
@@ -324,8 +328,8 @@ def _loader(trainer: pl.Trainer, split: str) -> Any:
         loader = loader[0]
     if loader is None or isinstance(loader, list | dict):
         raise ValueError(
-            f"GenerativeMetrics compares with the {split} pictures, but the trainer has "
-            f"{'no loader' if loader is None else 'several loaders'} for them here. Give it a data module, or set "
-            "reference to another split or to saved statistics."
+            f"{owner} looks at the {split} pictures, but the trainer has "
+            f"{'no loader' if loader is None else 'several loaders'} for them here. Give it a data module, or, where "
+            "they are its reference, set that to another split or to saved statistics."
         )
     return loader

@@ -78,17 +78,17 @@ def log_picture(trainer: pl.Trainer, name: str, image: Tensor | Image.Image, ste
 
 
 @contextmanager
-def looking(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+def looking(trainer: pl.Trainer, pl_module: pl.LightningModule, *, averaged: bool = True) -> Iterator[None]:
     """The state in which a model in training is looked at, with everything put back afterwards.
 
-    Evaluation mode, no gradients, the trainer's precision, averaged weights if the run keeps them, and random numbers
-    that start from the same seed each time.
+    Evaluation mode, no gradients, the trainer's precision, averaged weights if the run keeps them (or, without
+    `averaged`, those that are trained), and random numbers that start from the same seed each time.
     """
     with (
         evaluating(pl_module),
         torch.no_grad(),
         isolate_rng(),
-        averaged_weights(trainer, pl_module),
+        averaged_weights(trainer, pl_module, averaged),
         trainer.precision_plugin.forward_context(),
     ):
         torch.manual_seed(0)

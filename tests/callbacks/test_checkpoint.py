@@ -194,7 +194,7 @@ class Scored(Game):
     """A game that gets better with every step."""
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/score", float(self.trainer.global_step))
+        self.log("val/score", float(self.trainer.global_step), batch_size=1)
 
 
 def test_the_best_is_kept_by_its_metric_and_known_again_when_a_run_goes_on(tmp_path):
