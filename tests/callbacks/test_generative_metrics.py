@@ -481,7 +481,7 @@ def test_no_pictures_to_compare_with(tmp_path):
     model = Painter()
     trainer = trainer_of(tmp_path, GenerativeMetrics(Pixels(), reference="test", **SETTINGS))
     loaders = Data()
-    with pytest.raises(ValueError, match="compares with the test pictures, but the trainer has no loader"):
+    with pytest.raises(ValueError, match="looks at the test pictures, but the trainer has no loader"):
         trainer.fit(model, loaders.train_dataloader(), loaders.val_dataloader())
 
 
