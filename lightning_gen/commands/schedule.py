@@ -15,6 +15,7 @@ from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import run_trainer
 from lightning_gen.data.base import ImageDataModule
 from lightning_gen.data.cache import in_bytes
+from lightning_gen.data.images import height_and_width
 from lightning_gen.data.rates import Cost
 from lightning_gen.schedules import Growing, Phase
 
@@ -49,7 +50,8 @@ class SchedulingTrainer(Trainer):
             datamodule: The data module.
             ckpt_path: RUN or a checkpoint in it: without --config, the configuration is that of the run.
             weights_only: Means nothing here; configurations of runs have it.
-            probe: Whether stages are tried. Without it nothing of the data but its description is looked at.
+            probe: Whether stages are tried. Without it the data need not be there: of its settings the schedule and the
+                size of pictures are looked at, and nothing else.
             probe_steps: Steps whose time is taken at each stage, after one that is not.
             processes: How many the run will have. What they send each other takes no time here.
         """
@@ -109,6 +111,31 @@ def _kimg(images: int) -> str:
     return f"{images / 1000:,.6g}"
 
 
+class Described(ImageDataModule):
+    """What settings say of data that need not be there.
+
+    Args:
+        image_size: As for data modules of files; None where the settings have none, and pictures are square.
+        channels: Likewise.
+        growing: The schedule.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        growing: Growing | None = None,
+    ) -> None:
+        super().__init__(growing=growing)
+        size = image_size or (growing.resolutions[-1] if growing else 1)
+        self._shape = (channels or 3, *height_and_width("image_size", size))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self._shape
+
+
 class _CommandLine(LookingCommandLine):
     """The options and configurations of `fit`, where no run begins."""
 
@@ -129,6 +156,10 @@ class _CommandLine(LookingCommandLine):
         ends = {name: config.trainer[name] for name in ("max_steps", "max_epochs")}
         super().before_instantiate_classes()
         config.trainer.update(Namespace(**ends))
+        if not config.probe:
+            given = config.data.get("init_args") or Namespace()
+            said = Namespace({name: given.get(name) for name in ("image_size", "channels", "growing")})
+            config.data = Namespace(class_path=f"{__name__}.{Described.__name__}", init_args=said)
 
 
 def run_schedule(arguments: list[str]) -> int:

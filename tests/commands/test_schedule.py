@@ -60,6 +60,22 @@ def test_the_table_is_the_schedule(config, command):
     assert {path.name for path in Path().iterdir()} == {"small.yaml"}
 
 
+def test_a_folder_that_is_not_there_is_not_needed_unless_stages_are_tried(config, command):
+    written = yaml.safe_load(Path(config()).read_text())
+    settings = {"root": "nowhere", "image_size": 16, "channels": 1, "growing": GROWING}
+    written["data"] = {"class_path": "ImageFolder", "init_args": settings}
+    Path("small.yaml").write_text(yaml.safe_dump(written))
+    ended = command("schedule", "--config", "small.yaml", "--probe", "false")
+    assert ended.code == 0, ended.err
+    assert rows(ended.out)[1:6] == PLAIN
+    ended = command("schedule", "--config", "small.yaml", "--probe", "false", "--data.image_size", 32)
+    assert ended.code == 1
+    assert "growing ends with pictures 16 pixels high, but image_shape is (1, 32, 32)" in ended.err
+    ended = command("schedule", "--config", "small.yaml")
+    assert ended.code == 1
+    assert "nowhere does not exist." in ended.err
+
+
 def test_stages_are_tried(config, command):
     ended = command("schedule", "--config", config("StyleGAN"), "--probe_steps", 1)
     assert ended.code == 0, ended.err
