@@ -135,3 +135,19 @@ def deviations(network, kinds, *inputs):
     for handle in handles:
         handle.remove()
     return found
+
+
+def mean_squares(make, kinds, draw, seeds=16):
+    """Of what each layer of some kinds gives at the start, float64 `[seeds, layers]`: networks and inputs by seed."""
+    found = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        found.append(deviations(make(), kinds, draw()))
+    return torch.tensor(found, dtype=torch.float64).square()
+
+
+def assert_mean(values, expected, errors=4.0):
+    """That the mean over rows is the expected one, but for so many standard errors, which the rows themselves tell."""
+    difference = values.mean(0) - torch.as_tensor(expected, dtype=values.dtype)
+    allowed = errors * values.std(0) / len(values) ** 0.5
+    assert (difference.abs() <= allowed).all(), (values.mean(0), expected, allowed)
