@@ -38,6 +38,7 @@ from lightning_gen.runs.folder import EVALUATION, keeps_files, run_folder
 from lightning_gen.settings import checked_settings
 
 LOGGED_ANYWAY = "validation and test log it, where the model has a log_prob"
+LATER = "lightning-gen evaluate measures it, of a checkpoint"
 
 
 class GenerativeMetrics(pl.Callback):
@@ -135,7 +136,7 @@ class GenerativeMetrics(pl.Callback):
         if not isinstance(pl_module, Reconstructs):
             require(Samples, "GenerativeMetrics", pl_module)
         self.settings["sampling"] = checked_settings(pl_module, self.sampling, "GenerativeMetrics")
-        hindered: dict[Figure, str] = {"likelihood": LOGGED_ANYWAY, **hindrances(pl_module)}
+        hindered: dict[Figure, str] = {"likelihood": LOGGED_ANYWAY, **hindrances(pl_module), "ppl": LATER}
         check_wanted(self.chosen, hindered)  # before weights of an extractor are looked for
         if self.extractor is None:
             self.extractor = default_extractor(self.chosen)

@@ -74,12 +74,14 @@ def evaluate(
             the first picture of the reference; sides are stretched where the aspect ratio is another. The names of the
             figures say so, as fid-scenes128-bicubic32x32. By default all pictures must have one size, unless the
             extractor resizes by itself, as Inception does.
-        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, rfid, psnr, ssim, likelihood, as [fid,kid]. By
-            default all but fid_infinity that model, data, extractor and reference allow. The last four are of the
-            data's test pictures, num_samples of them or as many as there are. Of their reconstructions: rfid, the
-            Fréchet distance to these very pictures, psnr in dB (mean over pictures; none where one has no error at
-            all), ssim. Of the likelihood: nll in nats a picture, or a bound by its own name, such as elbo, and bpd,
-            bits per dim, where pictures have levels, each with its standard error.
+        figures: Some of fid, is, kid, prdc, authpct, fid_infinity, rfid, psnr, ssim, likelihood, ppl, as [fid,kid]. By
+            default all but fid_infinity and ppl that model, data, extractor and reference allow. Four are of the data's
+            test pictures, num_samples of them or as many as there are. Of their reconstructions: rfid, the Fréchet
+            distance to these very pictures, psnr in dB (mean over pictures; none where one has no error at all), ssim.
+            Of the likelihood: nll in nats a picture, or a bound by its own name, such as elbo, and bpd, bits per dim,
+            where pictures have levels, each with its standard error. ppl is the perceptual path length of num_samples
+            pairs of latents, in z as ppl_z, and as ppl_w in w where a model has styles: by LPIPS with the published
+            Inception, as in papers, else by the layers of the extractor.
         num_samples: Pictures to measure. By default 50000 of a checkpoint, and all of a folder.
         seeds: Of the noise. Several, as [0,1,2], give the mean of each figure and its standard deviation.
         floor: Also measure the data's test pictures in the same way, num_samples of them or as many as there are: the

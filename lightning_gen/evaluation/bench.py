@@ -12,13 +12,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_gen.capabilities import HasLogProb, Samples
+from lightning_gen.capabilities import HasLatents, HasLogProb, Samples
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import Kernel, to_uint8
 from lightning_gen.evaluation.engine import Batch, Evaluation
 from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
+from lightning_gen.evaluation.path_length import path_lengths
 from lightning_gen.evaluation.pictures import Sizing, folder_loaders
 from lightning_gen.evaluation.protocol import (
+    ALONE,
     OF_RECONSTRUCTIONS,
     EvaluationProtocol,
     Figure,
@@ -87,7 +89,7 @@ class Bench:
         model = drawn.model if drawn else None
         draws = drawn is None or isinstance(model, Samples)
         # Compared with nothing?
-        few = figures and set(figures) <= {"is", "likelihood", *OF_RECONSTRUCTIONS}
+        few = figures and set(figures) <= set(ALONE)
         alone = (bool(few) or not draws) and not with_moments
         if data is None and (not draws or (reference in SPLITS and not alone)):
             raise ValueError(NO_DATA)
@@ -197,13 +199,17 @@ class Bench:
             figures |= likelihood(model, self._data(), protocol.num_samples, protocol.batch_size, protocol.seed)
         drawing = protocol.of("samples") or replace(protocol, figures=("likelihood",))  # which is none of samples
         for seed in self.seeds or [0]:
+            found: dict[str, float] = {}
             if protocol.of("samples") or keep:
                 drawing = replace(drawing, seed=seed)
                 evaluation = self._read(samples.batches(drawing), drawing, keep)
                 if keep and not measured:
                     features = evaluation.features
-                measured.append(evaluation.figures(self.statistics))
+                found |= evaluation.figures(self.statistics)
                 del evaluation  # the features of one seed take memory enough
+            if protocol.of("latents") and isinstance(model, HasLatents):
+                found |= path_lengths(model, self.extractor, replace(protocol, seed=seed))
+            measured.append(found)
         return self._described(measured, protocol) | figures, features
 
     @cached_property
@@ -285,7 +291,7 @@ class Bench:
         """Of how many samples and real pictures a figure is; None where it is of none or of who knows how many."""
         if name in OF_RECONSTRUCTIONS:
             return protocol.num_samples, protocol.num_samples
-        if name.startswith("is"):
+        if name.startswith(("is", "ppl")):
             return protocol.num_samples, None
         if name.startswith("fid"):
             return protocol.num_samples, self.reference.count or None

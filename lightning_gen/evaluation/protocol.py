@@ -11,24 +11,26 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lightning_gen.capabilities import Reconstructs, Samples
+from lightning_gen.capabilities import HasLatents, Reconstructs, Samples
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.extractors.inception import InceptionFeatures
 from lightning_gen.extractors.module import ModuleFeatures
 from lightning_gen.metrics.similarity import SSIM_SIDE
 
-Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct", "rfid", "psnr", "ssim", "likelihood"]
-Source = Literal["samples", "reconstructions", "pictures"]
+Figure = Literal["fid", "fid_infinity", "is", "kid", "prdc", "authpct", "rfid", "psnr", "ssim", "likelihood", "ppl"]
+Source = Literal["samples", "reconstructions", "pictures", "latents"]
 OF_SAMPLES: tuple[Figure, ...] = ("fid", "is", "kid", "prdc", "authpct")  # and fid_infinity, where it is asked for
 OF_RECONSTRUCTIONS: tuple[Figure, ...] = ("rfid", "psnr", "ssim")
+ALONE: tuple[Figure, ...] = ("is", "likelihood", "ppl", *OF_RECONSTRUCTIONS)  # which compare samples with nothing
 WITHOUT_EXTRACTOR = ("psnr", "ssim", "likelihood")
 
 
 def source_of(figure: Figure) -> Source:
-    """What a figure is of: pictures that a model draws, what it leaves of pictures of the data, or these alone."""
+    """What a figure is of: pictures that a model draws, what it leaves of pictures of the data, these, or latents."""
     if figure in OF_RECONSTRUCTIONS:
         return "reconstructions"
-    return "pictures" if figure == "likelihood" else "samples"
+    others: dict[Figure, Source] = {"likelihood": "pictures", "ppl": "latents"}
+    return others.get(figure, "samples")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class EvaluationProtocol:
             data that they are of, which are not those of training; "psnr" and "ssim" (`lightning_gen.metrics`): mean
             over these pairs, as stored with 8 bits. "likelihood": nats of test pictures, and bits per dim where they
             have levels; for models with `log_prob`, in evaluations outside of a run, whose validation has them anyway.
-        num_samples: Pictures of the model; of reconstructions as many, evenly spaced over the data's, or all there are.
+            "ppl": perceptual path length (1812.04948) in z and, where a model has styles, in w; likewise.
+        num_samples: Pictures of the model; of reconstructions as many, evenly spaced over the data's, or all there are;
+            of "ppl" pairs of them.
         splits: Of "is".
         k: Neighbours of "prdc".
         block_size: Pictures in one block of "kid".
@@ -87,7 +91,7 @@ class EvaluationProtocol:
         """How many pictures each of the figures needs on either side."""
         needed: dict[Figure, int] = {
             "fid": 2, "fid_infinity": 20, "is": self.splits, "kid": 2, "prdc": self.k + 1, "authpct": 2,
-            "rfid": 2, "psnr": 1, "ssim": 1, "likelihood": 1,
+            "rfid": 2, "psnr": 1, "ssim": 1, "likelihood": 1, "ppl": 2,
         }  # fmt: skip
         return {figure: needed[figure] for figure in self.figures}
 
@@ -105,7 +109,7 @@ class EvaluationProtocol:
     @property
     def needs_reference(self) -> bool:
         """Whether a figure of samples compares with real pictures."""
-        return not set(self.figures) <= {"is", "likelihood", *OF_RECONSTRUCTIONS}
+        return not set(self.figures) <= set(ALONE)
 
     @property
     def needs_moments(self) -> bool:
@@ -142,7 +146,7 @@ def figures_for(
         extractor: "is" needs its classes.
         reference: "train", "val", "test", or anything else for pictures or statistics from elsewhere. "authpct" needs
             training pictures.
-        chosen: Those wanted; None means all that can be had but "fid_infinity".
+        chosen: Those wanted; None means all that can be had but "fid_infinity" and "ppl".
         num_samples: The fewest that there will be.
         hindered: Why some can't be had for other reasons.
 
@@ -181,6 +185,8 @@ def hindrances(model: Any) -> dict[Figure, str]:
     name = "a folder of pictures" if model is None else f"this {type(model).__name__}"
     if model is not None and not isinstance(model, Samples):
         found |= dict.fromkeys((*OF_SAMPLES, "fid_infinity"), f"{name} draws no pictures; it has no sample")
+    if not isinstance(model, HasLatents):
+        found["ppl"] = f"{name} has no latents"
     if not isinstance(model, Reconstructs):
         found |= dict.fromkeys(OF_RECONSTRUCTIONS, f"{name} has no reconstruct")
     elif min(shape := getattr(model, "image_shape", (SSIM_SIDE,))[1:], default=SSIM_SIDE) < SSIM_SIDE:
