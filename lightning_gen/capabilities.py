@@ -143,8 +143,15 @@ class HasLayerStyles(HasStyles, Protocol):
         """
         ...
 
-    def synthesize_from(self, styles: Tensor) -> Tensor:
-        """The pictures of styles, with a graph and not cut to [-1, 1], in evaluation mode; modes stay as found."""
+    def synthesize_from(self, styles: Tensor, *, noise: Sequence[Tensor]) -> Tensor:
+        """The pictures of styles, with a graph and not cut to [-1, 1], in evaluation mode; modes stay as found.
+
+        Noise is maps for each layer, as `noise_maps` gives them.
+        """
+        ...
+
+    def noise_maps(self) -> list[Tensor]:
+        """Those of N(0, 1) that all pictures have of each layer, `[1, 1, H, W]`; a list of none without noise."""
         ...
 
     def style_weights(self) -> list[Tensor]:

@@ -14,8 +14,22 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+_apart = False
+
+
 def _running() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _apart and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let this process be alone within it: nothing is sent, and nobody is waited for."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
 
 
 def rank() -> int:

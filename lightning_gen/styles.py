@@ -142,14 +142,18 @@ class Projection(NamedTuple):
 
     Attributes:
         styles: `[L, D]`, those of the last step.
+        noise: Maps `[1, 1, H, W]` of the noise of each layer, likewise: the model's own ones where they stay.
         steps: S steps, from 0 to the last.
         path: Styles `[S, L, D]` after these steps, from the mean of all to those that were found.
-        distances: Of the pictures of these to the target, `[S]` on the CPU.
+        images: Their pictures `[S, C, H, W]`, in [-1, 1].
+        distances: Of these to the target, `[S]` on the CPU.
     """
 
     styles: Tensor
+    noise: list[Tensor]
     steps: list[int]
     path: Tensor
+    images: Tensor
     distances: Tensor
 
 
@@ -172,7 +176,9 @@ def project(
     space: Literal["w", "w+"] = "w",
     steps: int = 1000,
     learning_rate: float = 0.1,
-    noise: float = 0.05,
+    style_noise: float = 0.05,
+    noise: Literal["fixed", "optimised"] = "fixed",
+    noise_weight: float = 1e5,
     num_styles: int = 10_000,
     snapshots: int = 6,
     label: int | None = None,
@@ -183,8 +189,8 @@ def project(
     It begins at the mean of many w. Adam's rate grows in the first twentieth of the steps and falls along a cosine in
     the last quarter. Meanwhile w is moved by noise, which ends after three quarters of the steps.
 
-    Deviation: the maps of noise stay as the model has them, while the paper moves them too. So what is found is a
-    picture of the styles alone.
+    Deviation: by default the maps of noise of the layers stay as the model has them, so that what is found is a picture
+    of the styles alone. In the paper they are optimised too, from others that are drawn; here from those of the model.
 
     Args:
         model: Whose styles are looked for; its weights and modes stay as found.
@@ -194,7 +200,10 @@ def project(
             model knows.
         steps: Of Adam.
         learning_rate: At its height.
-        noise: At the start, as a share of the deviation of w.
+        style_noise: On w at the start, as a share of its deviation.
+        noise: Whether the maps of noise of the layers are optimised too. They have mean 0 and deviation 1 after every
+            step, and `noise_correlation` keeps them from holding what styles should say.
+        noise_weight: Of `noise_correlation`.
         num_styles: From how many w their mean and deviation are.
         snapshots: S at most, at even steps, both ends among them.
         label: The class that the mean of w is of; needed where the model has classes.
@@ -210,33 +219,73 @@ def project(
     for name, value, least in (("steps", steps, 1), ("num_styles", num_styles, 2), ("snapshots", snapshots, 2)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
-    if learning_rate <= 0 or noise < 0:
-        raise ValueError(f"learning_rate must be above 0 and noise 0 or more, got {learning_rate} and {noise}.")
+    if learning_rate <= 0 or min(style_noise, noise_weight) < 0:
+        raise ValueError(
+            "learning_rate must be above 0, and style_noise and noise_weight 0 or more; got "
+            f"{learning_rate}, {style_noise} and {noise_weight}."
+        )
+    if noise not in ("fixed", "optimised"):
+        raise ValueError(f"noise must be 'fixed' or 'optimised', got {noise!r}.")
     known = drawn_styles(model, num_styles, label, seed)
     mean = known.mean(0)
     deviation = (known - mean).square().sum(1).mean().sqrt()
     layers = model.map_latents(model.draw_latents(1, generator_for(seed, 0)), label).shape[1]
     place = mean.repeat(1 if space == "w" else layers, 1).requires_grad_()
+    maps = [each.detach().clone() for each in model.noise_maps()]
+    # One pixel has no deviation to keep.
+    moving = [each.requires_grad_() for each in maps if each.numel() > 1] if noise == "optimised" else []
     wanted, generator = target.to(mean)[None], generator_for(seed, 1)
-    optimizer = torch.optim.Adam([place], lr=learning_rate)
+    optimizer = torch.optim.Adam([place, *moving], lr=learning_rate)
     shown = sorted({round(number * steps / (snapshots - 1)) for number in range(snapshots)})
 
-    def distance_at(styles: Tensor) -> Tensor:
-        return distance(model.synthesize_from(styles.expand(1, layers, -1)), wanted)
+    def picture_of(styles: Tensor) -> Tensor:
+        return model.synthesize_from(styles.expand(1, layers, -1), noise=maps)
 
-    path, distances = [], []
+    path, images, distances = [], [], []
     for step in range(steps + 1):
         if step in shown:
             with torch.no_grad():
+                image = picture_of(place)
                 path.append(place.detach().expand(layers, -1).clone())
-                distances.append(distance_at(place).cpu())
+                images.append(image[0].clamp(-1, 1))
+                distances.append(distance(image, wanted).cpu())
         if step < steps:
             optimizer.param_groups[0]["lr"] = learning_rate * _ramp(step / steps)
             shift = torch.randn(place.shape, generator=generator).to(place)
-            moved = place + shift * deviation * noise * max(0.0, 1 - step / steps / 0.75) ** 2
-            (place.grad,) = torch.autograd.grad(distance_at(moved), place)  # the model's weights get none
+            moved = place + shift * deviation * style_noise * max(0.0, 1 - step / steps / 0.75) ** 2
+            loss = distance(picture_of(moved), wanted)
+            if moving:
+                loss = loss + noise_weight * noise_correlation(moving)
+            gradients = torch.autograd.grad(loss, [place, *moving])  # the model's weights get none
+            for each, gradient in zip([place, *moving], gradients, strict=True):
+                each.grad = gradient
             optimizer.step()
-    return Projection(path[-1], shown, torch.stack(path), torch.stack(distances))
+            with torch.no_grad():
+                for each in moving:
+                    each.sub_(each.mean()).div_(each.square().mean().sqrt())
+    found = [each.detach() for each in maps]
+    return Projection(path[-1], found, shown, torch.stack(path), torch.stack(images), torch.stack(distances))
+
+
+def noise_correlation(maps: Sequence[Tensor]) -> Tensor:
+    """How much neighbours in maps of noise are alike, 0 for white noise of many pixels; a scalar with a graph.
+
+    The sum over maps, and over their sizes from their own down to 8 pixels, of the squared mean product of neighbours
+    below and beside each other, around the edges too (StyleGAN2, 1912.04958, appendix D). A map is halved by means of
+    2 x 2, times 2, so that white noise stays of deviation 1.
+
+    Args:
+        maps: `[1, 1, H, W]` each.
+    """
+    terms = []
+    for each in maps:
+        level = each
+        while True:
+            terms += [(level * level.roll(1, side)).mean().square() for side in (2, 3)]
+            if min(level.shape[2:]) <= 8 or any(side % 2 for side in level.shape[2:]):
+                break
+            level = 2 * F.avg_pool2d(level, 2)
+    return torch.stack(terms).sum()
 
 
 def _ramp(t: float) -> float:

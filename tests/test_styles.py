@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from lightning_gen.capabilities import HasLayerStyles
-from lightning_gen.styles import bands_of, factorized_directions, mixed, parse_layers, pixel_distance, project
+from lightning_gen.styles import (
+    bands_of,
+    factorized_directions,
+    mixed,
+    noise_correlation,
+    parse_layers,
+    pixel_distance,
+    project,
+)
 from tests.commands.test_styles import LAYERS, SHAPE, small
+from tests.shared import assert_mean
 
 
 @pytest.mark.parametrize(
@@ -88,12 +97,42 @@ def test_projection_finds_a_picture_and_leaves_the_model_alone(space):
     assert model.training
 
 
+def test_optimised_noise_comes_near_and_stays_white_where_it_should():
+    model = small()
+    styles = model.map_latents(model.draw_latents(1, torch.Generator().manual_seed(1)))
+    target = model.synthesize(styles, noise="random", generator=torch.Generator().manual_seed(2))[0]
+    free, white = (
+        project(model, target, noise="optimised", noise_weight=weight, steps=100, num_styles=500)
+        for weight in (0.0, 1e5)
+    )
+    assert noise_correlation(white.noise) < 0.01 * noise_correlation(free.noise)
+    assert free.distances[-1] < 0.5 * white.distances[-1]
+    fixed = project(model, target, steps=1, num_styles=500)
+    for found, own in zip(fixed.noise, model.noise_maps(), strict=True):
+        assert torch.equal(found, own)
+
+
+def test_noise_whose_neighbours_are_alike_is_seen_at_every_size():
+    rows = torch.ones(16)
+    rows[::2] = -1
+    # Neighbours below have product -1, beside 1; the mean of 2 x 2 is 0.
+    assert noise_correlation([rows.view(1, 1, 16, 1).expand(-1, -1, -1, 16)]).item() == 2
+    # All are alike: 1 + 1 of 16 x 16; times 2, of 8 x 8, 4^2 + 4^2.
+    assert noise_correlation([torch.ones(1, 1, 16, 16)]).item() == 34
+    assert noise_correlation([torch.ones(1, 1, 4, 8)] * 2).item() == 4
+    # Of white noise the mean square of a mean of n products is 1 / n, for each of two sides at 64, 32, 16 and 8.
+    torch.manual_seed(0)
+    drawn = torch.stack([noise_correlation([torch.randn(1, 1, 64, 64)]) for _ in range(64)])
+    assert_mean(drawn[:, None], [sum(2 / side**2 for side in (64, 32, 16, 8))])
+
+
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
         ((3, 8, 8), {}, r"The target must be \[3, 16, 16\], as the model's pictures; got \[3, 8, 8\]\."),
         (SHAPE, {"steps": 0}, "steps must be at least 1, got 0."),
         (SHAPE, {"learning_rate": 0.0}, "learning_rate must be above 0"),
+        (SHAPE, {"noise": "loud"}, "noise must be 'fixed' or 'optimised', got 'loud'"),
     ],
 )
 def test_what_cannot_be_projected(shape, settings, message):

@@ -16,6 +16,7 @@ from lightning_gen.capabilities import Grows
 from lightning_gen.data.base import ImageDataModule
 from lightning_gen.data.cache import in_bytes
 from lightning_gen.data.rates import Cost, cost_at
+from lightning_gen.processes import apart, everywhere, failing_together
 from lightning_gen.schedules import Growing, Phase, Stage
 
 MANY = 1_000_000  # steps, so that a trainer does not end what is measured
@@ -30,12 +31,13 @@ class ProgressiveGrowing(pl.Callback):
 
     Args:
         probe: Whether a copy of the model trains for a few batches at each stage before the run begins, so that memory
-            that does not suffice at the last one is known on the first day. Several processes leave it out;
-            `lightning-gen schedule` does the same beforehand, and says what each stage takes.
+            that does not suffice at the last one is known on the first day. Each of several processes tries them by
+            itself. `lightning-gen schedule` does the same beforehand, and says what each stage takes.
 
     Raises:
         ValueError: When training starts, if the model does not grow.
-        MemoryError: Likewise, if a stage does not fit into the memory of the device.
+        MemoryError: Likewise, if a stage does not fit into the memory of the device; a `RuntimeError`, if it does not
+            into that of another process.
     """
 
     def __init__(self, probe: bool = True) -> None:
@@ -53,12 +55,14 @@ class ProgressiveGrowing(pl.Callback):
                 "model that does, such as ProGAN."
             )
         data: Any = getattr(trainer, "datamodule", None)
-        if self.probe and pl_module.growing and trainer.world_size == 1 and isinstance(data, ImageDataModule):
+        if self.probe and pl_module.growing and isinstance(data, ImageDataModule):
             device = trainer.strategy.root_device
             settings = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
-            costs = costs_of(pl_module, data, {**settings, "precision": trainer.precision})
-            most = in_bytes(max(cost.memory for cost in costs.values()))
-            rank_zero_info(f"Growing: all stages have been tried, and took {most} of memory at most on {device}.")
+            with failing_together(), apart():
+                costs = costs_of(pl_module, data, {**settings, "precision": trainer.precision})
+            most = in_bytes(max(everywhere(max(cost.memory for cost in costs.values()))))
+            where = str(device) if trainer.world_size == 1 else f"a {device.type} of {trainer.world_size} processes"
+            rank_zero_info(f"Growing: all stages have been tried, and took {most} of memory at most on {where}.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the last resolution is reached, and warn if that is not in this run."""

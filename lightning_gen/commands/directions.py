@@ -33,7 +33,9 @@ def directions(
 
     Where styles move what the layers make of them the most, there pictures change the most. A row of OUTPUT_grid.png
     is one direction, the strongest first: the picture in the middle, and at both sides moved along it. Files are
-    OUTPUT/direction_0/000.png and so on. For directions that words name, see `arithmetic --space w`.
+    OUTPUT/direction_0/000.png and so on. OUTPUT/directions.csv has the share of each in what the weights do, the
+    deviation of w along it, and how much the pictures at both ends differ, as the root of the mean square over pixels
+    in [-1, 1]. For directions that words name, see `arithmetic --space w`.
 
     Args:
         checkpoint: Checkpoint of a model whose layers have styles, a file or RUN or RUN/best; it is all that is needed.
@@ -57,19 +59,23 @@ def directions(
     chosen = list(range(styled.num_layers)) if layers is None else parse_layers(str(layers), styled.num_layers)
     weights = styled.model.style_weights()
     ways, shares = factorized_directions([weights[layer] for layer in chosen], number)
-    results = Results(output, r"direction_\d+/\d{3,}\.png", overwrite)
+    results = Results(output, r"direction_\d+/\d{3,}\.png|directions\.csv", overwrite)
     styled.model.to(device_of(accelerator))
     start = styled.numbered([picture], seed)
     deviations = (drawn_styles(styled.model, 10_000, styled.label, seed) @ ways.T.to(start)).std(0)
     distances = torch.linspace(-strength, strength, steps).to(start)
     rows = []
+    table: list[tuple[str | int | float, ...]] = [("direction", "share", "deviation", "difference")]
     for place, (way, share, deviation) in enumerate(zip(ways.to(start), shares, deviations, strict=True)):
         moved = start + (distances * deviation)[:, None, None] * way
         images = styled.draw(mixed(start, moved, chosen))
         for step, image in enumerate(images):
             results.write(f"direction_{place}/{step:03d}.png", image)
         rows.append(to_uint8(images))
+        difference = (images[-1] - images[0]).square().mean().sqrt()
+        table.append((place, share.item(), deviation.item(), difference.item()))
         print(f"direction {place}: {share:.1%} of what the weights do")
+    results.table("directions.csv", table)
     titles = [f"{distance:+.1f}" for distance in distances]
     results.overview(picture_grid(list(zip(titles, zip(*rows, strict=True), strict=True))))
     print(f"{number} directions written into {output}, an overview to {results.grid}")

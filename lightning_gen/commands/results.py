@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from lightning_gen.data.images import image_endings, write_image
+from lightning_gen.files import write_atomically
 
 NAMED = 3  # files that are skipped for one reason, beyond which they are counted
 
@@ -66,6 +70,14 @@ class Results:
     def write(self, name: str, image: Tensor) -> None:
         """A picture `[C, H, W]` in `[-1, 1]`, by its name below the folder."""
         write_image(self.file(name), image)
+
+    def table(self, name: str, rows: Iterable[Iterable[str | int | float]]) -> None:
+        """Numbers as a CSV file, its head among the rows, by its name below the folder; six digits of floats."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in rows:
+            writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+        write_atomically(self.file(name), text.getvalue())
 
     def overview(self, grid: Image.Image) -> None:
         """Write the grid beside the folder. Where that may not be written, a word says so."""

@@ -28,7 +28,7 @@ def truncation(
 
     All layers are truncated, unless `--truncated_layers` says how many. It is told how much the pictures of each psi
     deviate from their mean, as the root of the mean square over pixels in [-1, 1]; at 0 all pictures are one. Files are
-    OUTPUT/psi_0.7/000.png and so on, and OUTPUT_grid.png.
+    OUTPUT/psi_0.7/000.png and so on, OUTPUT/deviations.csv, and OUTPUT_grid.png.
 
     Args:
         checkpoint: Checkpoint of a model whose layers have styles, a file or RUN or RUN/best; it is all that is needed.
@@ -52,15 +52,17 @@ def truncation(
     styles = styled.numbered(range(rows), seed)
     for psi in psis:
         styled.model.truncate(styles[:1], psi, layers)  # before anything is drawn
-    results = Results(output, r"psi_[\-\de.]+/\d{3,}\.png", overwrite)
+    results = Results(output, r"psi_[\-\de.]+/\d{3,}\.png|deviations\.csv", overwrite)
     styled.model.to(device_of(accelerator))
-    columns = []
+    columns, deviations = [], []
     for psi in psis:
         images = styled.draw(styled.model.truncate(styles.to(styled.model.device), psi, layers))
         for number, image in enumerate(images):
             results.write(f"psi_{psi:g}/{number:03d}.png", image)
         columns.append((f"{psi:g}", list(to_uint8(images))))
-        print(f"psi {psi:g}: pictures deviate by {(images - images.mean(0)).square().mean().sqrt():.4f}")
+        deviations.append((images - images.mean(0)).square().mean().sqrt().item())
+        print(f"psi {psi:g}: pictures deviate by {deviations[-1]:.4f}")
+    results.table("deviations.csv", [("psi", "deviation"), *zip(psis, deviations, strict=True)])
     results.overview(picture_grid(columns))
     print(f"{rows} pictures at {len(psis)} psi written into {output}, an overview to {results.grid}")
     return 0

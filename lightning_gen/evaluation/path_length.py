@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -38,6 +38,10 @@ def path_lengths(model: HasLatents, extractor: FeatureExtractor, protocol: Evalu
         return layered_distances(extractor.layers_of(images), extractor.layers_of(others))
 
     spaces: tuple[Literal["z", "w"], ...] = ("z", "w") if isinstance(model, HasStyles) else ("z",)
-    settings = {"num_samples": protocol.num_samples, "batch_size": protocol.batch_size, "seed": protocol.seed}
+    settings: dict[str, Any] = {
+        "num_samples": protocol.num_samples,
+        "batch_size": protocol.batch_size,
+        "seed": protocol.seed,
+    }
     by = None if extractor.standard else distance
     return {f"ppl_{space}": perceptual_path_length(model, by, space=space, **settings).mean for space in spaces}

@@ -73,19 +73,23 @@ class NoiseInjection(nn.Module):
         self.register_buffer("fixed", torch.randn(1, 1, *size))
 
     def forward(
-        self, features: Tensor, noise: Noise = "random", generators: Sequence[torch.Generator] | None = None
+        self, features: Tensor, noise: Noise | Tensor = "random", generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """`[N, C, H, W]` to the same shape.
 
         Args:
             features: To which the noise is added.
-            noise: "random" draws a map for each picture, "fixed" takes the same one every time, "none" adds none.
+            noise: "random" draws a map for each picture, "fixed" takes the same one every time, "none" adds none; or
+                maps themselves, `[1 or N, 1, H, W]`.
             generators: Of random noise, on the CPU, one for each picture; None takes the global random state of the
                 device.
         """
-        if noise == "none":
+        if isinstance(noise, Tensor):
+            maps = noise
+        elif noise == "none":
             return features
-        maps = self.fixed if noise == "fixed" else draw_noise(features, generators)
+        else:
+            maps = self.fixed if noise == "fixed" else draw_noise(features, generators)
         return torch.addcmul(features, maps.to(features.dtype), self.strength.to(features.dtype).view(-1, 1, 1))
 
 

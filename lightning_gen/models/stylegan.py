@@ -151,15 +151,28 @@ class StyleGAN(GrowingGAN):
         return torch.cat(images)
 
     def synthesize_from(
-        self, styles: Tensor, *, noise: Noise = "fixed", generators: Sequence[torch.Generator] | None = None
+        self,
+        styles: Tensor,
+        *,
+        noise: Noise | Sequence[Tensor] = "fixed",
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """As `synthesize`, but with a graph, and neither cut to [-1, 1] nor in parts; random noise has generators."""
-        noise, stage = self._checked_noise(noise), self.stage
+        """As `synthesize`, but with a graph, and neither cut to [-1, 1] nor in parts.
+
+        Noise may be maps of each layer, too, as `noise_maps` gives them; random noise has generators.
+        """
+        if isinstance(noise, str):
+            noise = self._checked_noise(noise)
+        stage = self.stage
         with evaluating(self):
             made = self.synthesis.synthesize(
                 self.own(styles), height=stage.resolution, fade=self.fade, noise=noise, generators=generators
             )
         return F.interpolate(made, scale_factor=float(stage.enlargement))
+
+    def noise_maps(self) -> list[Tensor]:
+        """The fixed noise of each layer, `[1, 1, H, W]`."""
+        return [cast(StyleLayer, layer).noise.fixed for layer in self.synthesis.layers]
 
     def style_weights(self) -> list[Tensor]:
         """By which each layer multiplies its style: `[2 * channels, style_size]`, scales first and then shifts."""

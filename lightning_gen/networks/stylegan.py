@@ -93,7 +93,11 @@ class StyleLayer(nn.Module):
         self.style = AdaIN(outputs, style_size)
 
     def forward(
-        self, features: Tensor, styles: Tensor, noise: Noise, generators: Sequence[torch.Generator] | None = None
+        self,
+        features: Tensor,
+        styles: Tensor,
+        noise: Noise | Tensor,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """`[N, inputs, ...]` and styles `[N, style_size]` to `[N, outputs, H, W]`."""
         features = self.noise(self.convolution(features), noise, generators)
@@ -210,7 +214,7 @@ class StyleGANGenerator(GrowingGenerator):
         *,
         height: int | None = None,
         fade: float | Tensor = 1.0,
-        noise: Noise | None = None,
+        noise: Noise | Sequence[Tensor] | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Styles `[N, num_layers, style_size]` to pictures `[N, C, height, ...]`.
@@ -219,7 +223,8 @@ class StyleGANGenerator(GrowingGenerator):
             styles: Those of layers that a height does not need are not looked at.
             height: As for `forward`.
             fade: As for `forward`.
-            noise: As for `NoiseInjection`; None means random noise in training and fixed noise in evaluation mode.
+            noise: As for `NoiseInjection`, or the maps of each layer; None means random noise in training and fixed
+                noise in evaluation mode.
             generators: As for `NoiseInjection`.
         """
         kind = noise or ("random" if self.training else "fixed")
@@ -227,7 +232,8 @@ class StyleGANGenerator(GrowingGenerator):
         def features_at(level: int, features: Tensor | None) -> Tensor:
             result = self.constant.expand(len(styles), -1, -1, -1) if features is None else features
             for layer in (2 * level, 2 * level + 1):
-                result = self.layers[layer](result, styles[:, layer], kind, generators)
+                given = kind if isinstance(kind, str) else kind[layer]
+                result = self.layers[layer](result, styles[:, layer], given, generators)
             return result
 
         return self.draw(height, fade, features_at)

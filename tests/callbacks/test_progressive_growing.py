@@ -4,8 +4,10 @@ import logging
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
+import lightning.pytorch.strategies.launchers.multiprocessing as launching
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from benchmarks.shipped import small_model
 from lightning_gen.callbacks import ProgressiveGrowing
@@ -144,6 +146,53 @@ def test_memory_that_does_not_suffice_later_is_known_at_once(tmp_path):
     with pytest.raises(MemoryError, match=r"of cpu does not suffice at resolution 16 with batches of 2 \(CUDA out of"):
         fit(tmp_path, ProgressiveGrowing(), model=model)
     assert model.images_seen == 0
+
+
+class Hungry(StyleGAN):
+    """A second process has less memory."""
+
+    def training_step(self, batch, batch_idx):
+        if self.training_shape[1] == 16 and rank_zero_only.rank == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+        return super().training_step(batch, batch_idx)
+
+
+class Told(ProgressiveGrowing):
+    """Writes down what is wrong, and lets the run begin nevertheless."""
+
+    def __init__(self, folder, probe=True):
+        super().__init__(probe)
+        self.folder = folder
+
+    def setup(self, trainer, pl_module, stage):
+        words = "nothing"
+        try:
+            super().setup(trainer, pl_module, stage)
+        except (MemoryError, RuntimeError) as error:
+            words = f"{type(error).__name__}: {error}"
+        (self.folder / f"{trainer.global_rank}.txt").write_text(words)
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}.pt")
+
+
+def fit_on_two_ranks(base, folder, callback):
+    launching._check_bad_cuda_fork = lambda: None  # nothing here uses CUDA
+    fit(folder, callback, model=make(base), strategy="ddp_fork", devices=2, max_steps=3)
+
+
+def test_every_process_tries_the_stages_and_what_one_lacks_all_are_told(tmp_path, fresh_process):
+    weights = {}
+    for name, base, probe in (("untried", StyleGAN, False), ("enough", StyleGAN, True), ("little", Hungry, True)):
+        (tmp_path / name).mkdir()
+        fresh_process(fit_on_two_ranks, base, tmp_path / name, Told(tmp_path / name, probe))
+        weights[name] = [torch.load(tmp_path / name / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert (tmp_path / "enough" / "0.txt").read_text() == (tmp_path / "enough" / "1.txt").read_text() == "nothing"
+    assert not differences(*weights["enough"])
+    assert not differences(weights["enough"][0], weights["untried"][0]), "trying leaves no trace"
+    why = "The memory of cpu does not suffice at resolution 16 with batches of 2 (CUDA out of memory."
+    assert (tmp_path / "little" / "1.txt").read_text().startswith(f"MemoryError: {why}")
+    assert (tmp_path / "little" / "0.txt").read_text().startswith("RuntimeError: Rank 1 failed, so all do. MemoryErr")
 
 
 def test_models_that_do_not_grow(tmp_path):

@@ -5,13 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torchvision.models
 from PIL import Image
 
 from lightning_gen.commands.project import project
 from lightning_gen.data.images import from_uint8, read_image, to_uint8, write_image
+from lightning_gen.extractors import ClassifierFeatures, FeatureDistance, SceneFeatures
 from lightning_gen.latents import numbered_latents
 from lightning_gen.losses.perceptual import LPIPSDistance
-from lightning_gen.models import StyleGAN
+from lightning_gen.models import Classifier, StyleGAN
 from lightning_gen.networks import StyleGANDiscriminator, StyleGANGenerator
 from lightning_gen.styles import factorized_directions
 from tests.commands.test_latents import small as without_styles
@@ -90,7 +92,12 @@ def test_at_psi_0_all_pictures_are_one_and_at_1_those_of_sample(tmp_path, comman
     ended = command("truncation", "--checkpoint", checkpoint, "--output", output, "--rows", 3)
     assert ended.code == 0, ended.err
     assert "psi 0: pictures deviate by 0.0000" in ended.out
+    head, *table = (output / "deviations.csv").read_text().splitlines()
+    assert head == "psi,deviation"
+    assert [float(row.split(",")[0]) for row in table] == [1, 0.7, 0.5, 0, -0.5, -1]
     plain = model.generate(numbered_latents(model, range(3), 0))
+    spread = (plain - plain.mean(0)).square().mean().sqrt()
+    assert float(table[0].split(",")[1]) == pytest.approx(spread.item(), rel=1e-4)
     mean = model.synthesize(model.generator.mean_style.expand(1, LAYERS, -1))[0]
     opposite = model.synthesize(2 * model.generator.mean_style - styles_of(model, range(3)))
     for number in range(3):
@@ -99,7 +106,11 @@ def test_at_psi_0_all_pictures_are_one_and_at_1_those_of_sample(tmp_path, comman
         assert_written(output / "psi_-1" / f"{number:03d}.png", opposite[number])
     again = command("truncation", "--checkpoint", checkpoint, "--output", output, "--psis", "[1.5]", "--overwrite=true")
     assert again.code == 0, again.err
-    assert [path.name for path in output.iterdir() if list(path.iterdir())] == ["psi_1.5"]
+    assert {path.name for path in output.iterdir() if path.is_file() or [*path.iterdir()]} == {
+        "deviations.csv",
+        "psi_1.5",
+    }
+    assert len((output / "deviations.csv").read_text().splitlines()) == 2
 
 
 # -- points of w ----------------------------------------------------------------------------------------------------
@@ -139,10 +150,17 @@ def test_a_picture_is_moved_along_the_strongest_directions(tmp_path, command, ch
     arguments = ["--number", 2, "--steps", 3, "--strength", 2, "--picture", 7, "--layers", "2-3"]
     ended = command("directions", "--checkpoint", checkpoint, "--output", output, *arguments)
     assert ended.code == 0, ended.err
-    ways, _ = factorized_directions(model.style_weights()[2:4], 2)
+    ways, shares = factorized_directions(model.style_weights()[2:4], 2)
     drawn = model.map_latents(model.draw_latents(10_000, torch.Generator().manual_seed(1)))[:, 0]
     start = styles_of(model, [7])
+    head, *table = (output / "directions.csv").read_text().splitlines()
+    assert head == "direction,share,deviation,difference"
     for place in range(2):
+        number, share, deviation, difference = map(float, table[place].split(","))
+        assert (number, share) == (place, pytest.approx(shares[place].item(), rel=1e-4))
+        assert deviation == pytest.approx((drawn @ ways[place]).std().item(), rel=0.05)
+        ends = (from_uint8(read_image(output / f"direction_{place}" / f"{step:03d}.png")) for step in (0, 2))
+        assert difference == pytest.approx(torch.dist(*ends).item() / 768**0.5, rel=0.02)
         assert_written(output / f"direction_{place}" / "001.png", model.synthesize(start)[0])
         moved = start.clone()
         moved[:, 2:4] += 2 * (drawn @ ways[place]).std() * ways[place]
@@ -169,6 +187,74 @@ def test_a_picture_of_the_generator_comes_back(tmp_path, command, checkpoint, mo
     assert (w == w[0]).all()
     assert_written(output / "pictures" / "deep" / "own.png", model.synthesize(w[None])[0])
     assert "deep/own: distance" in ended.out
+
+
+def test_optimised_noise_comes_nearer_and_is_written_with_the_styles(tmp_path, checkpoint, model):
+    target = model.synthesize(styles_of(model, [3]), noise="random", generator=torch.Generator().manual_seed(5))[0]
+    write_image(tmp_path / "in.png", target)
+    last = {}
+    for noise in ("fixed", "optimised"):
+        output = tmp_path / noise
+        settings = {"distance": "pixels", "steps": 100, "noise": noise, "space": "w+"}
+        project(checkpoint, tmp_path / "in.png", output, accelerator="cpu", **settings)
+        last[noise] = float((output / "distances.csv").read_text().splitlines()[-1].split(",")[2])
+    assert last["optimised"] < 0.9 * last["fixed"]
+    assert list(np.load(tmp_path / "fixed" / "styles" / "in.npz")) == ["w"]
+    found = {name: torch.from_numpy(each) for name, each in np.load(output / "styles" / "in.npz").items()}
+    w, maps = found.pop("w"), [*found.values()]
+    assert [*found] == [f"noise_{layer}" for layer in range(LAYERS)]
+    for each in maps:
+        assert each.mean().item() == pytest.approx(0, abs=1e-5)
+        assert each.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        assert_written(output / "pictures" / "in.png", model.synthesize_from(w[None], noise=maps)[0].clamp(-1, 1))
+
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory):
+    """Networks with drawn weights: a classifier, and what LPIPS reads, in the layout of its file."""
+    folder = tmp_path_factory.mktemp("eyes")
+    torch.manual_seed(0)
+    classifier = save(Classifier((3, SIZE, SIZE), num_classes=3), folder / "classifier.ckpt", global_step=0)
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.split("/")[-1]
+    (folder / "checkpoints").mkdir()
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), folder / "checkpoints" / weights)
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(folder))
+    yield {
+        "lpips": (LPIPSDistance("squeeze"), {"distance": "lpips"}),
+        "classifier": (
+            FeatureDistance(partial(ClassifierFeatures, classifier)),
+            {"extractor": ClassifierFeatures(classifier)},
+        ),
+        "scenes": (
+            FeatureDistance(partial(SceneFeatures, num_scenes=64, epochs=1)),
+            {"extractor": SceneFeatures(SIZE, num_scenes=64, epochs=1)},
+        ),
+    }
+    torch.hub.set_dir(before)
+
+
+@pytest.mark.parametrize("eye", ["lpips", "classifier", "scenes"])
+def test_any_network_judges(eye, eyes, tmp_path, monkeypatch):
+    loss, chosen = eyes[eye]
+    load = LPIPSDistance.load
+    monkeypatch.setattr(LPIPSDistance, "load", lambda self: load(loss))  # of the small network, not of VGG-16
+    model = small((3, SIZE, SIZE))
+    target = to_uint8(model.generate(numbered_latents(model, [5], 0)))[0]
+    write_image(tmp_path / "in.png", from_uint8(target))
+    checkpoint, output = save(model, tmp_path / "a.ckpt"), tmp_path / "out"
+    project(checkpoint, tmp_path / "in.png", output, steps=20, accelerator="cpu", **chosen)
+    rows = [line.split(",") for line in (output / "distances.csv").read_text().splitlines()[1:]]
+    first, last = float(rows[0][2]), float(rows[-1][2])
+    assert last < 0.8 * first
+    w = torch.from_numpy(np.load(output / "styles" / "in.npz")["w"])
+    with torch.no_grad():
+        expected = loss(model.synthesize_from(w[None], noise=model.noise_maps()), from_uint8(target)[None])
+    assert last == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_without_lpips_pixels_are_compared_unless_it_is_asked_for(tmp_path, checkpoint, monkeypatch, capsys):
@@ -205,7 +291,12 @@ def test_without_lpips_pixels_are_compared_unless_it_is_asked_for(tmp_path, chec
         ("directions", {"steps": 1}, "steps must be at least 2, got 1."),
         ("directions", {"strength": 0}, "strength must be above 0, got 0.0."),
         ("project", {"steps": 0}, "steps must be above 0, got 0."),
-        ("project", {"noise": -1}, "noise must be 0 or more, got -1.0."),
+        ("project", {"style_noise": -1}, "style_noise must be 0 or more, got -1.0."),
+        (
+            "project",
+            {"distance": "pixels", "extractor": "PointFeatures"},
+            "by a distance or by an extractor; got pixels and points2.",
+        ),
         ("project", {}, "is 8 x 12 (height x width), but the model's pictures are 16 x 16. --resize bicubic"),
     ],
 )
