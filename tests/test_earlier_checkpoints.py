@@ -28,24 +28,35 @@ from lightning_gen.losses import (
     NonSaturating,
     WeightClipping,
 )
+from lightning_gen.schedules import Growing
 
 FOLDER = Path(__file__).parent / "checkpoints"
 EXPECTED = torch.load(FOLDER / "expected.pt", weights_only=True)
 NAMES = sorted(EXPECTED)
 OWN = "OwnPixels"  # of a user's own module, beside the files
 STEPS = 2  # that each run had made
-COUNT = "images_seen"  # a buffer of the model in these files
+# Of those that grow, in the middle of a fade when they were written.
+GROWING = Growing((4, 8), (4,), learning_rates=(1e-3, 2e-3), stable_images=3, fade_images=8)
+COUNT = "images_seen"  # a buffer of the model in the first of these files, and beside its weights in later ones
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from", "ignore:Be aware that when using `ckpt_path`")
 
 ASKED = {
-    "sample": lambda model, images: model.sample(3, generator=torch.Generator().manual_seed(2)),
+    "sample": lambda model, images: model.sample(3, generator=seeded()),
     "log_prob": lambda model, images: model.log_prob(images),
     "translate AtoB": lambda model, images: model.translate(images, "AtoB"),
     "translate BtoA": lambda model, images: model.translate(images, "BtoA"),
     "features": lambda model, images: model.eval()(images)[0],
     "logits": lambda model, images: model.eval()(images)[1],
+    "truncated": lambda model, images: model.sample(3, generator=seeded(), psi=0.5, noise="none"),
+    "synthesized": lambda model, images: model.synthesize(
+        model.map_latents(model.draw_latents(3, seeded())).flip(0), noise="random", generator=seeded()
+    ),
 }
+
+
+def seeded():
+    return torch.Generator().manual_seed(2)
 
 
 @pytest.fixture(params=NAMES)
@@ -59,6 +70,10 @@ def contents(name):
     return torch.load(FOLDER / f"{name}.ckpt", weights_only=True)
 
 
+def count_in(checkpoint):
+    return checkpoint["state_dict"].get(COUNT, checkpoint.get(COUNT))
+
+
 def load(name):
     return GenerativeModule.load_from_checkpoint(FOLDER / f"{name}.ckpt", trust=("mymodels",) if name == OWN else ())
 
@@ -68,10 +83,12 @@ def equal(a, b):
 
 
 def test_it_holds_the_class_the_weights_and_the_count(name):
-    model, saved = load(name), contents(name)["state_dict"]
+    model, checkpoint = load(name), contents(name)
+    saved = checkpoint["state_dict"]
     assert type(model).__name__ == name
     assert name == OWN or type(model) is getattr(lightning_gen.models, name)
-    assert int(model.images_seen) == int(saved.pop(COUNT)) > 0
+    assert int(model.images_seen) == int(count_in(checkpoint)) > 0
+    saved.pop(COUNT, None)
     weights = model.state_dict()
     weights.pop(COUNT, None)
     equal(dict(weights), dict(saved))
@@ -124,12 +141,19 @@ def test_it_gives_what_it_gave(name):
         ("FGAN", {"penalties": [R2(0.5)]}),
         ("CycleGAN", {"loss": LeastSquares(0.0, 0.9, 1.0), "penalties": [R1(0.1, interval=2)]}),
         ("OwnPixels", {"likelihood": LogisticMixture(17, 2)}),
+        ("ProGAN", {"penalties": [GradientPenalty(5.0), Drift(0.01)], "growing": GROWING, "num_classes": 10}),
+        ("StyleGAN", {"penalties": [R1(2.0, interval=2)], "growing": GROWING, "mixing_probability": 0.5}),
     ],
     indirect=["name"],
 )
 def test_what_it_names_is_made_again(name, parts):
     model = load(name)
     assert {part: getattr(model, part) for part in parts} == parts
+
+
+@pytest.mark.parametrize("name", ["ProGAN", "StyleGAN"], indirect=True)
+def test_what_grows_is_in_its_fade(name):
+    assert load(name).stage == (8, 5 / 8, 4, 2e-3, 1)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +164,7 @@ def test_what_it_names_is_made_again(name, parts):
         ("PixelCNN", "optimizer", torch.optim.AdamW),
         ("GatedPixelCNN", "optimizer", torch.optim.Adamax),
         ("OwnPixels", "optimizer", torch.optim.Adagrad),
+        ("StyleGAN", "generator_optimizer", torch.optim.NAdam),
     ],
     indirect=["name"],
 )
@@ -164,6 +189,7 @@ AVERAGES = {
     "CycleGAN": functools.partial(EMA, ["generator_AtoB", "generator_BtoA"], decay=0.5),
     "PixelCNN": functools.partial(EMA, ["network"], decay=0.5),
     "GatedPixelCNN": functools.partial(EMA, ["network"], decay=0.5),
+    "StyleGAN": functools.partial(EMA, ["generator"], decay=0.5),
 }
 
 
@@ -171,7 +197,7 @@ def data_for(name):
     if name in ("CycleGAN", "Pix2Pix"):
         kind, size = (UnpairedScenes, 16) if name == "CycleGAN" else (PairedScenes, 32)
         return kind(size, num_train=6, num_val=2, num_test=2, num_workers=0)
-    return Digits(batch_size=4, num_workers=0)
+    return Digits(batch_size=4, num_workers=0, growing=GROWING if name in ("ProGAN", "StyleGAN") else None)
 
 
 # A KDE is done after one pass over the data, however many steps that takes.
@@ -190,7 +216,8 @@ def test_a_run_goes_on_from_it(name, tmp_path):
     trainer.fit(model, datamodule=data_for(name), ckpt_path=FOLDER / f"{name}.ckpt", weights_only=True)
 
     weights = saved["state_dict"] | saved.get("raw_state_dict", {})
-    assert (start.step, start.images) == (STEPS, weights.pop(COUNT))
+    assert (start.step, start.images) == (STEPS, count_in(saved))
+    weights.pop(COUNT, None)
     equal(start.weights, weights)
     equal(start.optimizers, [optimizer["state"] for optimizer in saved["optimizer_states"]])
 
