@@ -217,7 +217,8 @@ class GrowingDiscriminator(GrowingNetwork):
     """Judges pictures of any of its heights: 3 x 3 convolutions and means of 2 x 2, then statistics of the minibatch.
 
     Each level has a 1 x 1 convolution of its own that takes pictures in. While a level fades in, its result is mixed
-    with what the level below makes of the picture averaged down. Nothing is normalised.
+    with what the level below makes of the picture averaged down. Nothing is normalised. A subclass says whether
+    features are blurred before a mean, and how many numbers there are for a picture.
 
     Args:
         image_shape: As for `GrowingNetwork`.
@@ -225,20 +226,24 @@ class GrowingDiscriminator(GrowingNetwork):
         max_filters: As for `GrowingNetwork`.
         base: As for `GrowingNetwork`.
         group_size: Of `MinibatchStd`; 4 in the papers.
-        outputs: Numbers for each picture.
-        blur: Whether features are blurred before a mean, as in StyleGAN.
+        num_classes: Number of classes; None for a network without labels.
+
+    Raises:
+        ValueError: As `GrowingNetwork`.
     """
+
+    small: ClassVar = {"filters": 32, "max_filters": 8}
+    blurs: ClassVar[bool] = False
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        filters: int,
-        max_filters: int,
-        base: tuple[int, int] | None,
         *,
-        group_size: int,
-        outputs: int,
-        blur: bool,
+        filters: int = 8192,
+        max_filters: int = 512,
+        base: tuple[int, int] | None = None,
+        group_size: int = 4,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__(image_shape, filters, max_filters, base)
         (height, width), first = self.sizes[0], self.widths[0]
@@ -249,7 +254,7 @@ class GrowingDiscriminator(GrowingNetwork):
             nn.Sequential(
                 EqualizedConv2d(inputs, inputs, 3),
                 nn.LeakyReLU(SLOPE),
-                *([Blur()] if blur else []),
+                *([Blur()] if self.blurs else []),
                 EqualizedConv2d(inputs, outputs_, 3, resample="down"),
                 nn.LeakyReLU(SLOPE),
             )
@@ -262,11 +267,17 @@ class GrowingDiscriminator(GrowingNetwork):
             nn.Flatten(),
             EqualizedLinear(first * height * width, self.max_filters),
             nn.LeakyReLU(SLOPE),
-            EqualizedLinear(self.max_filters, outputs, gain=1.0),
+            EqualizedLinear(self.max_filters, self.outputs_for(num_classes), gain=1.0),
         )
+        self.num_classes = num_classes
+
+    @staticmethod
+    def outputs_for(num_classes: int | None) -> int:
+        """How many numbers there are for a picture."""
+        return num_classes or 1
 
     def judge(self, images: Tensor, fade: float | Tensor) -> Tensor:
-        """Pictures `[N, C, height, ...]`, of any height of the network, to `[N, outputs]`."""
+        """Pictures `[N, C, height, ...]`, of any height of the network, to all of its numbers `[N, ...]`."""
         last = self.level(images.shape[-2])
         features = self.from_image[last](images)
         for level in range(last, 0, -1):
@@ -292,33 +303,13 @@ class ProGANDiscriminator(GrowingDiscriminator):
     Deviations: none from the authors' code, which takes the mean of 2 x 2 before bias and leaky ReLU. The paper's table
     has it after them.
 
-    Args:
-        image_shape: As for `GrowingNetwork`.
-        filters: As for `GrowingNetwork`.
-        max_filters: As for `GrowingNetwork`.
-        base: As for `GrowingNetwork`.
-        group_size: Of `MinibatchStd`; 4 in the paper.
-        num_classes: Number of classes; None for a network without labels.
-
-    Raises:
-        ValueError: As `GrowingNetwork`.
+    Args and errors are those of `GrowingDiscriminator`.
     """
 
-    small: ClassVar = {"filters": 32, "max_filters": 8}
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        *,
-        filters: int = 8192,
-        max_filters: int = 512,
-        base: tuple[int, int] | None = None,
-        group_size: int = 4,
-        num_classes: int | None = None,
-    ) -> None:
-        outputs = 1 + (num_classes or 0)
-        super().__init__(image_shape, filters, max_filters, base, group_size=group_size, outputs=outputs, blur=False)
-        self.num_classes = num_classes
+    @staticmethod
+    def outputs_for(num_classes: int | None) -> int:
+        """The score, and a logit for each class."""
+        return 1 + (num_classes or 0)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, *, fade: float | Tensor = 1.0) -> Tensor:
         """Pictures `[N, C, height, ...]`, and labels int64 `[N]` where there are classes, to scores.

@@ -252,33 +252,10 @@ class StyleGANDiscriminator(GrowingDiscriminator):
 
     Deviations: none from the authors' code.
 
-    Args:
-        image_shape: As for `GrowingNetwork`.
-        filters: As for `GrowingNetwork`.
-        max_filters: As for `GrowingNetwork`.
-        base: As for `GrowingNetwork`.
-        group_size: Of `MinibatchStd`; 4 in the paper.
-        num_classes: Number of classes; None for a network without labels.
-
-    Raises:
-        ValueError: As `GrowingNetwork`.
+    Args and errors are those of `GrowingDiscriminator`.
     """
 
-    small: ClassVar = {"filters": 32, "max_filters": 8}
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        *,
-        filters: int = 8192,
-        max_filters: int = 512,
-        base: tuple[int, int] | None = None,
-        group_size: int = 4,
-        num_classes: int | None = None,
-    ) -> None:
-        outputs = num_classes or 1
-        super().__init__(image_shape, filters, max_filters, base, group_size=group_size, outputs=outputs, blur=True)
-        self.num_classes = num_classes
+    blurs = True
 
     def forward(self, images: Tensor, labels: Tensor | None = None, *, fade: float | Tensor = 1.0) -> Tensor:
         """Pictures `[N, C, height, ...]`, and labels int64 `[N]` where there are classes, to scores `[N]`.

@@ -1,6 +1,6 @@
 """Two players that grow: the stage in training and in evaluation, penalties, rates, moments, and going on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -233,6 +233,28 @@ def test_validation_judges_at_the_stage(tmp_path):
         fake = model.generator(latents, height=8, fade=0.5).clamp(-1, 1)
         scores = (model.discriminator(images, fade=0.5) for images in (real, fake))
         assert found["val/discriminator"] == pytest.approx(Wasserstein().discriminator(*scores).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("base", FAMILY)
+def test_pictures_and_scores_go_on_across_every_switch(base):
+    """One picture more or less in a million moves them by as little."""
+    many = 10**6
+    model = make(base, growing=replace(GROWING, stable_images=many, fade_images=many)).eval()
+    reals = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def at(seen):
+        model.images_seen = seen
+        real, _ = model.images_and_context({"image": reals})
+        with torch.no_grad():
+            return model.sample(2, generator=torch.Generator().manual_seed(0)), model.judge(real)
+
+    ends = [at(seen) for seen in (0, 4 * many)]
+    assert all((one - other).abs().max() > 0.01 for one, other in zip(*ends, strict=True))
+    for switch in (many, 2 * many, 3 * many, 4 * many):  # where a fade begins, and where it ends
+        before, after = at(switch - 1), at(switch + 1)
+        assert model.growing(switch - 1)[:2] != model.growing(switch + 1)[:2]
+        for one, other in zip(before, after, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("base", FAMILY)
@@ -513,7 +535,7 @@ def test_path_length_is_measured_in_both_spaces(styled):
 HALVED = Growing((4, 8, 16), (2, 1, 1), learning_rates=(1e-3, 2e-3, 3e-3), stable_images=12, fade_images=8)
 
 
-def fit_on_two_ranks(base, path, checkpoint=None):
+def fit_on_two_ranks(base, path, checkpoint=None, workers=0):
     launching._check_bad_cuda_fork = lambda: None  # nothing here uses CUDA
     model = make(base, growing=HALVED, latent_size=4)
     trainer = pl.Trainer(
@@ -521,7 +543,8 @@ def fit_on_two_ranks(base, path, checkpoint=None):
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Diary(path, (5, 9)), EndOfEach(path)],
         default_root_dir=path,
     )  # fmt: skip
-    trainer.fit(model, datamodule=Data(HALVED), ckpt_path=checkpoint, weights_only=True)
+    data = Data(HALVED, num_workers=workers)
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
 class EndOfEach(pl.Callback):
@@ -546,6 +569,6 @@ def test_two_ranks_grow_together_and_go_on(base, tmp_path, fresh_process):
     assert not differences(one, other)
     assert one["images"] == 44
     assert base is ProGAN or one["generator.mean_style"].any()
-    for stop in (5, 9):
-        fresh_process(fit_on_two_ranks, base, tmp_path, tmp_path / f"{stop}.ckpt")
+    for stop, workers in ((5, 0), (9, 2)):
+        fresh_process(fit_on_two_ranks, base, tmp_path, tmp_path / f"{stop}.ckpt", workers)
         assert not differences(one, ends()[0])
