@@ -40,6 +40,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "critic_updates": (int,),
     "images_seen": (int,),
     "wandb_id": (str, type(None)),
+    "started_from": (Mapping,),
 }
 # What training needs to go on.
 _RUN = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks", "optimizer_states", "lr_schedulers")

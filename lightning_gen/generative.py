@@ -42,8 +42,10 @@ from lightning_gen.randomness import seed_from
 from lightning_gen.resuming import SETTINGS, differences, keep_changes, training_settings
 from lightning_gen.runs.folder import find_checkpoint
 from lightning_gen.schedules import Schedule
+from lightning_gen.starts import Start, fitting, start_of
 from lightning_gen.text import BPETokenizer, trained_with
 
+TO_START = "For a new run that begins with its weights, with other data, classes or sizes, give --init_from instead."
 LOOKED_AT = 4  # batches of each kind whose values are looked at
 
 Model = TypeVar("Model", bound="GenerativeModule")
@@ -99,6 +101,8 @@ class GenerativeModule(pl.LightningModule):
         self._lowest: dict[tuple[Any, int], list[dict[str, float]]] = {}
         self._has_spoken = False
         self.images_seen = 0
+        self.started_from: Start | None = None  # where the weights began, if not at random
+        self.average_at_start: dict[str, Tensor] = {}  # of another run's weights, for a callback that averages
 
     def train(self: Model, mode: bool = True) -> Model:
         """As `torch.nn.Module.train`, but of what is `frozen` the mode stays."""
@@ -185,6 +189,7 @@ class GenerativeModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the random state from (seed, rank, batches so far)."""
+        self.average_at_start = {}  # callbacks have it by now
         self.batches_before = self.trainer.fit_loop.epoch_loop.total_batch_idx
         self._set_noise(self.batches_before)
 
@@ -467,6 +472,43 @@ class GenerativeModule(pl.LightningModule):
                     raise ValueError(f"The trainer was given {setting}={value}. {instead.format(value=value)}")
         return []
 
+    # -- weights of another run -------------------------------------------------------------------------------------
+
+    def init_from(self, checkpoint: str | Path) -> Start:
+        """Begin with the weights of another run: for other data, other classes, or pictures of another size.
+
+        Networks take what fits by name and shape, and nothing is cut to fit; the rest keeps its first values. Weights
+        take the raw weights of the run, and an average of them (`EMA`) takes its average, if it kept one, and moves at
+        its full decay from the first step. All else begins anew: optimizers, schedules, `images_seen`, the random
+        state. That is the difference to `ckpt_path`, by which the other run goes on where it stopped.
+
+        The model's own checkpoints then say where it began, in `started_from`, and do not need the file.
+
+        Args:
+            checkpoint: The file, or a run's folder, or RUN/best; see `lightning_gen.runs.folder.find_checkpoint`. It is
+                read as safely as by `load_from_checkpoint`, and no class is made of it.
+
+        Returns:
+            What was taken and what was not, by name and shape; it is printed too.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            CheckpointError: If it is none, or nothing in it fits.
+        """
+        path = find_checkpoint(checkpoint)
+        contents = read_checkpoint(path)
+        raw = contents.get("raw_state_dict", {})
+        taken = fitting(self, contents["state_dict"] | raw)
+        start = start_of(self, taken, contents, str(path))
+        self.load_state_dict(self.state_dict() | taken)
+        average = fitting(self, contents["state_dict"] | contents.get("precise_average", {}))
+        self.average_at_start = {name: tensor for name, tensor in average.items() if name in raw}
+        if isinstance(self.text, BPETokenizer) and not self.text.vocabulary:
+            self._take_vocabulary(contents.get("hyper_parameters", {}))
+        self.started_from = start
+        rank_zero_info(str(start))
+        return start
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
@@ -514,6 +556,8 @@ class GenerativeModule(pl.LightningModule):
         checkpoint["images_seen"], checkpoint["noise_seed"] = self.images_seen, self.noise_seed
         if self.class_names:
             checkpoint["class_names"] = self.class_names
+        if self.started_from is not None:
+            checkpoint["started_from"] = self.started_from.plain()
         if self._training_settings is not None:
             checkpoint[SETTINGS] = self._training_settings
 
@@ -527,13 +571,16 @@ class GenerativeModule(pl.LightningModule):
         written_by = checkpoint.get("hyper_parameters", {}).get(CLASS_KEY)
         name = type(self).__name__
         if written_by is not None and written_by.rpartition(".")[2] not in {c.__name__ for c in type(self).__mro__}:
-            raise CheckpointError(f"The checkpoint was written by {written_by} and cannot go on as {name}.")
+            raise CheckpointError(
+                f"The checkpoint was written by {written_by} and cannot go on as {name}.{self._instead()}"
+            )
         # Earlier versions counted in a buffer.
         self.images_seen = int(checkpoint["state_dict"].pop("images_seen", checkpoint.get("images_seen", 0)))
         self._check_weights(checkpoint["state_dict"])
         self._take_class_names(checkpoint.get("class_names"))
         self._take_vocabulary(checkpoint.get("hyper_parameters", {}))
         self.noise_seed = checkpoint.get("noise_seed")
+        self.started_from, self.average_at_start = Start.of_plain(checkpoint.get("started_from")), {}
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -583,9 +630,14 @@ class GenerativeModule(pl.LightningModule):
             if before != now:
                 raise CheckpointError(
                     f"In the checkpoint class {i} is called {before!r}, but in the data it is {now!r}. Classes are "
-                    "numbered in the order of their names: give the data the same class folders."
+                    f"numbered in the order of their names: give the data the same class folders.{self._instead()}"
                 )
         self.class_names = saved
+
+    def _instead(self) -> str:
+        """What else somebody may have meant who goes on from a checkpoint."""
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return f" {TO_START}" if fitting else ""
 
     def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
@@ -598,7 +650,7 @@ class GenerativeModule(pl.LightningModule):
                 raise CheckpointError(
                     f"The checkpoint does not fit this {type(self).__name__}: {len(keys)} weights {fault}, the first "
                     f"being {keys[0]}. Build the model with the settings it was trained with (its config.yaml, or "
-                    f"{type(self).__name__}.load_from_checkpoint)."
+                    f"{type(self).__name__}.load_from_checkpoint).{self._instead()}"
                 )
 
     @classmethod

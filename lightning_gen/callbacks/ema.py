@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.callbacks.progress import images_in
+from lightning_gen.starts import Start
 
 
 class EMA(pl.Callback):
@@ -30,7 +31,8 @@ class EMA(pl.Callback):
         decay: Share of the old average that each update keeps, in `[0, 1)`; None means 0.999.
         ramp_up: Whether the first updates keep less, so that the average forgets the random weights it starts from:
             the decay is at most (1 + n) / (10 + n) at update n, the half-life at most 0.05 of the pictures seen before
-            the update's own (as the code of StyleGAN2, arXiv 1912.04958, does).
+            the update's own (as the code of StyleGAN2, arXiv 1912.04958, does). Weights that began with those of
+            another run (`init_from`) are not random, and their average forgets as slowly as ever (as there).
         half_life_kimg: Thousands of real pictures, over all ranks, after which half of the old average is left: an
             update keeps 0.5 ** (pictures since the last update / half-life). All pictures count that are shown
             between two generator updates, by the model's `images_seen` or, of a model that does not count, by the
@@ -70,6 +72,7 @@ class EMA(pl.Callback):
         self.new_images = 0  # since then
         self.seen: int | None = None  # by the model, before the batch
         self.last_step = 0
+        self.from_random = True  # whether the weights began at random
         self.raw: dict[str, Tensor] = {}  # the weights themselves, while the average is in their place
 
     @property
@@ -98,10 +101,18 @@ class EMA(pl.Callback):
         self.average = {name: average.to(_precise(parameters[name])) for name, average in self.average.items()}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Start from the weights before the first batch, which a model may have set in its `on_train_start`."""
+        """Start from the weights before the first batch, which a model may have set in its `on_train_start`.
+
+        Of a model that began with the weights of another run, from the average that the run kept of them.
+        """
         self.seen = getattr(pl_module, "images_seen", None)
+        start: Start | None = getattr(pl_module, "started_from", None)
+        self.from_random = start is None or not start.has(self.modules)
         if not self.average:
             self.average = {name: _precise(p.detach().clone()) for name, p in self._parameters(pl_module).items()}
+            for name, average in getattr(pl_module, "average_at_start", {}).items():
+                if name in self.average:
+                    self.average[name].copy_(average)
             self.updates, self.last_step, self.images, self.new_images = 0, trainer.global_step, 0, 0
 
     @torch.no_grad()
@@ -126,10 +137,11 @@ class EMA(pl.Callback):
 
     def _share_kept(self) -> float:
         """Of the old average, at the update that is due."""
+        ramp_up = self.ramp_up and self.from_random
         if self.half_life_kimg is None:
-            return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp_up else self.decay
+            return min(self.decay, (1 + self.updates) / (10 + self.updates)) if ramp_up else self.decay
         half_life = 1000 * self.half_life_kimg
-        if self.ramp_up:
+        if ramp_up:
             half_life = min(half_life, 0.05 * self.images)
         return 0.5 ** (self.new_images / half_life) if half_life else 0.0
 

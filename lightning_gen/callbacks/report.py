@@ -25,12 +25,14 @@ from lightning_gen.runs.folder import (
     HISTORY,
     PAGE,
     RESULTS,
+    START,
     keeps_files,
     run_folder,
     run_folder_of_checkpoint,
 )
 from lightning_gen.runs.history import Line, add_to_history, read_history, strict_json, sync_history, write_history
 from lightning_gen.runs.page import finish_record, write_report, write_status
+from lightning_gen.starts import Start
 
 _X_AXES = ("step", "epoch")  # what models log to set an axis, not to be seen
 
@@ -42,6 +44,7 @@ class Report(pl.Callback):
       validation: "step", "seconds" of training so far (summed over resumed runs), "images_seen" if the model counts
       them, and the metrics that are new since the line before. Each line is written at once. A run that goes on from a
       checkpoint keeps the lines that stood there when it was written, and drops those that came after it.
+    * `started_from.txt`: of a run that began with the weights of another (`init_from`), what it took and what not.
     * `environment.json`: versions, devices, precision, command line, start, and how the run ended.
     * `results.json`: the metrics of the last test. A test from `RUN/checkpoints/` belongs to RUN.
     * `index.html`: all of this and the pictures (`log_picture`) on one page, see `write_report`.
@@ -96,6 +99,9 @@ class Report(pl.Callback):
             with self._harmless():
                 self.lines = _begin_history(folder / HISTORY, trainer, lines)
                 write_atomically(folder / ENVIRONMENT, strict_json(_environment(trainer, pl_module), indent=2))
+                start: Start | None = getattr(pl_module, "started_from", None)
+                if start is not None:
+                    write_atomically(folder / START, f"{start}\n".encode(errors="replace"))
             self._write_page(trainer, "running")
             rank_zero_info(f"Report: {folder / PAGE}")
 
@@ -255,6 +261,7 @@ def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
     return {
         "status": "running",
         "started": _now(),
+        "started_from": None if (start := getattr(pl_module, "started_from", None)) is None else start.checkpoint,
         "resumed_from": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
         "command": shlex.join(sys.argv),
         "model": type(pl_module).__name__,

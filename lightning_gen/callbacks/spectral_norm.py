@@ -53,8 +53,9 @@ class SpectralNormPowerIteration(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the layers, now that they are on their device."""
-        self.weights = spectral_norms(pl_module)
+        """Find the layers, now that they are on their device; of those that are frozen, nothing moves."""
+        found = spectral_norms(pl_module).items()
+        self.weights = {name: weight for name, weight in found if weight.weight.requires_grad}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Iterate where it is due, and log.

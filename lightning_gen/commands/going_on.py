@@ -41,7 +41,8 @@ def check_that_it_is_not_over(checkpoint: dict[str, Any], config: Namespace, fol
         unlock_run(folder)
     raise RunIsOver(
         f"This run has ended at step {int(checkpoint['global_step'])}: it has reached {limit}. Raise that to go "
-        f"on. To test it: lightning-gen test --ckpt_path {shlex.quote(str(config.ckpt_path))}"
+        f"on. To test it: lightning-gen test --ckpt_path {shlex.quote(str(config.ckpt_path))}. To start another "
+        f"run from its weights: lightning-gen fit --config FILE --init_from {shlex.quote(str(config.ckpt_path))}"
     )
 
 
@@ -77,9 +78,11 @@ def with_configs(arguments: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is no such configuration or checkpoint.
-        ValueError: If the checkpoint lies in the folder of no run and nothing else says what is to be trained.
+        ValueError: If the checkpoint lies in the folder of no run and nothing else says what is to be trained; or
+            if weights to start from are given beside what they do not go with.
     """
     found = list(arguments)
+    _check_start(arguments)
     for place, name in _values_of(arguments, "--config", "-c"):
         found[place] = arguments[place].removesuffix(name) + find_config(name)
     if any(_values_of(arguments, "--config", "-c")):
@@ -99,6 +102,33 @@ def with_configs(arguments: list[str]) -> list[str]:
             )
         break
     return found
+
+
+def _check_start(arguments: Sequence[str]) -> None:
+    """Raise a `ValueError` where weights to start from are given beside what they do not go with."""
+    start, checkpoint = (
+        next((name for _, name in _values_of(arguments, flag) if name not in ("", "null")), None)
+        for flag in ("--init_from", "--ckpt_path")
+    )
+    if start is None:
+        return
+    if arguments[0] != "fit":
+        raise ValueError(
+            f"--init_from starts a run of fit. For {arguments[0]}, weights are given as --ckpt_path {start}"
+        )
+    if checkpoint is not None:
+        raise ValueError(
+            "--init_from and --ckpt_path were both given. --ckpt_path goes on with a run where it stopped, with its "
+            "data, optimizers and counts. --init_from starts a new run that begins with the weights of another one. "
+            "Leave one of them out."
+        )
+    if not any(_values_of(arguments, "--config", "-c")) and not all(
+        any(_values_of(arguments, flag)) for flag in ("--model", "--data")
+    ):
+        raise ValueError(
+            "--init_from brings weights and no settings. Name a configuration too, with your data and with networks "
+            "such as the other run has in its config.yaml: --config FILE."
+        )
 
 
 def _values_of(arguments: Sequence[str], *flags: str) -> Iterator[tuple[int, str]]:

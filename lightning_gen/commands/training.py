@@ -95,6 +95,13 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Whether `fit` ends with a run over the test data."
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Weights of another run that a new run of `fit` begins with: a file, a run's folder, or RUN/best. "
+            "What fits is taken, the rest is listed; optimizers, schedules and counts begin anew.",
+        )
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -125,6 +132,9 @@ class CommandLine(LightningCLI):
                 checkpoint, folder = read_checkpoint(config.ckpt_path), run_folder_of_checkpoint(config.ckpt_path)
             if checkpoint and self.subcommand == "fit":
                 check_going_on(checkpoint, config.ckpt_path)
+            # A run that goes on has its weights already.
+            starts = config.init_from and self.subcommand == "fit" and checkpoint is None
+            config.init_from = str(find_checkpoint(config.init_from)) if starts else None
         self.step = int(checkpoint["global_step"]) if checkpoint else 0
         self.save_config_kwargs = {**self.save_config_kwargs, "given": given}
         if config.trainer.barebones:
@@ -170,6 +180,11 @@ class CommandLine(LightningCLI):
                 "which cannot be copied. Use --trainer.strategy ddp, whose processes read the command line themselves."
             )
         return trainer
+
+    def before_fit(self) -> None:
+        """Begin with the weights of another run, if asked to."""
+        if path := self._get(self.config, "init_from"):
+            self.model.init_from(path)
 
     def before_test(self) -> None:
         """Let loggers record at the step of the checkpoint."""

@@ -21,6 +21,8 @@ class Constraint(ABC):
 class WeightClipping(Constraint):
     """WGAN (1701.07875, algorithm 1): every weight into `[-bound, bound]`, after the step and not before it.
 
+    Weights that are frozen stay as they are.
+
     Args:
         bound: c; 0.01 in the paper.
         normalization: Whether scales and shifts of normalisation layers are clipped too. The paper clips all weights,
@@ -46,6 +48,7 @@ class WeightClipping(Constraint):
             for module in critic.modules()
             if self.normalization or not isinstance(module, norms)
             for weight in module.parameters(recurse=False)
+            if weight.requires_grad
         ]
         torch._foreach_clamp_min_(weights, -self.bound)
         torch._foreach_clamp_max_(weights, self.bound)

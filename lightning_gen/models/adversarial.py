@@ -11,11 +11,13 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lightning_gen.hyperparameters import made_by
+from lightning_gen.layers.freezing import freeze_first
 from lightning_gen.layers.ties import has_batch_norm, moving_once
 from lightning_gen.losses.adversarial import AdversarialLoss
 from lightning_gen.losses.penalties import Penalty
@@ -51,13 +53,19 @@ class AdversarialModule(WatchedModule):
             with the memory of a piece. Steps, pictures, schedules and intervals of penalties count batches, as without,
             and running statistics move once a batch. What looks at several pictures at once (batch norm, the deviation
             in `DRAGAN`) looks at those of a piece, as it would at those of a process.
+        freeze_discriminator: How many layers of each discriminator keep their weights, from the picture on (Freeze-D,
+            2002.10964), for a run that begins with another's weights (`init_from`) on few pictures. A layer is a
+            convolution or linear layer with the norm that follows it, a residual block, or a resolution of a network
+            that grows, the highest first. No gradient is computed for such weights, spectral norm does not iterate on
+            them, and weight clipping leaves them alone; running means of batch norm move on.
         channels_last: Whether weights lie channels-last in memory, which is faster on tensor cores and AMX.
         compile: Whether the networks go through `torch.compile`. Discriminators under a penalty that differentiates a
             gradient stay as they are, for PyTorch cannot compile those.
 
     Raises:
-        ValueError: If a number is out of range; when a run starts, if the trainer was told to clip or to accumulate,
-            which Lightning cannot for such a model; in a batch, if it has fewer pictures than pieces.
+        ValueError: If a number is out of range, or all layers of a discriminator would be frozen; when a run starts, if
+            the trainer was told to clip or to accumulate, which Lightning cannot for such a model; in a batch, if it
+            has fewer pictures than pieces.
     """
 
     updates = "generator updates"
@@ -81,6 +89,7 @@ class AdversarialModule(WatchedModule):
         decay_start: float = 1.0,
         gradient_clip_norm: float | None = None,
         micro_batches: int = 1,
+        freeze_discriminator: int = 0,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
@@ -98,12 +107,15 @@ class AdversarialModule(WatchedModule):
             raise ValueError(f"gradient_clip_norm must be above 0, or null for none; got {gradient_clip_norm}.")
         if micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, got {micro_batches}.")
+        if freeze_discriminator < 0:
+            raise ValueError(f"freeze_discriminator must be 0 or more, got {freeze_discriminator}.")
         self.automatic_optimization = False
         self.penalties = list(penalties or [])
         self.learning_rates = (learning_rate, discriminator_learning_rate or learning_rate)
         self.betas, self.decay_start = betas, decay_start
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.gradient_clip_norm, self.micro_batches = gradient_clip_norm, micro_batches
+        self.freeze_discriminator = freeze_discriminator
         self.channels_last, self.compile_networks = channels_last, compile
 
     # -- one update -------------------------------------------------------------------------------------------------
@@ -262,6 +274,37 @@ class AdversarialModule(WatchedModule):
         kinds = ("generator", "discriminator")
         return {kind: [part for name, part in self.named_children() if name.startswith(kind)] for kind in kinds}
 
+    def freeze_layers(self) -> None:
+        """Freeze what `freeze_discriminator` says, once the networks are there.
+
+        Optimizers have frozen weights all the same, so that a run can go on with another number of them.
+
+        Raises:
+            ValueError: If a discriminator has no more layers, or they have no known order.
+        """
+        for network in self.players()["discriminator"]:
+            try:
+                freeze_first(network, self.freeze_discriminator)
+            except ValueError as error:
+                raise ValueError(f"freeze_discriminator: {error}") from error
+
+    def on_fit_start(self) -> None:
+        """Say so where weights are frozen that nobody has trained."""
+        super().on_fit_start()
+        if not self.freeze_discriminator:
+            return
+        taken = set(() if self.started_from is None else self.started_from.taken)
+        parameters = self.named_parameters()
+        frozen = [name for name, p in parameters if name.startswith("discriminator") and not p.requires_grad]
+        random = [name for name in frozen if name not in taken]
+        if random:
+            rank_zero_warn(
+                f"freeze_discriminator={self.freeze_discriminator} keeps the first layers of the discriminator as they "
+                f"are, but {len(random)} of their {len(frozen)} weights, such as {random[0]}, are from no other run, so "
+                "that they stay random unless you have set them. Give --init_from (`init_from` in Python) weights that "
+                "fit, or leave freeze_discriminator out."
+            )
+
     def configure_optimizers(self) -> Any:
         """One optimizer for each player, with its schedule."""
         optimizers, schedules = [], []
@@ -284,6 +327,7 @@ class AdversarialModule(WatchedModule):
     def setup(self, stage: str) -> None:
         """Lay out the networks and, for training, compile them."""
         super().setup(stage)
+        self.freeze_layers()  # also of a subclass that does not do so itself
         generators, discriminators = self.players().values()
         compile = self.compile_networks and stage == "fit"
         double = any(penalty.double_backward for penalty in self.penalties)

@@ -74,6 +74,7 @@ class CycleGAN(TranslationModule):
         self.generator_BtoA = made_by(generator, nn.Module, self.image_shape)
         self.discriminator_A = made_by(discriminator, nn.Module, self.image_shape)
         self.discriminator_B = made_by(discriminator, nn.Module, self.image_shape)
+        self.freeze_layers()
         self.loss = loss or LeastSquares()
         self.lambda_A, self.lambda_B, self.lambda_identity = lambda_A, lambda_B, lambda_identity
         self.pool_A, self.pool_B = ImagePool(pool_size), ImagePool(pool_size)

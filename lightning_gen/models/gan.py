@@ -283,6 +283,7 @@ class GAN(LatentSampling, AdversarialModule):
                 "choose another loss."
             )
         check_penalties(name, self.discriminator, self.penalties)
+        self.freeze_layers()
         if not is_outline():  # of a checkpoint, whose weights have been trained
             players = (self.generator, self.discriminator)
             check_players(name, *players, self.image_shape, self.latent_shape, self.num_classes)

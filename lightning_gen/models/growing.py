@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_gen.data.images import average_down
@@ -15,6 +17,7 @@ from lightning_gen.losses.adversarial import AdversarialLoss
 from lightning_gen.models.gan import GAN, GeneratorFactory
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.schedules import Growing, Stage
+from lightning_gen.starts import Start
 
 
 class GrowingGAN(GAN):
@@ -154,6 +157,16 @@ class GrowingGAN(GAN):
         return super().penalty_losses(lambda points: discriminator(points / factor), factor * real, factor * fake)
 
     # -- around it --------------------------------------------------------------------------------------------------
+
+    def init_from(self, checkpoint: str | Path) -> Start:
+        """As of every model, and say where the schedule begins."""
+        start = super().init_from(checkpoint)
+        if self.growing is not None:
+            rank_zero_info(
+                f"The schedule begins anew too, with pictures {self.stage.resolution} pixels high. Leave growing out of "
+                "model and data (growing: null) to train in full size from the start."
+            )
+        return start
 
     def setup(self, stage: str) -> None:
         """Compare the schedule with that of the data."""

@@ -67,6 +67,7 @@ class Pix2Pix(TranslationModule):
         stacked = (2 * channels, height, width)
         self.generator_AtoB = made_by(generator, nn.Module, self.image_shape)
         self.discriminator = made_by(discriminator or partial(PatchDiscriminator, norm="batch"), nn.Module, stacked)
+        self.freeze_layers()
         self.loss = loss or NonSaturating()
         self.lambda_L1 = lambda_L1
 

@@ -120,6 +120,7 @@ class VQGAN(Autoencoder, AdversarialModule):
         judge = discriminator or partial(PatchDiscriminator, norm="batch")
         self.discriminator = made_by(judge, nn.Module, self.image_shape)
         check_penalties(type(self).__name__, self.discriminator, self.penalties)
+        self.freeze_layers()
         self.loss, self.perceptual = loss or Hinge(), perceptual or LPIPSDistance()
         self.reconstruction, self.perceptual_weight = reconstruction, perceptual_weight
         self.discriminator_weight, self.adaptive = discriminator_weight, adaptive

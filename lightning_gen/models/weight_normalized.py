@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from lightning_gen.losses.pixels import PixelLikelihood
 from lightning_gen.models.autoregressive import AutoregressiveModule, DensityFactory
 from lightning_gen.models.training import average_of, check_decay
 from lightning_gen.processes import make_alike
+from lightning_gen.starts import Start
 
 INIT_IMAGES = 16  # that weight norm is initialised from
 
@@ -64,6 +66,12 @@ class WeightNormalizedModule(AutoregressiveModule):
         self.ema_decay, self.betas = check_decay(ema_decay), betas
         # A checkpoint is initialised, whether or not a step was taken.
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    def init_from(self, checkpoint: str | Path) -> Start:
+        """As of every model; pictures then need not say where layers start."""
+        start = super().init_from(checkpoint)
+        self.initialized.fill_(True)
+        return start
 
     def on_train_start(self) -> None:
         """Initialise from training pictures, unless a checkpoint brought weights."""

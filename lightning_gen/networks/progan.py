@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import append_labels, check_labels
 from lightning_gen.layers.equalized import EqualizedConv2d, EqualizedLinear
+from lightning_gen.layers.freezing import Layers
 from lightning_gen.layers.minibatch import MinibatchStd
 from lightning_gen.layers.normalization import PixelNorm
 from lightning_gen.layers.style import Blur
@@ -275,6 +276,11 @@ class GrowingDiscriminator(GrowingNetwork):
     def outputs_for(num_classes: int | None) -> int:
         """How many numbers there are for a picture."""
         return num_classes or 1
+
+    def layers_in_order(self) -> Layers:
+        """Each level with the convolution that takes its pictures in, the highest first; the last has the head."""
+        levels = zip(self.from_image[1:], self.blocks, strict=True)
+        return [*([*pair] for pair in reversed([*levels])), [self.from_image[0], self.head]]
 
     def judge(self, images: Tensor, fade: float | Tensor) -> Tensor:
         """Pictures `[N, C, height, ...]`, of any height of the network, to all of its numbers `[N, ...]`."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import ConditionalBatchNorm2d, check_labels
+from lightning_gen.layers.freezing import Layers, layers_of
 from lightning_gen.layers.normalization import Norm, norm_layer
 from lightning_gen.layers.resampling import DownsamplingConv2d, UpsamplingConv2d
 from lightning_gen.networks.building import (
@@ -255,6 +256,10 @@ class ResidualDiscriminator(nn.Module):
         if self.embedding is None:
             return scores
         return scores + (self.embedding(labels) * pooled).sum(dim=1)
+
+    def layers_in_order(self) -> Layers:
+        """The blocks, and the score."""
+        return [*layers_of(self.features), [self.score, *([] if self.embedding is None else [self.embedding])]]
 
 
 def conditional_norm(norm: Norm, channels: int, num_classes: int | None) -> nn.Module:

@@ -7,6 +7,7 @@
 | images/PANEL/step_00001000.png | pictures through time (`log_picture`)                                |
 | history.jsonl                  | the metrics, one strict JSON object per logging moment (`Report`)    |
 | environment.json               | versions, devices, command line, and how the run ended (`Report`)    |
+| started_from.txt               | which weights of another run it began with, if any (`Report`)        |
 | results.json                   | the metrics of the last test (`Report`)                              |
 | evaluation.json                | what FID and company were measured on, and how (`GenerativeMetrics`) |
 | evaluations.json               | the figures that `lightning-gen evaluate` measured, and on what      |
@@ -32,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 IMAGES = "images"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
+START = "started_from.txt"
 RESULTS = "results.json"
 EVALUATION = "evaluation.json"
 PAGE = "index.html"

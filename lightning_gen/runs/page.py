@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from lightning_gen import __version__
 from lightning_gen.files import write_atomically
-from lightning_gen.runs.folder import CONFIG, ENVIRONMENT, HISTORY, IMAGES, PAGE, RESULTS, pictures_in
+from lightning_gen.runs.folder import CONFIG, ENVIRONMENT, HISTORY, IMAGES, PAGE, RESULTS, START, pictures_in
 from lightning_gen.runs.history import Line, number, read_history, read_json, read_text, strict_json
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
         tables=_tables(results.get("metrics")),
         panels=panels,
         charts=_charts(history),
+        start=read_text(folder / START),
         config=read_text(folder / CONFIG),
         environment={name.replace("_", " "): _text(value) for name, value in environment.items() if value is not None},
     )

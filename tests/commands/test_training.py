@@ -212,7 +212,8 @@ def test_a_run_that_has_ended_says_what_to_raise(tiny, command):
     before = contents(RUN)
     ended = command("fit", "--ckpt_path", RUN)
     words = "This run has ended at step 4: it has reached trainer.max_steps (4). Raise that to go on. To test it: "
-    assert (ended.code, ended.out) == (0, f"{words}lightning-gen test --ckpt_path {LAST}\n")
+    also = f"To start another run from its weights: lightning-gen fit --config FILE --init_from {LAST}\n"
+    assert (ended.code, ended.out) == (0, f"{words}lightning-gen test --ckpt_path {LAST}. {also}")
     assert contents(RUN) == before
     epochs = ["--trainer.max_steps", -1, "--trainer.max_epochs"]  # there are 3 batches in one
     ended = command("fit", "--ckpt_path", RUN, *epochs, 1)
