@@ -300,9 +300,9 @@ class AdversarialModule(WatchedModule):
         if random:
             rank_zero_warn(
                 f"freeze_discriminator={self.freeze_discriminator} keeps the first layers of the discriminator as they "
-                f"are, but {len(random)} of their {len(frozen)} weights, such as {random[0]}, are from no other run, so "
-                "that they stay random unless you have set them. Give --init_from (`init_from` in Python) weights that "
-                "fit, or leave freeze_discriminator out."
+                f"are, but {len(random)} of their {len(frozen)} weights, such as {random[0]}, are from no other run, "
+                "so that they stay random unless you have set them. Give --init_from (`init_from` in Python) weights "
+                "that fit, or leave freeze_discriminator out."
             )
 
     def configure_optimizers(self) -> Any:

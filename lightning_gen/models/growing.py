@@ -163,8 +163,8 @@ class GrowingGAN(GAN):
         start = super().init_from(checkpoint)
         if self.growing is not None:
             rank_zero_info(
-                f"The schedule begins anew too, with pictures {self.stage.resolution} pixels high. Leave growing out of "
-                "model and data (growing: null) to train in full size from the start."
+                f"The schedule begins anew too, with pictures {self.stage.resolution} pixels high. Leave growing out "
+                "of model and data (growing: null) to train in full size from the start."
             )
         return start
 
