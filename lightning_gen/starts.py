@@ -133,13 +133,11 @@ def start_of(model: nn.Module, taken: Collection[str], checkpoint: Mapping[str, 
     if not taken:
         raise CheckpointError(_nothing(model, name, path, needed, given))
     steps, images = int(checkpoint.get("global_step", 0)), int(checkpoint.get("images_seen", 0))
-    lines = textwrap.wrap(
-        f"Started from {path} ({name or 'a model'}, {steps:,} steps, {images:,} pictures). Optimizers, schedules and "
-        "counts begin anew; --ckpt_path would go on with that run.",
-        WIDTH,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    lines = [
+        f"Started from {path},",
+        f"weights of {name or 'a model'} after {steps:,} steps and {images:,} pictures.",
+        "Optimizers, schedules and counts begin anew; --ckpt_path would go on with it.",
+    ]
     for network in networks_of(model):
         tensors = [each for each in needed if _network(each) == network]
         number = sum(each in taken for each in tensors)
@@ -205,8 +203,9 @@ def _grouped(listed: Mapping[str, str], known: set[str]) -> list[str]:
             continue
         # Up to the first number, which is that of a layer or a block: generator.layers.6.
         layer = re.match(r".*?\.\d+(?=\.)", name)
+        name = name.replace(f"{_PARAMETRIZED}original", ".weight")
         group = layer[0] if layer else name.rpartition(".")[0]
-        member = name[len(group) + 1 :].replace("parametrizations.weight.original", "weight")
+        member = name[len(group) + 1 :]
         groups.setdefault(group, []).append(f"{member} {size}")
     lines = [f"  {network}: all {number} tensors" for network, number in whole.items()]
     for group, members in groups.items():

@@ -15,12 +15,21 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_gen.losses import Drift, GradientPenalty, Penalty, Wasserstein
-from lightning_gen.models import CycleGAN
+from benchmarks.shipped import small_model
+from lightning_gen.layers.freezing import layers_in_order
+from lightning_gen.losses import Drift, GradientPenalty, Penalty, Wasserstein, WeightClipping
+from lightning_gen.models import SNGAN, VQGAN, WGAN, WGANGP, CycleGAN, Pix2Pix, StyleGAN
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.training import NonFiniteLossError, linear_decay
-from lightning_gen.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator
-from tests.shared import trainer
+from lightning_gen.networks import (
+    DCGANDiscriminator,
+    PatchDiscriminator,
+    ResidualDiscriminator,
+    ResNetGenerator,
+    StyleGANDiscriminator,
+    UNetGenerator,
+)
+from tests.shared import save, trainer
 
 SHAPE = (3, 16, 16)
 GENERATOR = functools.partial(ResNetGenerator, filters=2, blocks=1)
@@ -640,3 +649,101 @@ def test_under_autocast_a_second_update_sees_the_weights_of_the_first():
     model = Twice()
     play(model, precision="bf16-mixed")
     assert model.outputs == [1.0, 0.75, 0.5]
+
+
+# -- layers that are frozen -------------------------------------------------------------------------------------------
+
+
+def conv_gan(base, discriminator, **settings):
+    """A model of pictures whose discriminators are those, and a batch that it takes."""
+    if base is CycleGAN:
+        return CycleGAN(SHAPE, GENERATOR, discriminator, **settings), data()
+    pictures = DataLoader([{"image": batch["A"].repeat(2, 1, 1, 1)} for batch in data()], None)
+    return small_model(base, SHAPE, discriminator=discriminator, latent_size=4, **settings)(), pictures
+
+
+FROZEN = {
+    "GAN": (WGAN, functools.partial(DCGANDiscriminator, filters=4, norm="none"), {"constraint": WeightClipping(1e-3)}),
+    "gradient penalty": (WGANGP, functools.partial(DCGANDiscriminator, filters=4, norm="instance"), {}),
+    "spectral norm": (SNGAN, functools.partial(ResidualDiscriminator, filters=4, spectral_norm="reshape"), {}),
+    "growing": (StyleGAN, functools.partial(StyleGANDiscriminator, **StyleGANDiscriminator.small), {}),
+    "translation": (CycleGAN, DISCRIMINATOR, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:freeze_discriminator")
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+@pytest.mark.parametrize("kind", FROZEN)
+def test_first_layers_keep_their_bits_and_have_no_gradient(kind, strategy, tmp_path):
+    base, discriminator, settings = FROZEN[kind]
+    torch.manual_seed(0)
+    model, pictures = conv_gan(base, discriminator, freeze_discriminator=2, **settings)
+    before = deepcopy(model.state_dict())
+    learning, counted = dict(model.named_parameters()), set()
+
+    class Gradients(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            counted.update(name for name, p in module.named_parameters() if p.grad is not None)
+
+    t = trainer(max_steps=2, max_epochs=20, callbacks=[Gradients()], limit_val_batches=0, strategy=strategy, devices=1)
+    t.fit(model, pictures)
+    frozen = set()
+    for name, network in model.named_children():
+        if name.startswith("discriminator"):
+            of = {id(module): f"{name}.{inner}." for inner, module in network.named_modules()}
+            frozen |= {of[id(module)] for layer in layers_in_order(network)[:2] for module in layer}
+    assert frozen
+    for name, tensor in model.state_dict().items():
+        if name.startswith(tuple(frozen)):
+            assert torch.equal(tensor, before[name])  # vectors of spectral norm, too
+            assert name not in counted
+        elif name in learning and "_image." not in name:  # which lower resolutions have
+            assert name in counted
+            assert not torch.equal(tensor, before[name]) or not tensor.any()
+
+
+@pytest.mark.filterwarnings("ignore:freeze_discriminator")
+def test_a_run_goes_on_with_other_layers_frozen(tmp_path):
+    def fit(steps, checkpoint=None, **settings):
+        torch.manual_seed(0)
+        model = small(decay_start=1.0, **settings)
+        t = trainer(max_steps=steps, limit_val_batches=0)
+        t.fit(model, data(2), ckpt_path=checkpoint, weights_only=True)
+        t.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return model.state_dict()
+
+    first = fit(2, freeze_discriminator=1)
+    through = fit(4, freeze_discriminator=1)
+    again = fit(4, tmp_path / "2.ckpt", freeze_discriminator=1)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in through.items())
+    freed = fit(4, tmp_path / "2.ckpt")
+    name = "discriminator_A.layers.0.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], freed[name])
+
+
+def test_frozen_layers_that_nobody_trained_are_spoken_of(tmp_path):
+    path = save(small(), tmp_path / "a.ckpt")
+    for start, words in ((None, "8 of their 8"), (path, None)):
+        model = small(freeze_discriminator=2)
+        if start:
+            model.init_from(start)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(max_steps=1, limit_val_batches=0).fit(model, data())
+        told = [str(warning.message) for warning in caught if "freeze_discriminator" in str(warning.message)]
+        assert len(told) == (words is not None)
+        assert words is None or words in told[0]
+
+
+@pytest.mark.parametrize("base", [WGAN, CycleGAN, Pix2Pix, VQGAN])
+def test_layers_to_freeze_are_looked_at_when_the_model_is_made(base):
+    shape = (3, 32, 32) if base is Pix2Pix else SHAPE
+    make = small_model(base, shape, discriminator=functools.partial(PatchDiscriminator, filters=2, layers=1))
+    with pytest.raises(
+        ValueError, match=r"^freeze_discriminator: PatchDiscriminator has 3 layers, from the picture on"
+    ):
+        make(freeze_discriminator=3)
+    with pytest.raises(ValueError, match=r"^freeze_discriminator must be 0 or more, got -1"):
+        make(freeze_discriminator=-1)
+    assert make(freeze_discriminator=2).freeze_discriminator == 2
