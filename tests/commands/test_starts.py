@@ -57,7 +57,7 @@ def test_day_to_night(scenes, command):
     assert (NIGHT / "started_from.txt").read_text() == report
     assert read_checkpoint(NIGHT / "checkpoints" / "last.ckpt")["global_step"] == 6
     assert command("test", "--ckpt_path", NIGHT).code == 0
-    assert command("sample", NIGHT, "--output", "samples", "--num_samples", 2).code == 0
+    assert command("sample", "--checkpoint", NIGHT, "--output", "samples", "--num_samples", 2).code == 0
     anew = command("fit", "--config", NIGHT / "config.yaml")
     assert anew.code != 0
     assert re.search(r"There is no checkpoint at runs/dcgan/version_0\. .* has the runs version_1\.", anew.err)
