@@ -17,7 +17,7 @@ from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import Kernel, to_uint8
 from lightning_gen.evaluation.engine import Batch, Evaluation
 from lightning_gen.evaluation.likelihood import likelihood, no_likelihood
-from lightning_gen.evaluation.path_length import path_lengths
+from lightning_gen.evaluation.path_length import no_path_lengths, path_lengths
 from lightning_gen.evaluation.pictures import Sizing, folder_loaders
 from lightning_gen.evaluation.protocol import (
     ALONE,
@@ -96,6 +96,8 @@ class Bench:
         hindered = hindrances(model)
         check_wanted(figures, hindered)  # before weights of an extractor are looked for
         extractor = (extractor or default_extractor(figures)).to(device)
+        if figures and "ppl" in figures and (why := no_path_lengths(extractor, settings.get("sampling") or {})):
+            check_wanted(figures, {"ppl": why})
         real = loader_of(data, reference) if data and reference in SPLITS else None
         shape = None if real is None else shape_of(real)
         channels = (drawn.image_shape if drawn else shape or extractor.image_shape)[0] or 3

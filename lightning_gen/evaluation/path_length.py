@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -10,7 +11,22 @@ from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.losses.perceptual import layered_distances
-from lightning_gen.metrics.path_length import perceptual_path_length
+from lightning_gen.metrics.path_length import LPIPS, perceptual_path_length
+
+
+def no_path_lengths(extractor: FeatureExtractor, sampling: Mapping[str, Any]) -> str:
+    """Why an extractor and settings of sampling allow none, in words; empty where they do.
+
+    Raises:
+        RuntimeError: If the weights of LPIPS are needed and cannot be had.
+    """
+    if sampling:
+        return f"it is of pictures as a model draws them by itself, and {', '.join(sampling)} is given"
+    if extractor.standard:
+        LPIPS()
+    elif type(extractor).layers_of is FeatureExtractor.layers_of:
+        return f"the extractor {extractor.name} does not show its layers, as SceneFeatures and ClassifierFeatures do"
+    return ""
 
 
 def path_lengths(model: HasLatents, extractor: FeatureExtractor, protocol: EvaluationProtocol) -> dict[str, float]:
@@ -26,13 +42,8 @@ def path_lengths(model: HasLatents, extractor: FeatureExtractor, protocol: Evalu
         protocol: Its number of samples, batch size and seed.
 
     Raises:
-        ValueError: As `perceptual_path_length`, or if there are settings of sampling, or the extractor shows no layers.
-        RuntimeError: If the weights of LPIPS cannot be had.
+        ValueError: As `perceptual_path_length`.
     """
-    if protocol.sampling:
-        raise ValueError(
-            f"ppl is of pictures as a model draws them by itself; got {', '.join(protocol.sampling)}. Leave out either."
-        )
 
     def distance(images: Tensor, others: Tensor) -> Tensor:
         return layered_distances(extractor.layers_of(images), extractor.layers_of(others))
