@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from unittest import mock
 
 import lightning.pytorch as pl
 import lightning.pytorch.strategies.launchers.multiprocessing as launching
@@ -18,6 +19,7 @@ from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import R1, R2, AuxiliaryClassifier, Drift, GradientPenalty, NonSaturating, Wasserstein
 from lightning_gen.metrics.path_length import perceptual_path_length
 from lightning_gen.models import ProGAN, StyleGAN
+from lightning_gen.models.growing import GrowingGAN
 from lightning_gen.networks import (
     DCGANDiscriminator,
     DCGANGenerator,
@@ -503,22 +505,38 @@ def test_styles_are_mixed_from_a_layer_of_the_stage_on(seen, layers):
         assert {bool(kwargs["cutoff"] < layers) for _, kwargs in given} == {probability > 0}
 
 
-def test_the_mean_of_styles_follows_a_batch_by_its_share_and_comes_back(tmp_path):
-    model = make(StyleGAN, growing=None, generator_optimizer=partial(torch.optim.SGD, lr=0.0))
-    drawn = []
+def step_of_the_mean(rank=0):
+    """The mean of styles before a step and after it, and that of the styles of the rank's own batch."""
+    model = make(StyleGAN, growing=None)
+    nn.init.normal_(model.generator.mean_style)
+    before, own = model.generator.mean_style.clone(), []
+    model.generator.mapping.register_forward_hook(lambda *call: own.append(call[-1]))
+    torch.manual_seed(10 + rank)
+    with mock.patch.object(GrowingGAN, "finish_step", return_value=None):
+        model.finish_step(4)
+    (styles,) = own
+    return before, model.generator.mean_style, styles.mean(0)
+
+
+def test_the_mean_of_styles_moves_towards_that_of_a_batch_over_all_ranks(on_ranks):
+    before, after, own = step_of_the_mean()
+    torch.testing.assert_close(after, 0.995 * before + 0.005 * own)
+    (before, one, first), (_, other, second) = on_ranks(step_of_the_mean)
+    assert torch.equal(one, other)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(one, 0.995 * before + 0.005 * (first + second) / 2)
+
+
+def test_the_mean_of_styles_moves_once_a_batch_and_comes_back(tmp_path):
+    model, drawn = make(StyleGAN, growing=None, generator_optimizer=partial(torch.optim.SGD, lr=0.0)), []
     draw = model.latents
     model.latents = lambda num: drawn.append(draw(num)) or drawn[-1]
-    fit(model, tmp_path, data=Data(growing=None), max_steps=2)
-    mean = torch.zeros(8)
-    last = [drawn[i] for i in range(len(drawn)) if i == len(drawn) - 1]
+    fit(model, tmp_path, data=Data(growing=None), max_steps=1)
     with torch.no_grad():
-        expected = model.generator.mapping(last[0]).mean(0)
-    before = (model.generator.mean_style - 0.005 * expected) / 0.995  # after the first step
-    first = [model.generator.mapping(each).mean(0).detach() * 0.005 for each in drawn[:-1]]
-    assert any(torch.allclose(before, each, atol=1e-6) for each in first)
-    assert not torch.equal(model.generator.mean_style, mean)
-    again = GenerativeModule.load_from_checkpoint(tmp_path / "end.ckpt")
-    assert torch.equal(again.generator.mean_style, model.generator.mean_style)
+        expected = [0.005 * model.generator.mapping(each).mean(0) for each in drawn]
+    mean = model.generator.mean_style
+    assert sum(torch.allclose(mean, each, rtol=1e-4) for each in expected) == 1
+    assert torch.equal(GenerativeModule.load_from_checkpoint(tmp_path / "end.ckpt").generator.mean_style, mean)
 
 
 def test_path_length_is_measured_in_both_spaces(styled):
