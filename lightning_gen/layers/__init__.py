@@ -1,5 +1,7 @@
 """Single layers and parametrizations."""
 
+from lightning_gen.layers.ada import ADA
+from lightning_gen.layers.augment import Augmentation, DiffAugment
 from lightning_gen.layers.conditional import ConditionalBatchNorm2d
 from lightning_gen.layers.convolution import ReflectConv2d
 from lightning_gen.layers.equalized import EqualizedConv2d, EqualizedLinear
@@ -54,12 +56,15 @@ from lightning_gen.layers.weight_norm import (
 )
 
 __all__ = [
+    "ADA",
     "AdaIN",
+    "Augmentation",
     "Blur",
     "ConditionalBatchNorm2d",
     "ConvolutionSpectralNorm",
     "DeepQuantizer",
     "DiagonalBiLSTMLayer",
+    "DiffAugment",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",
     "DownShiftedConv2d",

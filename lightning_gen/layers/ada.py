@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_gen.layers.augment import Augmentation, check_names, drawn, integers, uniform
 from lightning_gen.layers.warp import affine_warp
 from lightning_gen.processes import total
 from lightning_gen.schedules import Schedule
+
+LEAKING = 0.85  # from about this p on fakes are seen to look augmented (2006.06676, section 2.2)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class AdaptiveProbability(nn.Module):
         assert not isinstance(augmentation.p, Schedule)
         counts = torch.tensor([round(augmentation.p * self.whole), 0, 0, 0])
         self.register_buffer("counts", counts, persistent=False)
+        self._high_since: int | None = None
+        self._warned = False
         self._noted: list[Tensor] = []  # of this rank and batch
 
     @property
@@ -141,6 +146,27 @@ class AdaptiveProbability(nn.Module):
         direction = (signs - target * scores).sign().long()  # 0 where there were no scores
         self.counts[0] = (p + direction * pictures).clamp(0, self.whole)
         self.counts[1:] = 0
+
+    def watch(self, images_seen: int) -> None:
+        """Warn, once, where p has stayed so high for a fifth of `kimg` that the generator may learn what is augmented.
+
+        It waits for the device.
+
+        Args:
+            images_seen: Real pictures so far, over all ranks.
+        """
+        if self.p.item() < LEAKING:
+            self._high_since = None
+        elif self._high_since is None:
+            self._high_since = images_seen
+        elif not self._warned and images_seen - self._high_since >= self.whole // 5:
+            self._warned = True
+            rank_zero_warn(
+                f"The p of ADA has stayed above {LEAKING} for {images_seen - self._high_since} pictures, up to "
+                f"{images_seen}. The discriminator knows the pictures by heart all the same, and fakes may look "
+                "augmented. Stop at the best checkpoint; or try a stronger penalty, such as R1, smaller networks, more "
+                "pictures, mirrored ones (data.flip), or a start from weights of another run."
+            )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it, as plain data."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ class Augmentation(ABC):
 
     p: float | Schedule
     target: float | None = None
-    of_colors: ClassVar[str] = "color"
-    """The transform that knows only pictures of 1 or 3 channels."""
+    # Without annotations, which jsonargparse would look up in the modules of subclasses.
+    of_colors = "color"  # the transform that knows only pictures of 1 or 3 channels
 
     def __post_init__(self) -> None:
         if not isinstance(self.p, Schedule):

@@ -36,22 +36,25 @@ def affine_warp(images: Tensor, inverses: Tensor) -> Tensor:
             middle of the picture.
     """
     height, width = images.shape[-2:]
-    # Places as `grid_sample` has them, which has -1 and 1 at the edges of a picture.
+    # As `affine_grid` and `grid_sample` have them, places go from -1 to 1: those in the result from edge to edge of
+    # what `reduced` takes, whose middle is 1/4 pixel behind that of the result; those in the picture from the centre
+    # of the first pixel to that of the last.
     own = torch.stack([inverses[:, 0] * (2 / (width - 1)), inverses[:, 1] * (2 / (height - 1))], dim=1)
-    own = torch.stack([own[:, :, 0] * ((width + 5) / 2), own[:, :, 1] * ((height + 5) / 2), own[:, :, 2]], dim=2)
+    x, y, moved = own.unbind(2)
+    own = torch.stack([x * ((width + 5) / 2), y * ((height + 5) / 2), moved + (x + y) / 4], dim=2)
     sizes = [len(images), 1, 2 * height + 10, 2 * width + 10]
     places = F.affine_grid(own, sizes, align_corners=False)
     return reduced(_Sampled.apply(enlarged(images), places))
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """Twice the size but for the outermost pixels, so that edges are axes of reflection: `[N, C, 2 H - 2, 2 W - 2]`."""
+    """Twice the size: `[N, C, 2 H - 1, 2 W - 1]`, where every other pixel lies between the pixels of the picture."""
     rows, columns = (_enlarging(size, images.device, images.dtype) for size in images.shape[-2:])
     return rows @ (images @ columns.mT)
 
 
 def reduced(images: Tensor) -> Tensor:
-    """Half the size: `[N, C, 2 H + 10, 2 W + 10]`, with five pixels more at each edge, to `[N, C, H, W]`."""
+    """Half the size: `[N, C, 2 H + 10, 2 W + 10]`, which begins five pixels before the first, to `[N, C, H, W]`."""
     rows, columns = (_reducing(size // 2 - 5, images.device, images.dtype) for size in images.shape[-2:])
     return rows @ images @ columns.mT
 
@@ -62,12 +65,12 @@ def reduced(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _enlarging(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`[2 size - 2, size]`; pixels k of the result, from 1 on, have their middle at (k - 1/2) / 2 of the picture."""
-    matrix = np.zeros((2 * size - 2, size))
-    for k, tap in product(range(1, 2 * size - 1), range(len(SYM6))):
+    """`[2 size - 1, size]`."""
+    matrix = np.zeros((2 * size - 1, size))
+    for k, tap in product(range(2 * size - 1), range(len(SYM6))):
         if (k + 5 - tap) % 2 == 0:
-            source = (k + 5 - tap) // 2 % max(2 * size - 2, 1)  # what lies beyond an edge is reflected
-            matrix[k - 1, min(source, 2 * size - 2 - source)] += SYM6[tap] * 2**0.5
+            source = (k + 5 - tap) // 2 % (2 * size - 2)  # what lies beyond an edge is reflected
+            matrix[k, min(source, 2 * size - 2 - source)] += SYM6[tap] * 2**0.5
     return _constant(matrix, device, dtype)
 
 
@@ -92,7 +95,7 @@ class _Sampled(torch.autograd.Function):
     def forward(context: Any, images: Tensor, places: Tensor) -> Tensor:
         context.save_for_backward(places)
         context.size = images.shape
-        return F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
+        return F.grid_sample(images, places, padding_mode="reflection", align_corners=True)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -107,7 +110,7 @@ class _Spread(torch.autograd.Function):
         context.save_for_backward(places)
         of_pictures, reflection = samples.new_empty(1).expand(size), 2  # their values do not matter
         result: Tensor = torch.ops.aten.grid_sampler_2d_backward(
-            samples, of_pictures, places, 0, reflection, False, [True, False]
+            samples, of_pictures, places, 0, reflection, True, [True, False]
         )[0]
         return result
 

@@ -24,6 +24,21 @@ class AdversarialLoss(ABC):
 
     paired = False  # without an annotation, which jsonargparse would look up in the modules of subclasses
 
+    @property
+    def boundary(self) -> float | None:
+        """The score of a picture that is as likely real as fake; None where a score says nothing by itself."""
+        return None
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """By how much the discriminator takes each picture for real, of scores `[N, ...]`: below 0 for a fake.
+
+        Raises:
+            ValueError: If the loss has no `boundary`.
+        """
+        if self.boundary is None:
+            raise ValueError(f"{type(self).__name__} has no boundary between the scores of real pictures and fakes.")
+        return full(scores) - self.boundary
+
     @abstractmethod
     def discriminator(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """What the discriminator minimises: scalar."""
@@ -65,6 +80,11 @@ class Minimax(SeparableLoss):
     The generator's gradient vanishes where the discriminator is sure of its fakes; `NonSaturating` mends that.
     """
 
+    @property
+    def boundary(self) -> float:
+        """0, where the sigmoid is 1/2."""
+        return 0.0
+
     def real_terms(self, scores: Tensor) -> Tensor:
         """-log sigmoid(D(x))."""
         return F.softplus(-full(scores))
@@ -104,6 +124,11 @@ class LeastSquares(SeparableLoss):
     b: float = 1.0
     c: float = 1.0
 
+    @property
+    def boundary(self) -> float:
+        """Halfway from a to b."""
+        return (self.a + self.b) / 2
+
     def real_terms(self, scores: Tensor) -> Tensor:
         """(D(x) - b)^2."""
         return (full(scores) - self.b).square()
@@ -120,6 +145,11 @@ class LeastSquares(SeparableLoss):
 @dataclass(frozen=True)
 class Hinge(SeparableLoss):
     """The hinge loss (1705.02894), with the generator's of SNGAN (1802.05957, eq. 17), which is linear."""
+
+    @property
+    def boundary(self) -> float:
+        """0."""
+        return 0.0
 
     def real_terms(self, scores: Tensor) -> Tensor:
         """max(0, 1 - D(x))."""
@@ -165,6 +195,15 @@ class AuxiliaryClassifier(SeparableLoss):
 
     loss: SeparableLoss
     weight: float = 1.0
+
+    @property
+    def boundary(self) -> float | None:
+        """The loss's own."""
+        return self.loss.boundary
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """Of the score itself: `[N]`."""
+        return self.loss.margins(scores[:, 0])
 
     def real_terms(self, scores: Tensor) -> Tensor:
         """The loss's real terms + weight * cross-entropy: `[N]`."""

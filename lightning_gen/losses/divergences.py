@@ -149,6 +149,11 @@ class FDivergence(SeparableLoss):
                 raise ValueError(f"FDivergence got {field}={given!r}; known are {', '.join(known)}.")
 
     @property
+    def boundary(self) -> float:
+        """The score v at which g_f(v) = f'(1), the best T where a picture is as likely real as fake."""
+        return 1.0 if self.divergence == "kl" else 0.0
+
+    @property
     def domain(self) -> tuple[float, float]:
         """The ends of the interval on which f* is finite: what T may be."""
         return self._formulas.domain

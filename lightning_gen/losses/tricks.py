@@ -43,6 +43,15 @@ class LabelSmoothing(SeparableLoss):
                     "(0.1 for a target of 0.9), and from 0.5 on the label says nothing or the opposite."
                 )
 
+    @property
+    def boundary(self) -> float | None:
+        """The loss's own, which is off by a little where one side is smoothed more."""
+        return self.loss.boundary
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """The loss's own."""
+        return self.loss.margins(scores)
+
     def real_terms(self, scores: Tensor) -> Tensor:
         """(1 - real) * the loss's real terms + real * its fake terms."""
         return (1 - self.real) * self.loss.real_terms(scores) + self.real * self.loss.fake_terms(scores)
@@ -80,6 +89,15 @@ class LabelFlipping(SeparableLoss):
                 f"LabelFlipping needs probability in [0, 0.5), got {self.probability}: from 0.5 on the labels say "
                 "nothing or the opposite."
             )
+
+    @property
+    def boundary(self) -> float | None:
+        """The loss's own."""
+        return self.loss.boundary
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """The loss's own."""
+        return self.loss.margins(scores)
 
     def real_terms(self, scores: Tensor) -> Tensor:
         """The loss's real terms, its fake terms for the swapped samples."""

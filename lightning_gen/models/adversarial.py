@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from lightning_gen.checkpoints import CheckpointError
 from lightning_gen.hyperparameters import made_by
+from lightning_gen.layers.ada import ADA, AdaptiveProbability
+from lightning_gen.layers.augment import Augmentation, check_probability
 from lightning_gen.layers.freezing import freeze_first
 from lightning_gen.layers.ties import has_batch_norm, moving_once
 from lightning_gen.losses.adversarial import AdversarialLoss
@@ -24,7 +27,9 @@ from lightning_gen.losses.penalties import Penalty
 from lightning_gen.losses.precision import full
 from lightning_gen.models.training import OptimizerFactory, WatchedModule, linear_decay, prepare_networks
 from lightning_gen.modes import evaluating
+from lightning_gen.outlines import with_values
 from lightning_gen.processes import average_gradients
+from lightning_gen.schedules import Schedule
 
 Losses: TypeAlias = Mapping[str, Tensor]
 
@@ -41,6 +46,10 @@ class AdversarialModule(WatchedModule):
     Args:
         image_shape: (channels, height, width).
         penalties: Added to each discriminator's loss.
+        augment: Augments all that the discriminators are shown in training, real pictures and fakes alike but with
+            draws of their own, such as `ADA()` or `DiffAugment()`. What a discriminator is shown of one example, such
+            as both pictures of a pair, is augmented alike. Penalties differentiate by pictures as they were, through
+            draws of their own.
         learning_rate: Of Adam, for both players.
         discriminator_learning_rate: For the discriminators, where it differs.
         betas: Of Adam.
@@ -63,8 +72,9 @@ class AdversarialModule(WatchedModule):
             gradient stay as they are, for PyTorch cannot compile those.
 
     Raises:
-        ValueError: If a number is out of range, or all layers of a discriminator would be frozen; when a run starts, if
-            the trainer was told to clip or to accumulate, which Lightning cannot for such a model; in a batch, if it
+        ValueError: If a number is out of range, all layers of a discriminator would be frozen, or pictures or loss do
+            not allow the augmentation; when a run starts, if the trainer was told to clip or to accumulate, which
+            Lightning cannot for such a model; in a batch, if it
             has fewer pictures than pieces.
     """
 
@@ -81,6 +91,7 @@ class AdversarialModule(WatchedModule):
         image_shape: tuple[int, int, int],
         *,
         penalties: list[Penalty] | None = None,
+        augment: Augmentation | None = None,
         learning_rate: float = 2e-4,
         discriminator_learning_rate: float | None = None,
         betas: tuple[float, float] = (0.5, 0.999),
@@ -111,6 +122,13 @@ class AdversarialModule(WatchedModule):
             raise ValueError(f"freeze_discriminator must be 0 or more, got {freeze_discriminator}.")
         self.automatic_optimization = False
         self.penalties = list(penalties or [])
+        self.augment = augment
+        self.adaptation: AdaptiveProbability | None = None
+        if augment is not None:
+            augment.check(type(self).__name__, self.image_shape)
+            if isinstance(augment, ADA) and augment.target is not None:
+                with with_values():
+                    self.adaptation = AdaptiveProbability(augment)
         self.learning_rates = (learning_rate, discriminator_learning_rate or learning_rate)
         self.betas, self.decay_start = betas, decay_start
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
@@ -221,10 +239,82 @@ class AdversarialModule(WatchedModule):
             schedulers: Any = self.lr_schedulers() or []
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()
-        self.images_seen += images * self.trainer.world_size
+        images *= self.trainer.world_size
+        self.images_seen += images
+        self._advance_augmentation(images)
         # "step" is a name that Lightning takes as the x-axis of every logger. Filled on the device, for a number copied
         # there would make an accelerator wait.
         self.log("step", torch.full((), float(self.trainer.global_step), device=self.device))
+
+    # -- augmentation -----------------------------------------------------------------------------------------------
+
+    @property
+    def augment_p(self) -> Tensor:
+        """The probability of each transform of `augment` now: float32 `[]`.
+
+        Raises:
+            ValueError: If a schedule of it is not in [0, 1] here.
+        """
+        if self.adaptation is not None:
+            return self.adaptation.p
+        p = self.scheduled(self.augment.p) if self.augment is not None else 0.0
+        check_probability(f"The schedule of augment p, after {self.images_seen} pictures,", p)
+        return torch.full((), p, device=self.device)
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Pictures as a discriminator is shown them: augmented in training mode, and else as they are.
+
+        Args:
+            images: `[N, C, H, W]`, or so many times the channels of `image_shape` as a discriminator sees together.
+        """
+        if self.augment is None or not self.training:
+            return images
+        return self.augment(images, self.augment_p, images.shape[1] // self.image_shape[0])
+
+    def judged(self, discriminator: Callable[..., Tensor], images: Tensor) -> Tensor:
+        """What a discriminator says of pictures as it is shown them."""
+        return discriminator(self.augmented(images))
+
+    def note_scores(self, loss: AdversarialLoss, real_scores: Tensor) -> None:
+        """Let the probability of augmenting follow the scores of real pictures, where it follows any."""
+        if self.adaptation is not None:
+            self.adaptation.note(loss.margins(real_scores))
+
+    def _advance_augmentation(self, images: int) -> None:
+        adaptation = self.adaptation
+        if adaptation is not None:
+            adaptation.advance(images)
+            self.log("train/augment_r", adaptation.r)
+            if (self.batches_before + 1) % adaptation.augmentation.interval == 0:
+                adaptation.move()
+        if self.augment is not None and (adaptation is not None or isinstance(self.augment.p, Schedule)):
+            self.log("train/augment_p", self.augment_p)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look whether p has run away, where the device waits anyway."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        cadence = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.adaptation is not None and cadence and (self.batches_before + 1) % cadence == 0:
+            self.adaptation.watch(self.images_seen)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the probability of augmenting, where it follows scores."""
+        super().on_save_checkpoint(checkpoint)
+        if self.adaptation is not None:
+            checkpoint["augmentation"] = self.adaptation.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back, or begin where the checkpoint has none.
+
+        Raises:
+            CheckpointError: If what stands there is no such state.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.adaptation is not None and "augmentation" in checkpoint:
+            try:
+                self.adaptation.load(checkpoint["augmentation"])
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise CheckpointError("The checkpoint holds no state of an augmentation where it should.") from error
 
     def penalty_losses(
         self, discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
@@ -333,6 +423,16 @@ class AdversarialModule(WatchedModule):
         double = any(penalty.double_backward for penalty in self.penalties)
         prepare_networks(generators, channels_last=self.channels_last, compile=compile)
         prepare_networks(discriminators, channels_last=self.channels_last, compile=compile and not double)
+
+
+def check_augmentation(owner: str, augment: Augmentation | None, loss: AdversarialLoss) -> None:
+    """Raise a `ValueError`, in the name of `owner`, where p is to follow scores that say nothing by themselves."""
+    if augment is not None and augment.target is not None and loss.boundary is None:
+        raise ValueError(
+            f"{owner}: the p of {type(augment).__name__} follows the signs of scores, but those of "
+            f"{type(loss).__name__} only compare pictures (it has no `boundary`). Hold p with target: null and p: 0.3, "
+            "say, or a schedule; or take DiffAugment."
+        )
 
 
 def generator_loss(loss: AdversarialLoss, fake_scores: Tensor, real_scores: Callable[[], Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from lightning_gen.layers.ties import on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, LeastSquares
 from lightning_gen.losses.precision import full
 from lightning_gen.metrics.translation import TranslationMetrics
-from lightning_gen.models.adversarial import Losses, generator_loss, halved
+from lightning_gen.models.adversarial import Losses, check_augmentation, generator_loss, halved
 from lightning_gen.models.image_pool import ImagePool
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
@@ -76,6 +77,7 @@ class CycleGAN(TranslationModule):
         self.discriminator_B = made_by(discriminator, nn.Module, self.image_shape)
         self.freeze_layers()
         self.loss = loss or LeastSquares()
+        check_augmentation(type(self).__name__, self.augment, self.loss)
         self.lambda_A, self.lambda_B, self.lambda_identity = lambda_A, lambda_B, lambda_identity
         self.pool_A, self.pool_B = ImagePool(pool_size), ImagePool(pool_size)
         self.fakes: list[tuple[Tensor, Tensor]] = []  # A and B of each piece of a batch
@@ -92,7 +94,7 @@ class CycleGAN(TranslationModule):
     def generator_losses(self, real_A: Tensor, real_B: Tensor) -> Losses:
         """Six terms; the fakes are kept for the discriminators, which see them as they were before this update."""
         G, F_ = self.generator_AtoB, self.generator_BtoA  # the paper's G and F
-        D_A, D_B = self.discriminator_A, self.discriminator_B
+        D_A, D_B = (partial(self.judged, network) for network in (self.discriminator_A, self.discriminator_B))
         if self.lambda_identity:
             fake_B, same_B = on_both(G, real_A, real_B)
             fake_A, same_A = on_both(F_, real_B, real_A)
@@ -120,9 +122,11 @@ class CycleGAN(TranslationModule):
             ("A", self.discriminator_A, real_A, self.pool_A(fake_A)),
             ("B", self.discriminator_B, real_B, self.pool_B(fake_B)),
         ):
-            real_scores, fake_scores = on_both(network, real, fake.to(real.dtype))
+            judge = partial(self.judged, network)
+            real_scores, fake_scores = on_both(network, real, fake.to(real.dtype), call=judge)
+            self.note_scores(self.loss, real_scores)
             losses[f"discriminator_{domain}"] = self.loss.discriminator(real_scores, fake_scores)
-            for name, penalty in self.penalty_losses(network, real, fake).items():
+            for name, penalty in self.penalty_losses(judge, real, fake).items():
                 losses[f"{name}_{domain}"] = penalty
         return halved(losses)  # the paper's way to hold the discriminators back
 

@@ -19,7 +19,14 @@ from lightning_gen.layers.ties import has_batch_norm, on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.constraints import Constraint, WeightClipping
 from lightning_gen.losses.tricks import InstanceNoise
-from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties, check_players, generator_loss
+from lightning_gen.models.adversarial import (
+    AdversarialModule,
+    Losses,
+    check_augmentation,
+    check_penalties,
+    check_players,
+    generator_loss,
+)
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.outlines import is_outline
@@ -122,6 +129,7 @@ class GAN(LatentSampling, AdversarialModule):
             fake = self.fakes(len(real), fake_labels).to(real.dtype)
         real, fake = self.noisy(real), self.noisy(fake)
         real_scores, fake_scores = self.judge_both(real, fake, labels, fake_labels)
+        self.note_scores(self.loss, real_scores)
         return {
             "discriminator": self.loss.discriminator(real_scores, fake_scores),
             **self.penalty_losses(partial(self.judge, labels=labels), real, fake),
@@ -179,7 +187,8 @@ class GAN(LatentSampling, AdversarialModule):
         return self.generator(latents) if labels is None else self.generator(latents, labels)
 
     def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x) or D(x, y)."""
+        """D(x) or D(x, y), of pictures as the discriminator is shown them; see `augmented`."""
+        images = self.augmented(images)
         return self.discriminator(images) if labels is None else self.discriminator(images, labels)
 
     def judge_both(
@@ -284,6 +293,7 @@ class GAN(LatentSampling, AdversarialModule):
             )
         check_penalties(name, self.discriminator, self.penalties)
         self.freeze_layers()
+        check_augmentation(name, self.augment, self.loss)
         if not is_outline():  # of a checkpoint, whose weights have been trained
             players = (self.generator, self.discriminator)
             check_players(name, *players, self.image_shape, self.latent_shape, self.num_classes)

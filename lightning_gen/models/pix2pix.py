@@ -16,7 +16,7 @@ from lightning_gen.hyperparameters import made_by
 from lightning_gen.layers.ties import moving_once, on_both, with_momenta
 from lightning_gen.losses.adversarial import AdversarialLoss, NonSaturating
 from lightning_gen.losses.precision import full
-from lightning_gen.models.adversarial import Losses, generator_loss, halved
+from lightning_gen.models.adversarial import Losses, check_augmentation, generator_loss, halved
 from lightning_gen.models.training import NetworkFactory
 from lightning_gen.models.translation import Batch, TranslationModule
 from lightning_gen.networks.cyclegan import UNetGenerator
@@ -69,6 +69,7 @@ class Pix2Pix(TranslationModule):
         self.discriminator = made_by(discriminator or partial(PatchDiscriminator, norm="batch"), nn.Module, stacked)
         self.freeze_layers()
         self.loss = loss or NonSaturating()
+        check_augmentation(type(self).__name__, self.augment, self.loss)
         self.lambda_L1 = lambda_L1
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -84,20 +85,21 @@ class Pix2Pix(TranslationModule):
     def discriminator_losses(self, real_A: Tensor, real_B: Tensor, fake_B: Tensor) -> Losses:
         """Real pairs against pairs with a generated B."""
         real, fake = torch.cat([real_A, real_B], dim=1), torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1)
-        real_scores, fake_scores = on_both(self.discriminator, real, fake)
+        judge = partial(self.judged, self.discriminator)
+        real_scores, fake_scores = on_both(self.discriminator, real, fake, call=judge)
+        self.note_scores(self.loss, real_scores)
         losses = {
             "discriminator": self.loss.discriminator(real_scores, fake_scores),
-            **self.penalty_losses(self.discriminator, real, fake),
+            **self.penalty_losses(judge, real, fake),
         }
         return halved(losses)  # the paper's way to hold the discriminator back (section 3.3)
 
     def generator_losses(self, real_A: Tensor, real_B: Tensor, fake_B: Tensor) -> Losses:
         """Adversarial term and lambda |G(a) - b|."""
-        scores = self.discriminator(torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1))
+        judge = partial(self.judged, self.discriminator)
+        scores = judge(torch.cat([real_A, fake_B.to(real_A.dtype)], dim=1))
         return {
-            "generator": generator_loss(
-                self.loss, scores, lambda: self.discriminator(torch.cat([real_A, real_B], dim=1))
-            ),
+            "generator": generator_loss(self.loss, scores, lambda: judge(torch.cat([real_A, real_B], dim=1))),
             "L1": self.lambda_L1 * F.l1_loss(full(fake_B), full(real_B)),
         }
 

@@ -17,7 +17,13 @@ from lightning_gen.layers.ties import on_both
 from lightning_gen.losses.adversarial import AdversarialLoss, Hinge
 from lightning_gen.losses.perceptual import LPIPSDistance, PerceptualLoss
 from lightning_gen.losses.precision import full
-from lightning_gen.models.adversarial import AdversarialModule, Losses, check_penalties, generator_loss
+from lightning_gen.models.adversarial import (
+    AdversarialModule,
+    Losses,
+    check_augmentation,
+    check_penalties,
+    generator_loss,
+)
 from lightning_gen.models.autoencoder import (
     Autoencoder,
     DecoderFactory,
@@ -122,6 +128,7 @@ class VQGAN(Autoencoder, AdversarialModule):
         check_penalties(type(self).__name__, self.discriminator, self.penalties)
         self.freeze_layers()
         self.loss, self.perceptual = loss or Hinge(), perceptual or LPIPSDistance()
+        check_augmentation(type(self).__name__, self.augment, self.loss)
         self.reconstruction, self.perceptual_weight = reconstruction, perceptual_weight
         self.discriminator_weight, self.adaptive = discriminator_weight, adaptive
         self.discriminator_start, self.discriminator_warmup = discriminator_start, discriminator_warmup
@@ -145,7 +152,8 @@ class VQGAN(Autoencoder, AdversarialModule):
         distances = self.distances(reconstructions, images)
         if not judged:
             return distances | encoded.losses
-        adversarial = generator_loss(self.loss, self.discriminator(reconstructions), lambda: self.discriminator(images))
+        judge = partial(self.judged, self.discriminator)
+        adversarial = generator_loss(self.loss, judge(reconstructions), lambda: judge(images))
         weight = self.discriminator_weight
         if self.adaptive:
             ratio = self.adaptive_weight(torch.stack(list(distances.values())).sum(), adversarial)
@@ -156,10 +164,12 @@ class VQGAN(Autoencoder, AdversarialModule):
     def discriminator_losses(self, images: Tensor, reconstructions: Tensor) -> Losses:
         """Pictures against what was left of them."""
         reconstructions = reconstructions.to(images.dtype)
-        scores = on_both(self.discriminator, images, reconstructions)
+        judge = partial(self.judged, self.discriminator)
+        scores = on_both(self.discriminator, images, reconstructions, call=judge)
+        self.note_scores(self.loss, scores[0])
         return {
             "discriminator": 0.5 * self.loss.discriminator(*scores),
-            **self.penalty_losses(self.discriminator, images, reconstructions),
+            **self.penalty_losses(judge, images, reconstructions),
         }
 
     def distances(self, reconstructions: Tensor, images: Tensor) -> dict[str, Tensor]:
