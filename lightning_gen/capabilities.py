@@ -178,6 +178,18 @@ class Grows(Protocol):
 
 
 @runtime_checkable
+class Augments(Protocol):
+    """A model whose discriminators can be shown augmented pictures."""
+
+    augment: object | None
+    """How; None where they see pictures as they are."""
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Pictures `[N, C, H, W]` in `[-1, 1]` as they are augmented now, each with draws of its own."""
+        ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """A model that encodes pictures and decodes them again."""
 

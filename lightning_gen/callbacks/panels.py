@@ -10,10 +10,19 @@ from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import Tensor
 
-from lightning_gen.capabilities import Direction, HasLatents, HasLayerStyles, Reconstructs, Samples, Translates
+from lightning_gen.capabilities import (
+    Augments,
+    Direction,
+    HasLatents,
+    HasLayerStyles,
+    Reconstructs,
+    Samples,
+    Translates,
+)
 from lightning_gen.data.batches import as_floats, batch_pictures
 from lightning_gen.data.grids import captioned_grid, mixing_grid, picture_grid, square_grid
 from lightning_gen.data.images import from_uint8, to_uint8
@@ -155,6 +164,35 @@ class ReconstructionPanel(Panel):
         images = trainer.precision_plugin.convert_input(from_uint8(torch.stack(given)).to(pl_module.device))
         left = to_uint8(cast(Reconstructs, pl_module).reconstruct(images)).cpu()
         return {"reconstructions": picture_grid({"picture": given, "reconstruction": left})}
+
+
+class AugmentationPanel(Panel):
+    """Pictures of the data as discriminators are shown them, with four draws each, as "augmented"; in training only."""
+
+    needs = Augments
+    number = 4
+    shows_data = True
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether pictures are augmented."""
+        super().check(owner, trainer, pl_module)
+        if cast(Augments, pl_module).augment is None:
+            raise ValueError(
+                f"{owner} shows augmented pictures; this {type(pl_module).__name__} augments none. Take {owner} out of "
+                "trainer.callbacks."
+            )
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid, of all domains."""
+        given = [picture for pictures in inputs.pictures.values() for picture in pictures[: self.number]]
+        if not given or trainer.state.fn != TrainerFn.FITTING or given[0].shape[0] not in (1, 3):
+            return {}
+        columns = [("picture", given)]
+        for _ in range(4):  # one by one, for pictures may differ in size
+            images = (from_uint8(picture).to(pl_module.device)[None] for picture in given)
+            shown = [cast(Augments, pl_module).augmented(image)[0] for image in images]
+            columns.append(("augmented", [to_uint8(image).cpu() for image in shown]))
+        return {"augmented": picture_grid(columns)}
 
 
 class SamplePanel(Panel):

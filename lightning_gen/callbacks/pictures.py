@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_gen.callbacks.ema import averaged_weights
 from lightning_gen.callbacks.panels import (
+    AugmentationPanel,
     CaptionPanel,
     FirstPictures,
     LatentMapPanel,
@@ -100,7 +101,7 @@ class Pictures(pl.Callback):
 
     Panels are those of `callbacks.panels`: translations; samples, as pictures, as pictures of captions of the data, or
     as points of which the data knows the true distribution; a map of the latents, where there are two; what styles do;
-    reconstructions.
+    reconstructions; what augmented pictures a discriminator is shown.
     It draws before training, whenever the generator updates pass a multiple of `every_n_steps`, and after training.
     Only rank zero draws, and nothing is communicated. Training does not notice: see `looking`. What another callback
     draws alone, such as a `SampleGrid` with settings of its own, is left to it.
@@ -127,6 +128,7 @@ class Pictures(pl.Callback):
         LatentMapPanel,
         StylePanel,
         ReconstructionPanel,
+        AugmentationPanel,
     )
 
     def __init__(

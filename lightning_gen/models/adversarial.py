@@ -262,18 +262,22 @@ class AdversarialModule(WatchedModule):
         return torch.full((), p, device=self.device)
 
     def augmented(self, images: Tensor) -> Tensor:
-        """Pictures as a discriminator is shown them: augmented in training mode, and else as they are.
+        """Pictures with transforms of `augment`, drawn anew.
 
         Args:
             images: `[N, C, H, W]`, or so many times the channels of `image_shape` as a discriminator sees together.
         """
-        if self.augment is None or not self.training:
+        if self.augment is None:
             return images
         return self.augment(images, self.augment_p, images.shape[1] // self.image_shape[0])
 
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Pictures as a discriminator is shown them: `augmented` in training mode, and else as they are."""
+        return self.augmented(images) if self.training else images
+
     def judged(self, discriminator: Callable[..., Tensor], images: Tensor) -> Tensor:
         """What a discriminator says of pictures as it is shown them."""
-        return discriminator(self.augmented(images))
+        return discriminator(self.as_shown(images))
 
     def note_scores(self, loss: AdversarialLoss, real_scores: Tensor) -> None:
         """Let the probability of augmenting follow the scores of real pictures, where it follows any."""

@@ -187,8 +187,8 @@ class GAN(LatentSampling, AdversarialModule):
         return self.generator(latents) if labels is None else self.generator(latents, labels)
 
     def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x) or D(x, y), of pictures as the discriminator is shown them; see `augmented`."""
-        images = self.augmented(images)
+        """D(x) or D(x, y), of pictures as the discriminator is shown them; see `as_shown`."""
+        images = self.as_shown(images)
         return self.discriminator(images) if labels is None else self.discriminator(images, labels)
 
     def judge_both(

@@ -138,9 +138,9 @@ class GrowingGAN(GAN):
         return F.interpolate(images, scale_factor=float(self.stage.enlargement)).clamp(-1, 1)
 
     def judge(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x) or D(x, y), of pictures of the stage as the discriminator is shown them; see `augmented`."""
+        """D(x) or D(x, y), of pictures of the stage as the discriminator is shown them; see `as_shown`."""
         given = () if labels is None else (labels,)
-        scores: Tensor = self.discriminator(self.augmented(self._at_stage(images)), *given, fade=self.fade)
+        scores: Tensor = self.discriminator(self.as_shown(self._at_stage(images)), *given, fade=self.fade)
         return scores
 
     def _at_stage(self, images: Tensor) -> Tensor:

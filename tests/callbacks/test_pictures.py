@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.ema import EMA
 from lightning_gen.callbacks.panels import (
+    AugmentationPanel,
     FirstPictures,
     LatentMapPanel,
     PointPanel,
@@ -29,6 +30,7 @@ from lightning_gen.data.grids import GAP, MIN_CELL, MIN_SQUARE
 from lightning_gen.data.images import from_uint8, to_uint8
 from lightning_gen.data.toy import GridOfGaussians, TwoGaussians
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.layers import ADA
 from lightning_gen.sampling import LatentSampling
 from tests.commands.test_styles import small as small_stylegan
 from tests.shared import tile
@@ -485,6 +487,7 @@ def test_styles_are_shown_mixed_and_truncated():
         (Plane(latent_shape=(3,)), Scenes(16), [SamplePanel], 64),
         (Plane(num_classes=4), Scenes(16), [SamplePanel], 64),
         (small_stylegan(), Scenes(16), [SamplePanel, StylePanel], 64),
+        (small_stylegan(augment=ADA()), Scenes(16), [SamplePanel, StylePanel, AugmentationPanel], 64),
         (Draws((2, 1, 1)), Scenes(16), [], 0),  # points of which nobody knows the truth
         (Draws((1, 1, 1)), Scenes(16), [], 0),
         (Draws((2, 8, 8)), Scenes(16), [], 0),  # two channels are no colours
@@ -532,6 +535,23 @@ def test_a_model_that_can_do_more_has_more_panels(tmp_path):
 
     trainer(tmp_path, [Pictures(num_images=2)]).test(Encoder(), pictures)
     assert [path.name for path in (tmp_path / "run").glob("version_*/images/test_*")] == ["test_reconstructions"]
+
+
+def test_augmented_pictures_stand_beside_those_of_the_data_in_training_alone(tmp_path):
+    pictures = DataLoader([{"image": Pairs(1).pictures[i, 0]} for i in range(4)], 4)
+    for version, p in enumerate((0.0, 1.0)):
+        model = small_stylegan(shape=(3, 8, 8), augment=ADA(target=None, p=p))
+        run = trainer(tmp_path, [Pictures(1, 3)], max_steps=1, limit_val_batches=0)
+        run.fit(model, pictures)
+        run.test(model, pictures, verbose=False)
+        images = tmp_path / "run" / f"version_{version}" / "images"
+        panel = read(images / "augmented" / "step_00000001.png")
+        for row in range(3):
+            picture = to_uint8(Pairs(1).pictures[row, 0])
+            assert torch.equal(tile(panel, row, 0, rows=3), picture)
+            cells = [panel[:, :, GAP + column * (MIN_CELL + GAP) :][:, :, :MIN_CELL] for column in range(1, 5)]
+            assert all(torch.equal(cell, cells[0]) for cell in cells[1:]) == (p == 0)
+        assert not (images / "test_augmented").exists()
 
 
 def test_settings_of_the_model_s_own_arrive_and_unknown_ones_are_refused_by_name(tmp_path):

@@ -201,8 +201,9 @@ def test_blits_are_mirror_images_quarter_turns_and_moves(alone):
         (2, {"uniform": 0.4}, images.roll((2, 2), (2, 3))),  # 0.4 / 8 of 32 are 1.6
     ):
         alone(number, **draws)
-        # Mirroring and turning meet the filter's other side: it is nearly, but not quite, symmetric.
-        tolerance = 1e-4 if number == 2 or draws == {"integers": 0} else 0.5
+        # Mirroring and turning meet the filter's other side: it is nearly, but not quite, symmetric. Other pixels of
+        # this noise would differ by 0.67 in the mean.
+        tolerance = 1e-4 if number == 2 or draws == {"integers": 0} else 1.0
         difference = (blit(images, at(1)) - expected)[INNER].abs()
         assert difference.max() < tolerance, (number, draws)
         assert difference.mean() < tolerance / 5
