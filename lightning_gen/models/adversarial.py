@@ -74,8 +74,7 @@ class AdversarialModule(WatchedModule):
     Raises:
         ValueError: If a number is out of range, all layers of a discriminator would be frozen, or pictures or loss do
             not allow the augmentation; when a run starts, if the trainer was told to clip or to accumulate, which
-            Lightning cannot for such a model; in a batch, if it
-            has fewer pictures than pieces.
+            Lightning cannot for such a model; in a batch, if it has fewer pictures than pieces.
     """
 
     updates = "generator updates"
