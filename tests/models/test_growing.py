@@ -15,6 +15,8 @@ from torch._dynamo.testing import CompileCounter
 
 from lightning_gen.capabilities import HasLatents, HasStyles
 from lightning_gen.data.base import DrawDataset, ImageDataModule
+from lightning_gen.evaluation.engine import draw
+from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.losses import R1, R2, AuxiliaryClassifier, Drift, GradientPenalty, NonSaturating, Wasserstein
 from lightning_gen.metrics.path_length import perceptual_path_length
@@ -414,14 +416,15 @@ def test_by_default_the_first_eight_layers_are_truncated():
     assert large._checked(0.7, None) == (0.7, 8)
 
 
-def test_truncation_is_inert_in_training_and_in_figures(styled, tmp_path):
+def test_truncation_is_inert_in_training_and_in_figures(styled):
     """Neither losses nor samples without a setting know of the mean."""
 
     def everything(model):
         torch.manual_seed(3)
         images = torch.rand(4, *SHAPE) * 2 - 1
         terms = {**model.train().discriminator_losses(images, None), **model.generator_losses(4)}
-        return [*(term.item() for term in terms.values()), model.sample(4, generator=seeded()).sum().item()]
+        measured = draw(model, 0, 4, EvaluationProtocol()), draw(model, 1, 4, EvaluationProtocol(seed=2))
+        return [*(term.item() for term in terms.values()), *(images.sum().item() for images in measured)]
 
     before = everything(styled)
     nn.init.constant_(styled.generator.mean_style, 100.0)
