@@ -27,6 +27,7 @@ Train (Lightning's command line; every setting is an option, and a misspelt one 
   predict      write what the model makes of the test data: translations, samples, log-probabilities
 
 Look first:
+  advise       say what to train with on pictures of yours:  lightning-gen advise --data FOLDER --write mine.yaml
   data         show what a model will see, and how fast:  lightning-gen data --config cyclegan
   schedule     what a model that grows goes through, and what each stage costs:  lightning-gen schedule --config progan
   prepare      decode and resize pictures once, to carry:  lightning-gen prepare --config FILE --output FOLDER
@@ -130,6 +131,12 @@ def _run(arguments: list[str]) -> int:
 
         set_yaml_loader()
         return run_look(arguments)
+    if command == "advise":
+        from lightning_gen.commands.advise import run_advise
+        from lightning_gen.commands.configs import set_yaml_loader
+
+        set_yaml_loader()
+        return run_advise(arguments[1:])
     if command == "schedule":
         from lightning_gen.commands.configs import set_yaml_loader
         from lightning_gen.commands.schedule import run_schedule

@@ -35,6 +35,7 @@ COLLAPSE = (
     "discriminator with MinibatchStdDev)."
 )
 SIDE = 32  # pixels at most of the pictures whose distances are measured
+EARLY = 4  # validations before which samples may well be all the same
 CERTAIN = 3.0  # standard errors by which means must differ
 
 
@@ -57,8 +58,9 @@ class EarlyWarning(pl.Callback):
 
     It warns of over-fitting when `r_v` is above `overfitting`, and held-out scores are lower than those of training
     pictures by more than chance (three standard errors); of collapse when the distance between samples, or a recall or
-    coverage that `GenerativeMetrics` logs, falls below the share `collapse` of the best that it was, or that distance
-    below 0.1. Either must be so in `patience` validations in a row, and is said once in a run.
+    coverage that `GenerativeMetrics` logs, falls below the share `collapse` of the best that it was, or when that
+    distance is still below 0.1 from the fifth validation on. Either must be so in `patience` validations in a row, and
+    is said once in a run.
 
     Any number of processes share the pictures. Training does not notice.
 
@@ -99,6 +101,7 @@ class EarlyWarning(pl.Callback):
         self.best: dict[str, float] = {}  # of what shows a collapse, by name
         self.in_a_row = {"overfitting": 0, "collapse": 0}
         self.told: list[str] = []
+        self.validations = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is a discriminator."""
@@ -139,13 +142,14 @@ class EarlyWarning(pl.Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not self.examples:
             return
         fallen = []
+        self.validations += 1
         for name, value in trainer.callback_metrics.items():
             figure = name.removeprefix("val/").partition("-")[0]
             if not name.startswith("val/") or figure not in ("sample_distance", "recall", "coverage"):
                 continue
             now = float(value)
             self.best[name] = best = max(self.best.get(name, 0.0), min(now, 1.0))
-            if now < self.collapse * best or (figure == "sample_distance" and not now >= 0.1):
+            if now < self.collapse * best or (figure == "sample_distance" and self.validations > EARLY and now < 0.1):
                 fallen.append(f"{name} is {now:.2g}, and was {best:.2g}")
         self.in_a_row["collapse"] = self.in_a_row["collapse"] + 1 if fallen else 0
         if fallen:
@@ -187,12 +191,13 @@ class EarlyWarning(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What has been seen and said so far."""
-        return {"best": dict(self.best), "in_a_row": dict(self.in_a_row), "told": list(self.told)}
+        kept = {"best": dict(self.best), "in_a_row": dict(self.in_a_row), "told": list(self.told)}
+        return {**kept, "validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.best, self.told = dict(state_dict["best"]), list(state_dict["told"])
-        self.in_a_row = dict(state_dict["in_a_row"])
+        self.in_a_row, self.validations = dict(state_dict["in_a_row"]), state_dict["validations"]
 
 
 @dataclass(frozen=True, eq=False)

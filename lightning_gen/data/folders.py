@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ class FolderDataModule(PictureDataModule):
 
     Args:
         root: The folder of the data set.
+        exclude: Files that are left out, by their places below root, with slashes, or by patterns of these, such as
+            "train/blurred/*".
         **reading: As `PictureDataModule` and `ImageDataModule`.
 
     Raises:
@@ -45,9 +48,10 @@ class FolderDataModule(PictureDataModule):
         ValueError, ImageError: As `PictureDataModule`.
     """
 
-    def __init__(self, root: str | Path, **reading: Any) -> None:
+    def __init__(self, root: str | Path, *, exclude: Sequence[str] = (), **reading: Any) -> None:
         super().__init__(**reading)
         self.root = data_root(root)
+        self.exclude = list(exclude)
         self.files: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
@@ -342,6 +346,8 @@ def _find_splits(
 def _usable(module: FolderDataModule, searches: Sequence[Search], captions: bool = False) -> list[Search]:
     """Searches without the files that cannot be read, if these are to be skipped, with a word for what is left out."""
     root = module.root
+    if module.exclude:
+        searches = [_without_excluded(module, search) for search in searches]
     total = sum(len(search.images) for search in searches)
     left_out = [search.others.where(_is_no_caption) if captions else search.others for search in searches]
     if any(left_out):
@@ -363,6 +369,23 @@ def _usable(module: FolderDataModule, searches: Sequence[Search], captions: bool
         replace(search, images=search.images.without(set[Path]().union(*search.faults))).checked()
         for search in searches
     ]
+
+
+def _without_excluded(module: FolderDataModule, search: Search) -> Search:
+    """A search without the files that are to be left out, with a word for how many these are."""
+    named, below = set(module.exclude), search.folder.relative_to(module.root)
+    patterns = [re.compile(fnmatch.translate(pattern)) for pattern in module.exclude if re.search(r"[*?[]", pattern)]
+
+    def stays(place: str) -> bool:
+        place = (below / place).as_posix()
+        return place not in named and not any(pattern.match(place) for pattern in patterns)
+
+    images = search.images.where(stays)
+    if gone := len(search.images) - len(images):
+        module.left_out.append(f"{search.folder}: {gone} of {len(search.images)} picture files are excluded.")
+    kept = set(images) if any(search.faults) else set[Path]()
+    faults = [{path: fault for path, fault in found.items() if path in kept} for found in search.faults]
+    return replace(search, images=images, faults=faults)
 
 
 def fault_of_captions(path: Path) -> str:

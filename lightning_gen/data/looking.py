@@ -101,7 +101,7 @@ def counts(dataset: Any, class_names: Sequence[str] | None = None) -> dict[str, 
         known without loading pictures.
     """
     found = {"": len(dataset)} if hasattr(dataset, "__len__") else {}
-    sources = _sources(dataset)
+    sources = sources_of(dataset)
     if len(sources) > 1:
         found |= {name: len(source) for name, source in sources.items()}
     labels = getattr(dataset, "labels", None)
@@ -118,19 +118,19 @@ def sizes(dataset: Any) -> dict[str, Sizes]:
     Args:
         dataset: Whose pictures may come from an `EncodedSource` or several.
     """
-    return {name: _sizes(source) for name, source in _sources(dataset).items() if isinstance(source, EncodedSource)}
+    return {name: _sizes(source) for name, source in sources_of(dataset).items() if isinstance(source, EncodedSource)}
 
 
 def captions_per_picture(dataset: Any) -> tuple[int, int, int] | None:
     """The fewest, the median and the most captions of a picture, in a sample; None where it has one or none."""
     if not isinstance(dataset, SinglePictures) or dataset.captions is None:
         return None
-    return _three([len(dataset.captions[index]) for index in _spread(len(dataset), LOOKED_AT)])
+    return _three([len(dataset.captions[index]) for index in spread_over(len(dataset), LOOKED_AT)])
 
 
 def treatment(data: pl.LightningDataModule, dataset: Any, split: Split) -> str:
     """What becomes of the pictures of a split, its dataset, in words; empty where nothing does or nothing is known."""
-    source = next(iter(_sources(dataset).values()), None)  # all of which are treated alike
+    source = next(iter(sources_of(dataset).values()), None)  # all of which are treated alike
     prepare, transform = getattr(source, "prepare", None), getattr(dataset, "transform", None)
     words = _of_preparation(prepare) if isinstance(prepare, Preparation) else []
     words += ["kept so in the cache"] if getattr(data, "cache", False) and words else []
@@ -178,8 +178,8 @@ def _times(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _sources(dataset: Any) -> dict[str, Any]:
-    """Where pictures come from in the first place, by domain."""
+def sources_of(dataset: Any) -> dict[str, Any]:
+    """Where the pictures of a dataset come from in the first place, by domain, "" where there are none."""
     names = {"source": "", "source_A": "A", "source_B": "B"}
     found = {domain: getattr(dataset, name) for name, domain in names.items() if hasattr(dataset, name)}
     for domain in found:
@@ -189,7 +189,7 @@ def _sources(dataset: Any) -> dict[str, Any]:
 
 
 def _sizes(source: EncodedSource) -> Sizes:
-    chosen = _spread(len(source), LOOKED_AT)
+    chosen = spread_over(len(source), LOOKED_AT)
     found: list[tuple[int, int]] = []
     unreadable: dict[str, str] = {}
     for index in chosen:
@@ -210,7 +210,7 @@ def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
     return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
-def _spread(total: int, number: int) -> list[int]:
+def spread_over(total: int, number: int) -> list[int]:
     """So many of the numbers below a total, or all, evenly spread."""
     return [i * total // min(total, number) for i in range(min(total, number))]
 
@@ -265,7 +265,7 @@ def looks_at(data: pl.LightningDataModule, dataset: Any, number: int = 16, *, sp
     with isolate_rng():  # a dataset of the user's own may draw from the global random state
         if not hasattr(dataset, "__len__"):
             return [_look(data, item) for item in islice(dataset, number)]
-        places = _spread(len(dataset), number) if spread else list(range(min(number, len(dataset))))
+        places = spread_over(len(dataset), number) if spread else list(range(min(number, len(dataset))))
         ours = isinstance(data, ImageDataModule)
         return [_look(data, dataset[Draw(0, i, i) if ours else i]) for i in places]
 

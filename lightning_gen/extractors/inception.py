@@ -206,15 +206,22 @@ def build_network(feature: Layer) -> nn.Sequential:
     return nn.Sequential(layers).eval()
 
 
+def has_published_weights() -> bool:
+    """Whether a file of the published weights is on this machine already."""
+    return any(path.is_file() for path in _places())
+
+
+def _places() -> list[Path]:
+    return [Path(torch.hub.get_dir()) / "checkpoints" / name for name in _FILES]
+
+
 def _published_weights() -> Path:
     """Where the published weights are, after they have been downloaded if need be; their hash is yet to be checked."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for name in _FILES:
-        if (folder / name).is_file():
-            return folder / name
-    path = folder / _FILES[0]
+    if found := [path for path in _places() if path.is_file()]:
+        return found[0]
+    path = _places()[0]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(

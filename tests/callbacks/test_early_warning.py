@@ -135,7 +135,7 @@ def test_there_is_no_ratio_while_fakes_get_the_better_scores():
     ("spread", "warns"),
     [
         (lambda step: 1.0, False),
-        (lambda step: min(1.0, 0.2 * step), False),  # samples that become different as it learns
+        (lambda step: min(1.0, 0.01 * 4**step), False),  # samples that become different as it learns
         (lambda step: 1.0 if step < 4 else 0.3, True),
         (lambda step: 0.3 if step == 4 else 1.0, False),  # once is no reason
         (lambda step: 0.01, True),  # collapsed from the start

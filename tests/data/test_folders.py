@@ -498,6 +498,33 @@ def test_broken_files_are_left_out_on_demand_and_other_endings_counted(untidy, c
         assert len(items(data)) == len(data)
 
 
+def test_files_are_excluded_by_their_places_or_by_patterns(untidy):
+    """Also broken ones, which are then no reason to refuse the folder."""
+    broken = ["cat/empty*.png", "dog/gone.png", "dog/page.jpg", "dog/pipe.png"]
+    module = ImageFolder(untidy, image_size=4, labels=True, exclude=broken)
+    assert f"{untidy}: 5 of 45 picture files are excluded." in module.left_out
+    for name in ("cat/empty0.png", "cat/empty1.png", "dog/gone.png", "dog/page.jpg", "dog/pipe.png"):
+        (untidy / name).unlink()
+    whole = ImageFolder(untidy, image_size=4, labels=True)
+    assert module.files == whole.files
+    (untidy / "dog/[1].png").write_bytes((untidy / "dog" / whole.files["train"][-1].name).read_bytes())
+    assert ImageFolder(untidy, image_size=4, labels=True, exclude=["dog/[1].png"]).files == whole.files, "a name, too"
+    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+        ImageFolder(untidy, image_size=4, exclude=["*"])
+
+
+@pytest.mark.parametrize("kind", [UnpairedImageFolder, PairedImageFolder])
+def test_files_of_all_folders_of_a_data_set_are_excluded(kind, request):
+    def paths(module):
+        groups = [group for each in module.files.values() for group in (each if isinstance(each, list) else [each])]
+        return {path for group in groups for path in group}
+
+    root = request.getfixturevalue("unpaired" if kind is UnpairedImageFolder else "paired")
+    whole = paths(kind(root, **OPTIONS))
+    gone = min(whole)
+    assert paths(kind(root, **OPTIONS, exclude=[gone.relative_to(root).as_posix()])) == whole - {gone}
+
+
 @pytest.mark.parametrize("kind", [UnpairedImageFolder, PairedImageFolder])
 def test_all_folders_of_a_data_set_are_looked_at(kind, request):
     root = request.getfixturevalue("unpaired" if kind is UnpairedImageFolder else "paired")
