@@ -382,6 +382,8 @@ class GenerativeModule(pl.LightningModule):
             names = getattr(data, "class_names", None)
             if own is not None and isinstance(names, list | tuple) and len(names) == own:
                 self.class_names = [str(name) for name in names]
+                if stage == "fit":
+                    self._compare_class_names(self.started_from)
             return
         options = [name for name in ("labels", "labelled") if getattr(data, name, None) is False]
         hint = f" Give it --data.{options[0]} true, or leave num_classes out." if options and known is None else ""
@@ -633,6 +635,14 @@ class GenerativeModule(pl.LightningModule):
                     f"numbered in the order of their names: give the data the same class folders.{self._instead()}"
                 )
         self.class_names = saved
+
+    def _compare_class_names(self, start: Start | None) -> None:
+        """Say so where weights of classes were taken, which go by number, and the classes are called otherwise now."""
+        pairs = zip(start.class_names, self.class_names or (), strict=False) if start else ()
+        renamed = [f"{i} was {before!r} and is {now!r}" for i, (before, now) in enumerate(pairs) if before != now]
+        if start and renamed and len(start.class_names) == self.num_classes:
+            more = f", and {len(renamed) - 1} others likewise" if len(renamed) > 1 else ""
+            rank_zero_info(f"Weights of classes were taken by number: {renamed[0]}{more}.")
 
     def _instead(self) -> str:
         """What else somebody may have meant who goes on from a checkpoint."""

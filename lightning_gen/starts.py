@@ -32,6 +32,7 @@ class Start:
         images_seen: By the other run.
         taken: Names of the tensors that are from it.
         left: Names of those that kept their first values.
+        class_names: Of the other run's classes, by number, where it had names for them.
         report: All of this to be read, in lines of at most 80 characters where names are not longer.
     """
 
@@ -41,6 +42,7 @@ class Start:
     images_seen: int
     taken: tuple[str, ...]
     left: tuple[str, ...]
+    class_names: tuple[str, ...]
     report: str
 
     def __str__(self) -> str:
@@ -160,7 +162,9 @@ def start_of(model: nn.Module, taken: Collection[str], checkpoint: Mapping[str, 
     ):
         if listed:
             lines += [title, *_grouped(listed, {_network(each) for each in known})]
-    return Start(path, name or "", steps, images, tuple(taken), tuple(left), "\n".join(lines))
+    names = checkpoint.get("class_names")
+    classes = tuple(map(str, names)) if isinstance(names, list) else ()
+    return Start(path, name or "", steps, images, tuple(taken), tuple(left), classes, "\n".join(lines))
 
 
 _PARAMETRIZED = ".parametrizations.weight."

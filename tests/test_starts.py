@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -90,6 +91,25 @@ def test_other_classes(tmp_path, monkeypatch):
         ]
     )
     assert model.images_seen == 0
+
+
+def test_classes_of_other_names_are_spoken_of(tmp_path, caplog):
+    given, model = dcgan(num_classes=3), dcgan(num_classes=3)
+    given.class_names = ["bee", "cat", "dog"]
+    model.init_from(save(given, tmp_path / "a.ckpt"))
+    loader = DataLoader([(torch.zeros(2, *SHAPE), torch.tensor([0, 2]))], None)
+    module = pl.LightningDataModule.from_datasets()
+    module.train_dataloader, module.num_classes = lambda: loader, 3
+    for names, words in (
+        (["bee", "cat", "dog"], None),
+        (["ant", "cat", "eel"], "0 was 'bee' and is 'ant', and 1 others"),
+    ):
+        caplog.clear()
+        module.class_names = names
+        with caplog.at_level("INFO"):
+            trainer(max_steps=1, limit_val_batches=0).fit(model, datamodule=module)
+        assert ("taken by number" in caplog.text) == (words is not None)
+        assert (words or "") in caplog.text
 
 
 @pytest.mark.parametrize("base", [ProGAN, StyleGAN])
@@ -297,7 +317,7 @@ def test_a_started_run_goes_on_without_the_file(base, tmp_path):
 
 
 def test_what_a_checkpoint_says_of_a_start_is_looked_at(tmp_path):
-    good = Start("a.ckpt", "DCGAN", 1, 2, ("a.b",), (), "words").plain()
+    good = Start("a.ckpt", "DCGAN", 1, 2, ("a.b",), (), (), "words").plain()
     for damage in (
         3,
         [],
