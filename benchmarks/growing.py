@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -33,6 +33,7 @@ from lightning_gen.models import StyleGAN
 from lightning_gen.models.growing import GrowingGAN
 from lightning_gen.models.training import prepare_networks
 from lightning_gen.networks import StyleGANDiscriminator, StyleGANGenerator
+from lightning_gen.networks.stylegan import StyleLayer
 from lightning_gen.schedules import Growing, Phase
 
 PARTS = ("step", "stages")
@@ -86,7 +87,10 @@ def model_at(side: int, width: int, mapping_layers: int) -> StyleGAN:
     sizes: dict[str, int] = {"filters": 16 * width, "max_filters": width}
     generator = partial(StyleGANGenerator, style_size=width, mapping_layers=mapping_layers, **sizes)
     discriminator = partial(StyleGANDiscriminator, **sizes)
-    return StyleGAN((3, side, side), generator, discriminator, latent_size=width)
+    model = StyleGAN((3, side, side), generator, discriminator, latent_size=width)
+    for layer in model.synthesis.layers:  # else the first instance norm would divide nothing by nothing
+        nn.init.constant_(cast(StyleLayer, layer).noise.strength, 0.1)
+    return model
 
 
 def naive_beside(model: StyleGAN) -> NaiveStyleGAN:

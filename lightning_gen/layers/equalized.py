@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.layers.convolution import conv2d
 from lightning_gen.layers.resampling import downsampling_conv2d, upsampling_conv2d
 
 Resample = Literal["none", "up", "down"]
@@ -84,4 +85,4 @@ class EqualizedConv2d(nn.Module):
             return upsampling_conv2d(features, weight, self.bias)
         if self.resample == "down":
             return downsampling_conv2d(features, weight, self.bias)
-        return F.conv2d(features, weight, self.bias, padding=weight.shape[-1] // 2)
+        return conv2d(features, weight, self.bias, padding=weight.shape[-1] // 2)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gen.layers.convolution import conv2d
+
 
 class UpsamplingConv2d(nn.Conv2d):
     """Nearest-neighbour doubling, then a 3 x 3 convolution with zero padding.
@@ -67,10 +69,22 @@ def upsampling_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None)
 
 def downsampling_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `DownsamplingConv2d` does it, with weights `[out_channels, C, 3, 3]` that are given."""
-    padded = F.pad(weight, (1, 1, 1, 1))
-    rows = padded[..., 1:, :] + padded[..., :-1, :]
-    kernel = (rows[..., 1:] + rows[..., :-1]) / 4
-    return F.conv2d(input, kernel, bias, stride=2, padding=1)
+    return conv2d(input, _averaged(weight), bias, stride=2, padding=1)
+
+
+def _averaged(kernel: Tensor) -> Tensor:
+    """`[O, C, 3, 3]` to the mean of it at the four places of a block, `[O, C, 4, 4]`, laid out alike.
+
+    As one product with a 9 x 16 matrix, since kernels of many channels are far larger than small pictures.
+    """
+    basis = F.pad(torch.eye(9, dtype=kernel.dtype, device=kernel.device).view(9, 3, 3), (1, 1, 1, 1))
+    rows = basis[:, 1:] + basis[:, :-1]
+    places = (rows[..., 1:] + rows[..., :-1]).flatten(1) / 4
+    # Autocast would round the weights first; meta knows of none.
+    with torch.autocast("cpu" if kernel.is_meta else kernel.device.type, enabled=False):
+        if kernel.is_contiguous():
+            return (kernel.flatten(2) @ places).unflatten(2, (4, 4))
+        return (places.T @ kernel.permute(0, 2, 3, 1).flatten(1, 2)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
 def _phases(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
