@@ -84,7 +84,7 @@ class Loop:
 
 def model_at(side: int, width: int, mapping_layers: int) -> StyleGAN:
     """StyleGAN in full size from the start, with layers of one width, which the paper's have up to 32 x 32."""
-    sizes: dict[str, int] = {"filters": 16 * width, "max_filters": width}
+    sizes: dict[str, Any] = {"filters": 16 * width, "max_filters": width}
     generator = partial(StyleGANGenerator, style_size=width, mapping_layers=mapping_layers, **sizes)
     discriminator = partial(StyleGANDiscriminator, **sizes)
     model = StyleGAN((3, side, side), generator, discriminator, latent_size=width)
@@ -130,7 +130,7 @@ def differences(model: StyleGAN, naive: NaiveStyleGAN, real: Tensor) -> dict[str
 def _apart(own: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
     pairs = [(a, b) for a, b in zip(own, other, strict=True) if a is not None or b is not None]
     size = sum(b.detach().square().sum().item() for _, b in pairs if b is not None)
-    return math.sqrt(sum((a - b).detach().square().sum().item() for a, b in pairs) / size)  # type: ignore[operator]
+    return math.sqrt(sum((a - b).detach().square().sum().item() for a, b in pairs) / size)  # type: ignore[operator,misc]
 
 
 def step(given: argparse.Namespace, clock: Clock) -> dict[str, Any]:
