@@ -206,7 +206,7 @@ class Case:
         kimg: Thousands of pictures for which the configuration trains; None leaves it to the rules here.
         n_critic: Batches of a step.
         r1: Settings of R1 beside its weight, where R1 is what the model is penalised by; else None.
-        can_augment: Whether the model can be told to.
+        augment: What the model can be told to augment by, a class and its settings; None if it cannot, or does already.
         can_accumulate: Whether it can be told to cut batches.
         measures: Whether figures of features can be had on this machine.
         warns: Whether the model has a discriminator that can be watched.
@@ -229,7 +229,7 @@ class Case:
     kimg: float | None = None
     n_critic: int = 1
     r1: Mapping[str, Any] | None = None
-    can_augment: bool = False
+    augment: Mapping[str, Any] | None = None
     can_accumulate: bool = False
     measures: bool = False
     warns: bool = False
@@ -299,8 +299,8 @@ def model_settings(case: Case, size: tuple[int, int], batch: int, piece: Advice 
         weight = r1_weight(size, batch)
         penalty = {"class_path": "R1", "init_args": {**case.r1, "weight": weight.value}}
         found["penalties"] = Advice([penalty], weight.reason)
-    if case.can_augment and (advice := augments(case.training)).value:
-        found["augment"] = Advice({"class_path": "ADA"}, advice.reason)
+    if case.augment is not None and (advice := augments(case.training)).value:
+        found["augment"] = Advice(dict(case.augment), advice.reason)
     if piece is not None and piece.value < batch and case.can_accumulate:
         found["micro_batches"] = Advice(batch // piece.value, f"gradients are added up: {piece.reason}")
     return {("model", "init_args", name): each for name, each in found.items()}

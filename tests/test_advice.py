@@ -139,7 +139,7 @@ def values(settings):
 def test_settings_of_a_folder():
     one = case(
         sized="image_size", colours=True, gray=1.0, excluded={"a/b.png": "copies of others"}, r1={"interval": 16},
-        can_augment=True, can_accumulate=True, measures=True, warns=True, num_classes=7,
+        augment={"class_path": "ADA"}, can_accumulate=True, measures=True, warns=True, num_classes=7,
     )  # fmt: skip
     found = advice.data_settings(one)
     assert values(found) == {
@@ -191,7 +191,7 @@ def test_translation_is_trained_for_200_epochs_on_crops():
 
 
 def test_every_setting_has_a_reason():
-    one = case(sized="image_size", r1={}, can_augment=True)
+    one = case(sized="image_size", r1={}, augment={"class_path": "ADA"})
     for settings in (
         advice.data_settings(one), advice.model_settings(one, (64, 64), 32, None), advice.run_settings(one, 32, 9.0, 1)
     ):  # fmt: skip

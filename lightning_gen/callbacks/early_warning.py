@@ -32,7 +32,7 @@ OVERFITTING = (
 COLLAPSE = (
     "Go back to an earlier checkpoint and lower the learning rate, penalise the discriminator's gradient (R1 in "
     "model.penalties, or more of it), show it larger batches (data.batch_size), or let it see how alike a batch is (a "
-    "discriminator with MinibatchStdDev)."
+    "discriminator with MinibatchStd)."
 )
 SIDE = 32  # pixels at most of the pictures whose distances are measured
 EARLY = 4  # validations before which samples may well be all the same
@@ -48,8 +48,9 @@ class EarlyWarning(pl.Callback):
     * `val/r_v`: (E D(train) - E D(held out)) / (E D(train) - E D(fake)), which is 0 as long as it takes new pictures
       for real as it does those that it learns from, and 1 when it takes them for fakes (2006.06676, eq. 1). No shift or
       scale of the scores changes it, so it means the same for every loss. It is left out while fakes get better scores.
-    * `val/r_t`: E sign D(train), the share of training pictures whose score is above 0 less that of all others, which
-      goes to 1 (likewise). It means something where 0 lies between real and fake, as with cross-entropy and hinge.
+    * `val/r_t`: The share of training pictures that it takes for real less that of all others, which goes to 1
+      (likewise): E sign(D(train) - b) with the loss's boundary b, 0 for cross-entropy and hinge. Of losses that have
+      none it is left out.
     * `val/sample_distance`: The distance between two fakes, as that between two held-out pictures: 1 where fakes are as
       different as pictures are, 0 where they are all the same. It is the root mean square over pixels of pictures
       brought to 32 rows or fewer.
@@ -165,6 +166,7 @@ class EarlyWarning(pl.Callback):
     def _found(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Found:
         """The same on every rank."""
         model: Any = pl_module
+        boundary: float | None = getattr(getattr(model, "loss", None), "boundary", 0.0)
         scores = {name: torch.zeros(4, dtype=torch.float64) for name in ("train", "val", "fake")}
         values = model.image_shape[0] * math.prod(min(SIDE, size) for size in model.image_shape[1:])
         pixels = {name: torch.zeros(1 + 2 * values, dtype=torch.float64) for name in ("val", "fake")}
@@ -175,17 +177,19 @@ class EarlyWarning(pl.Callback):
                     with looking(trainer, pl_module, averaged=False):
                         images, context = model.images_and_context(batch)
                         labels = context.get("labels")
-                        scores[split] += _sums_of_scores(model.judge(images, labels))
+                        scores[split] += _sums_of_scores(model.judge(images, labels), boundary)
                         if split == "val":
                             pixels["val"] += _sums_of_pixels(model.images_and_labels(batch)[0])
                             continue
                         latents = model.draw_latents(len(images), generator_for(0, number))
                         fakes = model.generate(latents, labels).to(images.dtype)
-                        scores["fake"] += _sums_of_scores(model.judge(fakes, labels))
+                        scores["fake"] += _sums_of_scores(model.judge(fakes, labels), boundary)
                         pixels["fake"] += _sums_of_pixels(fakes)
         means = {name: _Mean.of(total(sums)) for name, sums in scores.items()}
         distances = {name: _distance(total(sums)) for name, sums in pixels.items()}
-        return _Found(means["train"], means["val"], means["fake"], distances["val"], distances["fake"])
+        return _Found(
+            means["train"], means["val"], means["fake"], distances["val"], distances["fake"], boundary is not None
+        )
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -244,10 +248,11 @@ class _Found(NamedTuple):
     fake: _Mean
     real_distance: float
     fake_distance: float
+    has_boundary: bool = True
 
     def figures(self) -> dict[str, float]:
         """By name; what is not defined is left out."""
-        found = {"r_t": self.train.sign}
+        found = {"r_t": self.train.sign} if self.has_boundary else {}
         if (span := self.train.mean - self.fake.mean) > 0:
             found["r_v"] = (self.train.mean - self.held_out.mean) / span
         if self.real_distance > 0:
@@ -263,10 +268,10 @@ class _Found(NamedTuple):
         )
 
 
-def _sums_of_scores(scores: Tensor) -> Tensor:
+def _sums_of_scores(scores: Tensor, boundary: float | None) -> Tensor:
     """Number, sum, sum of squares and sum of signs `[4]` of what pictures get, the mean of all scores of each."""
     each = scores.double().reshape(len(scores), -1).mean(1)
-    return torch.stack([torch.ones_like(each), each, each.square(), each.sign()]).sum(1).cpu()
+    return torch.stack([torch.ones_like(each), each, each.square(), (each - (boundary or 0.0)).sign()]).sum(1).cpu()
 
 
 def _sums_of_pixels(images: Tensor) -> Tensor:

@@ -9,16 +9,17 @@ import os
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_gen import advice, data, layers, models
+from lightning_gen import advice, data, models
 from lightning_gen.advice import Advice, Case, Settings
 from lightning_gen.callbacks.progressive_growing import MANY
 from lightning_gen.commands.configs import find_config
@@ -36,13 +37,18 @@ from lightning_gen.extractors.inception import has_published_weights
 from lightning_gen.files import write_atomically
 from lightning_gen.hyperparameters import accepts
 from lightning_gen.limits import load_yaml
+from lightning_gen.losses import R1
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.translation import TranslationModule
+
+T = TypeVar("T")
 
 MOST = {"cpu": 64}
 """Rows of pictures that a device trains within days; 256 on all others."""
 NAMED = 5  # files of each kind that are named
 LONG = 90  # characters of a line that is made several
+REPLACED = ("GenerativeMetrics", "EarlyWarning", "ColorMappingBaseline", "PointMetrics", "ProgressiveGrowing")
+"""Callbacks of the shipped configurations that suit their data."""
 STEPS = 2  # that are timed, or as many as make a step of the generator
 
 
@@ -87,23 +93,27 @@ def run_advise(arguments: list[str]) -> int:
     case = _case(base, module, given, found, device, own=options.config is not None)
     for words in advice.warnings_of(case):
         print(f"! {words}", flush=True)
-
-    mine, reasons = _with_data(base, given, case, name)
     settings = advice.data_settings(case)
     size, batch = advice.size_in(case, settings), int(settings["data", "init_args", "batch_size"].value)
+    planned = settings | advice.run_settings(case, batch, None, options.hours)
+    case = _visited(_put(_with_data(base, given), planned), lambda trainer, model, data: _with_model(case, model))
     piece: Advice | None = None
     rate: float | None = None
     if options.probe:
-        planned = settings | advice.model_settings(case, size, batch, None)
-        planned |= advice.run_settings(case, batch, None, options.hours)
-        piece, costs = _tried(_put(copy.deepcopy(mine), planned), batch)
+        planned |= advice.model_settings(case, size, batch, None)
+        piece, costs = _visited(
+            _put(_with_data(base, given), planned), lambda trainer, model, data: _fitting(trainer, model, data, batch)
+        )
         cost = costs[piece.value]
         rate = piece.value / cost.seconds
         print(f"Tried on {device}: {piece.value} pictures in {cost.seconds:.3g} s, {in_bytes(cost.memory)} of memory.")
     settings |= advice.model_settings(case, size, batch, piece)
     settings |= advice.run_settings(case, batch, rate, options.hours)
-    _put(mine, settings)
-    reasons |= {place: each.reason for place, each in settings.items()}
+    mine = _put(_with_data(base, given), settings)
+    reasons = _reasons(given) | {place: each.reason for place, each in settings.items()}
+    for made, reason in advice.callbacks(case):
+        reasons["trainer", "callbacks", str(len(mine["trainer"]["callbacks"]))] = reason
+        mine["trainer"]["callbacks"].append(made)
 
     print(f"\nAdvice: {_model_name(base)} as in {name}, but for")
     print(
@@ -114,8 +124,8 @@ def run_advise(arguments: list[str]) -> int:
     print("\nWhy:")
     notes = [(".".join(_short(place)), each.reason) for place, each in settings.items()]
     notes += [(made["class_path"], reason) for made, reason in advice.callbacks(case)]
-    if not case.can_augment and case.family != "other" and (augments := advice.augments(case.training)).value:
-        notes.append(("augmentation", f"{augments.reason}; this model is not told to augment"))
+    if case.family == "other" and advice.augments(case.training).value:
+        notes.append(("overfitting", f"{case.training} pictures are few; watch the loss on those held out"))
     if not case.measures and case.family == "gan":
         notes.append(
             ("GenerativeMetrics", "left out: Inception's weights are not on this machine, or do not read such pictures")
@@ -240,10 +250,6 @@ def _case(
         kimg = trainer["max_epochs"] * epoch / 1000
     root = getattr(module, "root", None)
     out = dict.fromkeys(found.broken, "files that cannot be read") | dict.fromkeys(found.copies, "copies of others")
-    penalties = init.get("penalties") or ()
-    r1 = [each.get("init_args") or {} for each in penalties if str(each.get("class_path")).rpartition(".")[2] == "R1"]
-    if init.get("penalties") is None and adversarial and issubclass(model, models.StyleGAN):
-        r1 = [{}]  # that of the paper
     return Case(
         family="translation" if translation else "gan" if adversarial else "other",
         training=found.training,
@@ -262,13 +268,23 @@ def _case(
         else None,
         kimg=kimg,
         n_critic=n_critic,
-        r1=r1[0] if r1 and len(penalties) < 2 else None,
-        can_augment=adversarial and accepts(model, "augment") and hasattr(layers, "ADA") and not init.get("augment"),
         can_accumulate=adversarial,
         measures=found.unit == "pictures" and shape[0] == 3 and found.gray < 0.99 and has_published_weights(),
         warns=adversarial and hasattr(model, "judge"),
         choices=[r for r in RESOLUTIONS if r >= (16 if max(map(min, found.sizes)) >= 16 else 8)],
     )
+
+
+def _with_model(case: Case, model: Any) -> Case:
+    """What there is, and what is known of the model once it is made."""
+    penalties = list(getattr(model, "penalties", ()))
+    r1 = [{} if each.interval == 1 else {"interval": each.interval} for each in penalties if type(each) is R1]
+    augment: dict[str, Any] | None = None
+    if case.family == "gan" and model.augment is None:  # the papers on translation do without
+        # The scores of some losses only compare pictures, so that there is nothing for p to follow.
+        adapts = getattr(getattr(model, "loss", None), "boundary", None) is not None
+        augment = {"class_path": "ADA"} if adapts else {"class_path": "DiffAugment"}
+    return replace(case, r1=r1[0] if len(r1) == len(penalties) == 1 else None, augment=augment)
 
 
 def _below(name: str, root: Path | None) -> str:
@@ -279,12 +295,12 @@ def _below(name: str, root: Path | None) -> str:
 # -- what is tried ----------------------------------------------------------------------------------------------------
 
 
-def _tried(mine: Mapping[str, Any], batch: int) -> tuple[Advice, dict[int, Cost]]:
-    """The piece of a batch that fits into memory, and what each piece that was tried costs."""
-    answers: list[tuple[Advice, dict[int, Cost]]] = []
+def _visited(settings: Mapping[str, Any], visit: Callable[[pl.Trainer, pl.LightningModule, ImageDataModule], T]) -> T:
+    """What a visitor finds out of trainer, model and data of a configuration, which `fit` would make of it."""
+    answers: list[T] = []
 
-    class Trying(Trainer):
-        """A trainer that tries batches, and trains nothing."""
+    class Visiting(Trainer):
+        """A trainer that trains nothing."""
 
         def advise(
             self,
@@ -293,7 +309,7 @@ def _tried(mine: Mapping[str, Any], batch: int) -> tuple[Advice, dict[int, Cost]
             ckpt_path: str | None = None,
             weights_only: bool | None = None,
         ) -> None:
-            """Try batches of a model.
+            """Let the visitor look.
 
             Args:
                 model: The model.
@@ -303,20 +319,21 @@ def _tried(mine: Mapping[str, Any], batch: int) -> tuple[Advice, dict[int, Cost]
             """
             assert model is not None
             assert isinstance(datamodule, ImageDataModule)
-            datamodule.prepare_data()
-            datamodule.setup("fit")
-            answers.append(_fitting(self, model, datamodule, batch))
+            answers.append(visit(self, model, datamodule))
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tried.yaml"
-        path.write_text(yaml.safe_dump(dict(mine), sort_keys=False), encoding="utf-8")
-        run_trainer(["advise", "--config", str(path)], _CommandLine, Trying)
+        path = Path(folder) / "visited.yaml"
+        path.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+        run_trainer(["advise", "--config", str(path)], _CommandLine, Visiting)
     return answers[0]
 
 
 def _fitting(
     trainer: pl.Trainer, model: pl.LightningModule, module: ImageDataModule, batch: int
 ) -> tuple[Advice, dict[int, Cost]]:
+    """The piece of a batch that fits into memory, and what each piece that was tried costs."""
+    module.prepare_data()
+    module.setup("fit")
     device = trainer.strategy.root_device
     settings: dict[str, Any] = {"accelerator": device.type, "devices": 1, "precision": trainer.precision}
     costs: dict[int, Cost] = {}
@@ -387,28 +404,27 @@ def _say(module: pl.LightningDataModule, found: Survey) -> None:
     print(flush=True)
 
 
-def _with_data(
-    base: Mapping[str, Any], given: Mapping[str, Any], case: Case, name: str
-) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
-    """A configuration with other data and callbacks, and why its lines are as they are."""
+def _with_data(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with other data, without what watches the run, and trained in full size from the start."""
     mine: dict[str, Any] = copy.deepcopy(dict(base))
     kept = {key: value for key, value in (base["data"].get("init_args") or {}).items() if key == "eval_batch_size"}
     mine["data"] = {"class_path": given["class_path"], "init_args": {**kept, **given["init_args"]}}
+    (mine["model"].get("init_args") or {}).pop("growing", None)
+    trainer = mine.setdefault("trainer", {})
+    trainer.pop("max_epochs", None)
+    trainer["callbacks"] = [
+        each for each in trainer.get("callbacks") or () if str(each["class_path"]).rpartition(".")[2] not in REPLACED
+    ]
+    return mine
+
+
+def _reasons(given: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
+    """Of the data that was given."""
     reasons: dict[tuple[str, ...], str] = {("data", "class_path"): "as given"}
     reasons |= {("data", "init_args", key): "as given" for key in given["init_args"]}
     if "skip_broken" in given["init_args"]:
         reasons["data", "init_args", "skip_broken"] = "files that do not begin like pictures are left out with a word"
-    trainer = mine.setdefault("trainer", {})
-    trainer.pop("max_epochs", None)
-    replaced = ("GenerativeMetrics", "EarlyWarning", "ColorMappingBaseline", "PointMetrics", "ProgressiveGrowing")
-    callbacks = [
-        each for each in trainer.get("callbacks") or () if str(each["class_path"]).rpartition(".")[2] not in replaced
-    ]
-    for made, reason in advice.callbacks(case):
-        reasons["trainer", "callbacks", str(len(callbacks))] = reason
-        callbacks.append(made)
-    trainer["callbacks"] = callbacks
-    return mine, reasons
+    return reasons
 
 
 def _put(settings: dict[str, Any], advised: Settings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -122,6 +123,15 @@ def test_scores_that_differ_by_chance_are_no_over_fitting():
     assert not said
     val[:, 0, 0, 0] = -0.8
     assert fitted(Planted(), Data(train, val), EarlyWarning(overfitting=0.5))[1]
+
+
+@pytest.mark.parametrize(("boundary", "expected"), [(0.0, 1.0), (2.0, -1.0), (None, None)])
+def test_signs_are_by_the_boundary_of_the_loss(boundary, expected):
+    model = Planted()
+    model.loss = SimpleNamespace(boundary=boundary)
+    logged, _ = fitted(model, Data(noise(48, 0, 1.0), noise(32, 1, 0.0)), EarlyWarning(), steps=1)
+    assert logged[-1].get("val/r_t") == expected
+    assert logged[-1]["val/r_v"] == pytest.approx(0.5)
 
 
 def test_there_is_no_ratio_while_fakes_get_the_better_scores():

@@ -79,6 +79,7 @@ def test_a_folder_with_copies_and_broken_files(folder, small, command):
     assert "growing" not in data
     # 0.0002 x 16 x 16 / 8
     assert model["penalties"] == [{"class_path": "R1", "init_args": {"weight": 0.0064}}]
+    assert model["augment"] == {"class_path": "ADA"}
     assert [each["class_path"] for each in trainer["callbacks"]] == ["EMA", "EarlyWarning"]
     assert trainer["max_steps"] == 100, "that of the configuration, which takes seconds"
     assert "kimg in steps of 8: about" in text
