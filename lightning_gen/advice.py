@@ -140,10 +140,11 @@ def kimg(wanted: float, rate: float | None, hours: float) -> Advice:
     if rate is None:
         return Advice(wanted, "as recommended; how long that takes was not measured")
     takes = wanted * 1000 / rate / 3600
+    speed = f"{rate:,.0f} pictures a second" if rate >= 100 else f"{rate:.3g} pictures a second"
     if takes <= hours:
-        return Advice(wanted, f"about {_hours(takes)} at {rate:.3g} pictures a second")
+        return Advice(wanted, f"about {_hours(takes)} at {speed}")
     value = max(1.0, float(f"{rate * hours * 3.6:.3g}"))
-    return Advice(value, f"what {_hours(hours)} give at {rate:.3g} pictures a second; {wanted:g} take {_hours(takes)}")
+    return Advice(value, f"what {_hours(hours)} give at {speed}; {wanted:g} take {_hours(takes)}")
 
 
 def _hours(hours: float) -> str:

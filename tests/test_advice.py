@@ -104,7 +104,7 @@ def test_a_piece_that_an_accelerator_refuses():
     ("wanted", "rate", "hours", "expected", "reason"),
     [
         (5000, None, 24, 5000, "was not measured"),
-        (5000, 1000, 24, 5000, "about 1.39 hours at 1e\\+03 pictures a second"),
+        (5000, 1000, 24, 5000, "about 1.39 hours at 1,000 pictures a second"),
         (5000, 10, 24, 864, "what 24 hours give at 10 pictures a second; 5000 take 5.79 days"),
         (5000, 0.001, 1, 1, "what 1 hours"),
     ],

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_gen import advice, data, models
 from lightning_gen.advice import Advice, Case, Settings
 from lightning_gen.callbacks.progressive_growing import MANY
-from lightning_gen.commands.configs import find_config
+from lightning_gen.commands.configs import find_config, shipped_configs
 from lightning_gen.commands.data import LookingCommandLine, table
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import run_trainer
@@ -126,9 +126,11 @@ def run_advise(arguments: list[str]) -> int:
     notes += [(made["class_path"], reason) for made, reason in advice.callbacks(case)]
     if case.family == "other" and advice.augments(case.training).value:
         notes.append(("overfitting", f"{case.training} pictures are few; watch the loss on those held out"))
+    if (base["data"].get("init_args") or {}).get("growing"):
+        notes.append(("data.growing", "left out, for the model is trained in full size from the start (as 2006.06676)"))
     if not case.measures and case.family == "gan":
         notes.append(
-            ("GenerativeMetrics", "left out: Inception's weights are not on this machine, or do not read such pictures")
+            ("GenerativeMetrics", "left out: what reads such pictures, as Inception's weights, is not on this machine")
         )
     for setting, reason in notes:
         print(textwrap.fill(f"{setting}: {reason}.", 110, initial_indent="  ", subsequent_indent="    "))
@@ -210,6 +212,7 @@ def _class_of(path: str) -> Any:
 
 def _chosen(found: Survey, device: str) -> str:
     """The shipped configuration for such pictures and such a device."""
+    few = advice.augments(found.training).value
     if found.unit == "pairs":
         unpaired = {"A", "B"} <= found.counts.keys()
         on_cpu, published = (
@@ -218,7 +221,12 @@ def _chosen(found: Survey, device: str) -> str:
         return on_cpu if device == "cpu" else published
     if found.unit == "points":
         return "wgan_gp"
-    return "dcgan" if device == "cpu" else "paper/stylegan_imagefolder"
+    wanted = (
+        ["few_pictures", "dcgan"]
+        if device == "cpu"
+        else ["paper/stylegan_imagefolder_ada", "paper/stylegan_imagefolder"]
+    )
+    return next(name for name in wanted[not few :] if name in shipped_configs())
 
 
 def _case(
