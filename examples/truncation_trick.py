@@ -8,6 +8,7 @@ and less, recall falls, and precision rises until few kinds of pictures are left
     python examples/truncation_trick.py
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
@@ -33,25 +34,27 @@ GROWING = Growing((8, 16, 32), learning_rates=(2e-3,), stable_images=3200, fade_
 PSIS = (1.0, 0.85, 0.7, 0.5, 0.3, 0.0)
 
 
-def scenes() -> Scenes:
-    """Landscapes of 32 x 32, of less height at first."""
-    return Scenes(32, num_train=20_000, num_val=COUNT, num_test=1, growing=GROWING, num_workers=0)
+def scenes(growing: Growing | None = GROWING) -> Scenes:
+    """Landscapes of 32 x 32, of less height at first; without a schedule in full size from the start."""
+    return Scenes(32, num_train=20_000, num_val=COUNT, num_test=1, growing=growing, batch_size=16, num_workers=0)
 
 
-def make() -> StyleGAN:
+def make(growing: Growing | None = GROWING) -> StyleGAN:
     """A model with a hundredth of the paper's parameters."""
     generator = partial(StyleGANGenerator, style_size=64, mapping_layers=4, filters=256, max_filters=64)
     discriminator = partial(StyleGANDiscriminator, filters=256, max_filters=64)
     penalties = [R1(1.0, interval=4)]
-    return StyleGAN(SHAPE, generator, discriminator, penalties=penalties, growing=GROWING, latent_size=64)
+    return StyleGAN(
+        SHAPE, generator, discriminator, penalties=penalties, growing=growing, latent_size=64, learning_rate=2e-3
+    )
 
 
-def train() -> StyleGAN:
+def train(growing: Growing | None = GROWING, callbacks: Sequence[pl.Callback] = ()) -> StyleGAN:
     """The model with averaged weights after about 14,000 pictures."""
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
-    model = make()
-    trainer = fit(model, scenes(), max_steps=STEPS, callbacks=[EMA(["generator"], decay=0.99)])
+    model = make(growing)
+    trainer = fit(model, scenes(growing), max_steps=STEPS, callbacks=[EMA(["generator"], decay=0.99), *callbacks])
     with averaged_weights(trainer, model):
         averaged = deepcopy(model.generator.state_dict())
     model.generator.load_state_dict(averaged)

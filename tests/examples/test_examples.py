@@ -590,3 +590,19 @@ def test_what_noise_and_styles_do_in_a_network_that_has_learned_nothing():
         for _, means, deviations in styles.written_and_found(model, own):
             assert max(means, deviations) < 1e-4
         assert all(0 < share < 2 for both in styles.changes(model, 8).values() for share in both)
+
+
+def test_pictures_are_drawn_when_a_resolution_has_been_left():
+    growing, model = script("growing"), script("truncation_trick").make()
+    watch = growing.Watch(torch.randn(3, 64))
+    watch.on_train_batch_start(None, model, None, 0)
+    watch.images = [0, 3184, 3200]  # at 3,200 pictures are still of 8 x 8
+    watch.on_train_batch_start(None, model, None, 2)
+    assert not watch.pictures
+    watch.images.append(3216)
+    watch.on_train_batch_start(None, model, None, 3)
+    (pictures,) = watch.pictures.values()
+    assert list(watch.pictures) == [8]
+    assert pictures.shape == (3, 3, 32, 32)
+    assert torch.equal(pictures[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3), pictures)
+    assert model.training
