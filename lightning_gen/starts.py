@@ -164,7 +164,9 @@ def start_of(model: nn.Module, taken: Collection[str], checkpoint: Mapping[str, 
             lines += [title, *_grouped(listed, {_network(each) for each in known})]
     names = checkpoint.get("class_names")
     classes = tuple(map(str, names)) if isinstance(names, list) else ()
-    return Start(path, name or "", steps, images, tuple(taken), tuple(left), classes, "\n".join(lines))
+    # Names are what a stranger wrote into the file.
+    report = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return Start(path, name or "", steps, images, tuple(taken), tuple(left), classes, report)
 
 
 _PARAMETRIZED = ".parametrizations.weight."

@@ -373,6 +373,10 @@ def test_other_peoples_weights_need_no_class(tmp_path):
     torch.save({"state_dict": dcgan().state_dict()}, tmp_path / "a.ckpt")
     start = dcgan().init_from(tmp_path / "a.ckpt")
     assert "\nweights of a model after 0 steps and 0 pictures.\n" in str(start)
+    torch.save(
+        {"state_dict": dcgan().state_dict() | {"generator.\x1b[2J\n.weight": torch.ones(2)}}, tmp_path / "a.ckpt"
+    )
+    assert str(dcgan().init_from(tmp_path / "a.ckpt")).endswith("\n  generator.?[2J : weight 2")
     assert start.model == ""
 
 
