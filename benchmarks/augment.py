@@ -24,7 +24,7 @@ from lightning_gen.layers import ADA, Augmentation, DiffAugment
 from lightning_gen.losses.precision import full
 from lightning_gen.models import DCGAN, GAN, StyleGAN
 from lightning_gen.models.training import prepare_networks
-from lightning_gen.networks import DCGANDiscriminator, DCGANGenerator
+from lightning_gen.networks import DCGANDiscriminator, DCGANGenerator, StyleGANDiscriminator, StyleGANGenerator
 
 AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "DiffAugment": DiffAugment(), "ADA": ADA(p=0.5)}
 
@@ -36,8 +36,10 @@ def dcgan(size: int, filters: int, augment: Augmentation | None) -> GAN:
 
 
 def stylegan(size: int, filters: int, augment: Augmentation | None) -> GAN:
-    """The paper's networks; it has no filters to choose."""
-    return StyleGAN((3, size, size), augment=augment)
+    """Of as many times the width as the DCGAN: at 256 it is the paper's."""
+    widths = {"filters": 32 * filters, "max_filters": 2 * filters}
+    networks = (partial(network, **widths) for network in (StyleGANGenerator, StyleGANDiscriminator))
+    return StyleGAN((3, size, size), *networks, augment=augment)
 
 
 MODELS: dict[str, tuple[Callable[[int, int, Augmentation | None], GAN], int]] = {
@@ -96,7 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, help="the model's own, if it is left out")
-    parser.add_argument("--filters", type=int, default=64, help="of the DCGAN's first layer; 128 in its paper")
+    parser.add_argument(
+        "--filters",
+        type=int,
+        default=64,
+        help="channels of the DCGAN's first layer, and half of most of the StyleGAN's",
+    )
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     add_arguments(parser, turns=7)
     given = parser.parse_args(arguments)

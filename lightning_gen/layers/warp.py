@@ -36,15 +36,15 @@ def affine_warp(images: Tensor, inverses: Tensor) -> Tensor:
             middle of the picture.
     """
     height, width = images.shape[-2:]
-    # As `affine_grid` and `grid_sample` have them, places go from -1 to 1: those in the result from edge to edge of
-    # what `reduced` takes, whose middle is 1/4 pixel behind that of the result; those in the picture from the centre
-    # of the first pixel to that of the last.
-    own = torch.stack([inverses[:, 0] * (2 / (width - 1)), inverses[:, 1] * (2 / (height - 1))], dim=1)
-    x, y, moved = own.unbind(2)
-    own = torch.stack([x * ((width + 5) / 2), y * ((height + 5) / 2), moved + (x + y) / 4], dim=2)
-    sizes = [len(images), 1, 2 * height + 10, 2 * width + 10]
-    places = F.affine_grid(own, sizes, align_corners=False)
-    return reduced(_Sampled.apply(enlarged(images), places))
+    scaled = torch.stack([inverses[:, 0] * (2 / (width - 1)), inverses[:, 1] * (2 / (height - 1))], dim=1)
+    rows, columns = (
+        torch.arange(-5 - (size - 1), size + 6, device=images.device, dtype=images.dtype) / 2
+        for size in (height, width)
+    )
+    # Places as `grid_sample` has them, [N, 2 H + 10, 2 W + 10, 2]: -1 and 1 are the centres of the outermost pixels.
+    across = scaled[:, :, 0, None] * columns
+    down = scaled[:, :, 1, None] * rows + scaled[:, :, 2, None]
+    return reduced(_Sampled.apply(enlarged(images), down.mT.unsqueeze(2) + across.mT.unsqueeze(1)))
 
 
 def enlarged(images: Tensor) -> Tensor:
