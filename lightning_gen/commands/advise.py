@@ -325,8 +325,11 @@ def _visited(settings: Mapping[str, Any], visit: Callable[[pl.Trainer, pl.Lightn
                 ckpt_path: Not used.
                 weights_only: Not used.
             """
-            assert model is not None
-            assert isinstance(datamodule, ImageDataModule)
+            if model is None or not isinstance(datamodule, ImageDataModule):
+                what = "a model that is made of another, which fit would train first" if model is None else "this data"
+                raise ValueError(
+                    f"advise cannot try {what}. Choose a model of its own with --config, and data of this library."
+                )
             answers.append(visit(self, model, datamodule))
 
     with tempfile.TemporaryDirectory() as folder:

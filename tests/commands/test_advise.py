@@ -164,6 +164,7 @@ def test_what_cannot_be_learnt_from_is_refused(files, message, tmp_path, monkeyp
         ((), "data"),
         (("--data", "GridOfGaussians", "--hours", 0), "hours must be above 0, got 0"),
         (("--data", "GridOfGaussians", "--config", "nonsense"), "There is no configuration 'nonsense'"),
+        (("--data", "Scenes", "--config", "vqvae_prior"), "advise cannot try a model that is made of another"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said(arguments, message, tmp_path, monkeypatch, command):
