@@ -389,3 +389,42 @@ def test_pictures_that_bear_no_such_transform(augment, shape, words):
     with pytest.raises(ValueError, match=words):
         augment.check("Model", shape)
     augment.check("Model", (1, 8, 8))
+
+
+# -- what a generator learns ----------------------------------------------------------------------------------------
+
+
+def mixtures(p, seed):
+    """Shares of slopes in four directions among augmented pictures, a column for each direction that they had."""
+    ramp = torch.linspace(-1, 1, 16).expand(16, 16)
+    slopes = torch.stack([ramp, ramp.mT, -ramp, -ramp.mT])
+    torch.manual_seed(seed)
+    shown = HOLD(("blit",))(slopes.repeat_interleave(5000, 0).unsqueeze(1), at(p)).flatten(1)
+    directions = (shown @ slopes.flatten(1).mT).argmax(1)
+    return torch.stack([torch.bincount(part, minlength=4) / 5000 for part in directions.split(5000)], dim=1)
+
+
+def fitted(real, mixed):
+    """The law of directions that a generator learns which sees augmented pictures only, if it learns all there is.
+
+    It minimises the Jensen-Shannon divergence of the laws of augmented pictures, as the minimax game does (1406.2661).
+    """
+    logits = torch.zeros(4, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    for _ in range(1000):
+        fake = mixed @ logits.softmax(0)
+        middle = (real + fake) / 2
+        divergence = (real * (real / middle).log() + fake * (fake / middle).log()).sum()
+        optimizer.zero_grad()
+        divergence.backward()
+        optimizer.step()
+    return logits.softmax(0).detach()
+
+
+def test_what_can_be_undone_in_distribution_does_not_leak_and_what_cannot_does():
+    """At 1 all directions become all others alike, so that no two laws can be told apart."""
+    law = torch.tensor([0.6, 0.25, 0.1, 0.05])
+    real = mixtures(0.5, seed=0) @ law
+    assert (real - law).abs().max() > 0.1  # of augmented pictures it is another
+    torch.testing.assert_close(fitted(real, mixtures(0.5, seed=1)), law, rtol=0, atol=0.05)
+    torch.testing.assert_close(mixtures(1.0, seed=0), torch.full((4, 4), 0.25), rtol=0, atol=0.03)  # 5 deviations
