@@ -60,6 +60,7 @@ MODELS = {
     "SNGAN": ("sngan", "paper/sngan_cifar10"),
     "ProGAN": ("progan", "paper/progan_celebahq"),
     "StyleGAN": ("stylegan", "paper/stylegan_ffhq256"),
+    "R3GAN": ("r3gan", "paper/r3gan_ffhq64"),
     "WGANGP": ("wgan_gp", "paper/wgan_gp_cifar10"),
     "DCGAN": ("dcgan", "paper/dcgan_celeba"),
     "PixelCNNPP": ("pixelcnn_pp", "paper/pixelcnn_pp_cifar10"),

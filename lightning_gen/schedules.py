@@ -36,6 +36,11 @@ class Schedule(ABC):
         return self(images if self.by == "images" else step)
 
 
+def ends(value: float | Schedule) -> tuple[float, float]:
+    """What a schedule begins and ends with, between which its numbers are taken to lie; a number itself, twice."""
+    return (value(0), value(2**62)) if isinstance(value, Schedule) else (value, value)
+
+
 @dataclass(frozen=True)
 class Constant(Schedule):
     """The same number throughout."""

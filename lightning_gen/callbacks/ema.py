@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.callbacks.progress import images_in
+from lightning_gen.schedules import Schedule, ends
 from lightning_gen.starts import Start
 
 
@@ -36,7 +37,8 @@ class EMA(pl.Callback):
         half_life_kimg: Thousands of real pictures, over all ranks, after which half of the old average is left: an
             update keeps 0.5 ** (pictures since the last update / half-life). All pictures count that are shown
             between two generator updates, by the model's `images_seen` or, of a model that does not count, by the
-            length of the first tensor in a batch.
+            length of the first tensor in a batch. A schedule is asked at what was before the update: the pictures of
+            this average, or its updates. Where it is 0 the average is the weights themselves.
 
     Raises:
         ValueError: If the decay or the half-life is out of range, or both are given; or (when training starts) the
@@ -49,7 +51,7 @@ class EMA(pl.Callback):
         modules: Sequence[str],
         decay: float | None = None,
         ramp_up: bool = True,
-        half_life_kimg: float | None = None,
+        half_life_kimg: float | Schedule | None = None,
     ) -> None:
         super().__init__()
         if decay is not None and half_life_kimg is not None:
@@ -59,8 +61,10 @@ class EMA(pl.Callback):
         self.decay = 0.999 if decay is None else decay
         if not 0 <= self.decay < 1:
             raise ValueError(f"EMA needs a decay in [0, 1), got {decay}.")
-        if half_life_kimg is not None and not 0 < half_life_kimg < float("inf"):
-            raise ValueError(f"EMA needs a half_life_kimg above 0, got {half_life_kimg}.")
+        if half_life_kimg is not None:
+            shortest, longest = sorted(ends(half_life_kimg))
+            if not 0 <= shortest <= longest < float("inf") or not longest:
+                raise ValueError(f"EMA needs a half_life_kimg above 0, got {half_life_kimg}.")
         if isinstance(modules, str):
             raise ValueError(f"EMA needs a list of submodule names, got the string {modules!r}.")
         self.modules = list(modules)
@@ -140,7 +144,8 @@ class EMA(pl.Callback):
         ramp_up = self.ramp_up and self.from_random
         if self.half_life_kimg is None:
             return min(self.decay, (1 + self.updates) / (10 + self.updates)) if ramp_up else self.decay
-        half_life = 1000 * self.half_life_kimg
+        kimg = self.half_life_kimg
+        half_life = 1000 * (kimg.at(images=self.images, step=self.updates) if isinstance(kimg, Schedule) else kimg)
         if ramp_up:
             half_life = min(half_life, 0.05 * self.images)
         return 0.5 ** (self.new_images / half_life) if half_life else 0.0

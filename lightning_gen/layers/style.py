@@ -29,15 +29,16 @@ class Blur(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
-        kernel = self.kernel.to(features.dtype)
         if features.requires_grad and not torch.compiler.is_compiling():
-            return cast(Tensor, _Blur.apply(features, kernel))
-        return _blur(features, kernel)
+            return cast(Tensor, _Blur.apply(features, self.kernel))
+        return _blur(features, self.kernel)
 
 
 def _blur(features: Tensor, kernel: Tensor) -> Tensor:
     channels = features.shape[1]
-    return F.conv2d(features, kernel.expand(channels, -1, -1, -1), padding=1, groups=channels)
+    # Under autocast features in float32 are blurred to halves, and their gradient is halves too.
+    kernel = kernel.to(features.dtype).expand(channels, -1, -1, -1)
+    return F.conv2d(features, kernel, padding=1, groups=channels)
 
 
 class _Blur(torch.autograd.Function):

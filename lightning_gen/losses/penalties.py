@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_gen.losses.precision import full
+from lightning_gen.schedules import Schedule, ends
 
 Discriminator = Callable[[Tensor], Tensor]
 
@@ -19,7 +20,8 @@ class Penalty(ABC):
     """Something added to the discriminator's loss. Subclasses hold numbers only, so that a checkpoint can name them.
 
     Attributes:
-        weight: What the penalty multiplies its expectation by. At least 0.
+        weight: What the penalty multiplies its expectation by, at least 0. A schedule holds in training, where the game
+            takes the number of its place; see `with_weight`.
         interval: Lazy regularisation (1912.04958): the game calls the penalty on every `interval`-th update of the
             discriminator only, and multiplies what it gets by `interval`. The penalty itself does not. At least 1. It
             stays a term of the one loss, so the optimizer needs no other settings; StyleGAN2's code makes a step of its
@@ -30,12 +32,12 @@ class Penalty(ABC):
         ValueError: At construction, if the weight or the interval is out of range.
     """
 
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     interval: int = 1
     double_backward: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
+        if not min(ends(self.weight)) >= 0:
             raise ValueError(f"{type(self).__name__} needs weight >= 0, got {self.weight}.")
         if not self.interval >= 1:
             raise ValueError(
@@ -52,7 +54,28 @@ class Penalty(ABC):
                 one its labels.
             real: Real pictures `[N, C, H, W]`; their precision is the computation's.
             fake: Generated pictures of the same shape, in any precision.
+
+        Raises:
+            ValueError: If the weight is a schedule.
         """
+
+    def with_weight(self, weight: float) -> Penalty:
+        """The same penalty with a weight, such as the number of its schedule at a place in training."""
+        return replace(self, weight=weight)  # type: ignore[type-var]
+
+    @property
+    def number(self) -> float:
+        """The weight, where it is a number.
+
+        Raises:
+            ValueError: If it is a schedule.
+        """
+        if isinstance(self.weight, Schedule):
+            raise ValueError(
+                f"The weight of this {type(self).__name__} is a schedule, {self.weight}, of which a model takes the "
+                "number in training. Take it yourself elsewhere: penalty.with_weight(penalty.weight(place))."
+            )
+        return self.weight
 
 
 class InputGradientPenalty(Penalty):
@@ -84,7 +107,7 @@ class InputGradientPenalty(Penalty):
                     f"{type(self).__name__}: the discriminator's scores do not depend on its input, so there is no "
                     "gradient to penalise. Look for a detach, a no_grad or an unused argument in its forward."
                 )
-            return self.weight * self.cost(full(gradient).flatten(1)).mean()
+            return self.number * self.cost(full(gradient).flatten(1)).mean()
 
     @abstractmethod
     def points(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -106,7 +129,7 @@ class GradientPenalty(InputGradientPenalty):
         interval: See `Penalty`.
     """
 
-    weight: float = 10.0
+    weight: float | Schedule = 10.0
     one_sided: bool = False
     target: float = 1.0
     interval: int = 1
@@ -129,7 +152,7 @@ class R1(InputGradientPenalty):
         interval: See `Penalty`; 16 in StyleGAN2.
     """
 
-    weight: float = 10.0
+    weight: float | Schedule = 10.0
     interval: int = 1
 
     def points(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -165,7 +188,7 @@ class DRAGAN(InputGradientPenalty):
         interval: See `Penalty`.
     """
 
-    weight: float = 10.0
+    weight: float | Schedule = 10.0
     scale: float = 0.5
     target: float = 1.0
     interval: int = 1
@@ -188,13 +211,13 @@ class Drift(Penalty):
         interval: See `Penalty`.
     """
 
-    weight: float = 1e-3
+    weight: float | Schedule = 1e-3
     interval: int = 1
 
     def __call__(self, discriminator: Discriminator, real: Tensor, fake: Tensor) -> Tensor:
         """See the class."""
         with torch.autocast(real.device.type, enabled=False):
-            return self.weight * full(discriminator(real)).square().mean()
+            return self.number * full(discriminator(real)).square().mean()
 
 
 def _one_a_sample(images: Tensor) -> Tensor:

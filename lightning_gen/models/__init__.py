@@ -17,6 +17,7 @@ from lightning_gen.models.pixelcnn import PixelCNN
 from lightning_gen.models.pixelcnn_pp import PixelCNNPP
 from lightning_gen.models.pixelsnail import PixelSNAIL
 from lightning_gen.models.progan import ProGAN
+from lightning_gen.models.r3gan import R3GAN
 from lightning_gen.models.scorer import Scorer
 from lightning_gen.models.sngan import SNGAN
 from lightning_gen.models.stylegan import StyleGAN
@@ -33,6 +34,7 @@ __all__ = [
     "GAN",
     "KDE",
     "LSGAN",
+    "R3GAN",
     "SNGAN",
     "VAE",
     "VQGAN",

@@ -29,7 +29,7 @@ from lightning_gen.models.training import OptimizerFactory, WatchedModule, linea
 from lightning_gen.modes import evaluating
 from lightning_gen.outlines import with_values
 from lightning_gen.processes import average_gradients
-from lightning_gen.schedules import Schedule
+from lightning_gen.schedules import Schedule, ends
 
 Losses: TypeAlias = Mapping[str, Tensor]
 
@@ -50,12 +50,13 @@ class AdversarialModule(WatchedModule):
             draws of their own, such as `ADA()` or `DiffAugment()`. What a discriminator is shown of one example, such
             as both pictures of a pair, is augmented alike. Penalties differentiate by pictures as they were, through
             draws of their own.
-        learning_rate: Of Adam, for both players.
+        learning_rate: Of Adam, for both players; or a schedule, which holds for optimizers of your own too.
         discriminator_learning_rate: For the discriminators, where it differs.
-        betas: Of Adam.
+        betas: Of Adam. The second may be a schedule, which holds for any optimizer that has betas.
         generator_optimizer: Replaces Adam for the generators; called with their parameters.
         discriminator_optimizer: Replaces Adam for the discriminators.
-        decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant.
+        decay_start: Share of the run after which the learning rates fall linearly to zero; 1 keeps them constant, or
+            as their schedules say.
         gradient_clip_norm: Norm to which the gradient of each player is clipped before each of its updates; None clips
             none.
         micro_batches: Pieces that each batch is cut into, whose gradients are added up: an update sees the whole batch
@@ -72,9 +73,10 @@ class AdversarialModule(WatchedModule):
             gradient stay as they are, for PyTorch cannot compile those.
 
     Raises:
-        ValueError: If a number is out of range, all layers of a discriminator would be frozen, or pictures or loss do
-            not allow the augmentation; when a run starts, if the trainer was told to clip or to accumulate, which
-            Lightning cannot for such a model; in a batch, if it has fewer pictures than pieces.
+        ValueError: If a number is out of range, both a schedule and `decay_start` let a rate fall, all layers of a
+            discriminator would be frozen, or pictures or loss do not allow the augmentation; when a run starts, if the
+            trainer was told to clip or to accumulate, which Lightning cannot for such a model; in a batch, if it has
+            fewer pictures than pieces.
     """
 
     updates = "generator updates"
@@ -91,9 +93,9 @@ class AdversarialModule(WatchedModule):
         *,
         penalties: list[Penalty] | None = None,
         augment: Augmentation | None = None,
-        learning_rate: float = 2e-4,
-        discriminator_learning_rate: float | None = None,
-        betas: tuple[float, float] = (0.5, 0.999),
+        learning_rate: float | Schedule = 2e-4,
+        discriminator_learning_rate: float | Schedule | None = None,
+        betas: tuple[float, float | Schedule] = (0.5, 0.999),
         generator_optimizer: OptimizerFactory | None = None,
         discriminator_optimizer: OptimizerFactory | None = None,
         decay_start: float = 1.0,
@@ -104,15 +106,22 @@ class AdversarialModule(WatchedModule):
         compile: bool = False,
     ) -> None:
         super().__init__(image_shape)
-        if not learning_rate > 0:
+        if not min(ends(learning_rate)) > 0:
             raise ValueError(f"learning_rate must be above 0, got {learning_rate}.")
-        if discriminator_learning_rate is not None and not discriminator_learning_rate > 0:
+        if discriminator_learning_rate is not None and not min(ends(discriminator_learning_rate)) > 0:
             raise ValueError(
                 "discriminator_learning_rate must be above 0, or null for learning_rate; got "
                 f"{discriminator_learning_rate}."
             )
         if not 0 <= decay_start <= 1:
             raise ValueError(f"decay_start is a share of the run, in [0, 1]; got {decay_start}.")
+        rates = learning_rate, discriminator_learning_rate
+        if decay_start < 1 and any(isinstance(rate, Schedule) for rate in rates):
+            raise ValueError(
+                f"A schedule says what the learning rate is, and decay_start={decay_start} lets it fall. Leave one out."
+            )
+        if not all(0 <= beta < 1 for each in betas for beta in ends(each)):
+            raise ValueError(f"betas must lie in [0, 1), got {betas}.")
         if gradient_clip_norm is not None and not gradient_clip_norm > 0:
             raise ValueError(f"gradient_clip_norm must be above 0, or null for none; got {gradient_clip_norm}.")
         if micro_batches < 1:
@@ -241,6 +250,7 @@ class AdversarialModule(WatchedModule):
         images *= self.trainer.world_size
         self.images_seen += images
         self._advance_augmentation(images)
+        self._follow_schedules()
         # "step" is a name that Lightning takes as the x-axis of every logger. Filled on the device, for a number copied
         # there would make an accelerator wait.
         self.log("step", torch.full((), float(self.trainer.global_step), device=self.device))
@@ -332,6 +342,8 @@ class AdversarialModule(WatchedModule):
             if any(type(earlier) is type(penalty) for earlier in self.penalties[:i]):
                 name = f"{name}_{i}"  # by its place, for those before it may be left out of this batch
             if self.batches_before % penalty.interval == 0:
+                if isinstance(penalty.weight, Schedule):
+                    penalty = penalty.with_weight(self.scheduled(penalty.weight))
                 losses[name] = penalty.interval * penalty(discriminator, real, fake)
         return losses
 
@@ -407,7 +419,7 @@ class AdversarialModule(WatchedModule):
             self.players().items(), factories, self.learning_rates, strict=True
         ):
             parameters = chain.from_iterable(network.parameters() for network in networks)
-            optimizer = made_by(factory or self.default_optimizer(rate), Optimizer, parameters)
+            optimizer = made_by(factory or self.default_optimizer(ends(rate)[0]), Optimizer, parameters)
             optimizers.append(optimizer)
             # The name is what LearningRateMonitor shows.
             schedules.append({"scheduler": linear_decay(optimizer, total, self.decay_start), "name": f"lr/{player}"})
@@ -415,7 +427,23 @@ class AdversarialModule(WatchedModule):
 
     def default_optimizer(self, learning_rate: float) -> OptimizerFactory:
         """Makes the optimizer of a player for which none was given."""
-        return partial(torch.optim.Adam, lr=learning_rate, betas=self.betas, fused=True)
+        betas = self.betas[0], ends(self.betas[1])[0]
+        return partial(torch.optim.Adam, lr=learning_rate, betas=betas, fused=True)
+
+    def on_train_start(self) -> None:
+        """Let the schedules of the optimizers hold from the first batch."""
+        super().on_train_start()
+        self._follow_schedules()
+
+    def _follow_schedules(self) -> None:
+        """Set what schedules say of the next batch; a checkpoint then has it with the optimizers' states."""
+        beta1, beta2 = self.betas
+        for optimizer, rate in zip(self.trainer.optimizers, self.learning_rates, strict=False):
+            for group in optimizer.param_groups:
+                if isinstance(rate, Schedule):
+                    group["lr"] = self.scheduled(rate)
+                if isinstance(beta2, Schedule) and "betas" in group:
+                    group["betas"] = (beta1, self.scheduled(beta2))
 
     def setup(self, stage: str) -> None:
         """Lay out the networks and, for training, compile them."""

@@ -18,7 +18,7 @@ from lightning_gen.losses.images import ImageLikelihood, LogitLaplace
 from lightning_gen.models.autoencoder import DecoderFactory, Encoded, EncoderFactory, TrainedAutoencoder
 from lightning_gen.models.training import average_of, check_decay
 from lightning_gen.networks.dalle import DALLEDecoder, DALLEEncoder
-from lightning_gen.schedules import Cosine, Schedule
+from lightning_gen.schedules import Cosine, Schedule, ends
 
 
 class GumbelVAE(TrainedAutoencoder):
@@ -142,7 +142,6 @@ class GumbelVAE(TrainedAutoencoder):
     def _check_numbers(self) -> None:
         """Look at the first and the last of schedules."""
         for name, value in (("temperature", self.temperature), ("kl_weight", self.kl_weight)):
-            numbers = [value(0), value(2**62)] if isinstance(value, Schedule) else [value]
-            if not all(0 <= number < math.inf and (number or name == "kl_weight") for number in numbers):
+            if not all(0 <= number < math.inf and (number or name == "kl_weight") for number in ends(value)):
                 limit = "0 or more" if name == "kl_weight" else "above 0, from the first step to the last"
                 raise ValueError(f"{name} must be {limit}; got {value}.")

@@ -18,6 +18,7 @@ from lightning_gen.networks.pixelcnn import PixelCNNNetwork
 from lightning_gen.networks.pixelcnn_pp import PixelCNNPPNetwork
 from lightning_gen.networks.pixelsnail import PixelSNAILNetwork
 from lightning_gen.networks.progan import ProGANDiscriminator, ProGANGenerator
+from lightning_gen.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from lightning_gen.networks.resnet import ResidualDiscriminator, ResidualGenerator
 from lightning_gen.networks.stylegan import MappingNetwork, StyleGANDiscriminator, StyleGANGenerator
 from lightning_gen.networks.text_gpt import TextGPTNetwork
@@ -52,6 +53,8 @@ __all__ = [
     "PixelSNAILNetwork",
     "ProGANDiscriminator",
     "ProGANGenerator",
+    "R3GANDiscriminator",
+    "R3GANGenerator",
     "ResNetGenerator",
     "ResidualDiscriminator",
     "ResidualGenerator",

@@ -1,6 +1,7 @@
 """The average is the closed form, and who looks at the model sees it, but training does not notice."""
 
 import functools
+import math
 from copy import deepcopy
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_gen.callbacks import EMA, averaged_weights
 from lightning_gen.models import CycleGAN
 from lightning_gen.networks import PatchDiscriminator, ResNetGenerator
+from lightning_gen.schedules import Cosine
 
 SHAPE = (3, 16, 16)
 NAMES = ["generator_AtoB", "generator_BtoA"]
@@ -216,6 +218,23 @@ def test_the_half_life_ramps_up_with_the_pictures_seen():
     assert shares[1] == 0.5**20
     assert shares[-1] == 0.5**0.2
     assert ema.images == 4000
+
+
+def test_a_half_life_may_be_a_schedule_of_the_pictures_before_an_update_or_of_updates():
+    for by, until in (("images", 40), ("steps", 4)):
+        half_life, shares = Cosine(0.0, 0.02, until, by=by), []
+
+        class Recorded(EMA):
+            def _share_kept(self):
+                shares.append(super()._share_kept())  # noqa: B023
+                return shares[-1]  # noqa: B023
+
+        trainer([Recorded(["walker"], half_life_kimg=half_life, ramp_up=False)], max_steps=6).fit(
+            Steady(), DataLoader([torch.zeros(10, 1)] * 6, None)
+        )
+        # Half a cosine from 0 to 20 pictures, in batches of 10, over 4 of them.
+        expected = [0.0, *(0.5 ** (10 / (10 * (1 - math.cos(math.pi * n / 4)))) for n in (1, 2, 3, 4)), 0.5**0.5]
+        assert shares == pytest.approx(expected)
 
 
 def test_a_half_life_goes_on_exactly_between_two_generator_updates(tmp_path):
@@ -497,7 +516,7 @@ def test_wrong_settings_are_refused(tmp_path):
     for decay in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"decay in \[0, 1\)"):
             EMA(NAMES, decay)
-    for half_life in (0, -1.0, float("inf"), float("nan")):
+    for half_life in (0, -1.0, float("inf"), float("nan"), Cosine(-1.0, 1.0, 9), Cosine(0.0, 0.0, 9)):
         with pytest.raises(ValueError, match="half_life_kimg above 0"):
             EMA(NAMES, half_life_kimg=half_life)
     with pytest.raises(ValueError, match=r"takes a decay or half_life_kimg, got both: 0.5 and 10"):

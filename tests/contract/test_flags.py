@@ -38,6 +38,7 @@ from lightning_gen.models import (
     GAN,
     KDE,
     LSGAN,
+    R3GAN,
     SNGAN,
     VAE,
     VQGAN,
@@ -91,6 +92,7 @@ FAMILIES = {
     "FGAN": small_model(FGAN, COLOUR, latent_size=4),
     "ProGAN": small_model(ProGAN, COLOUR, latent_size=4, num_classes=CLASSES),
     "StyleGAN": small_model(StyleGAN, COLOUR, latent_size=4),
+    "R3GAN": small_model(R3GAN, COLOUR, latent_size=4, num_classes=CLASSES),
     "CycleGAN": small_model(CycleGAN, (3, 16, 16), discriminator=small(PatchDiscriminator, layers=1)),
     "Pix2Pix": small_model(Pix2Pix, COLOUR, discriminator=small(PatchDiscriminator)),
     "PixelCNN": small_model(PixelCNN, GREY, num_levels=LEVELS),
@@ -309,6 +311,7 @@ UNTIED = {
     "WGANGP": PLAIN,
     "SNGAN": PLAIN,
     "ProGAN": {"discriminator": small(ProGANDiscriminator, group_size=1)},
+    "R3GAN": {},
     "VQGAN": {"discriminator": small(PatchDiscriminator), "adaptive": False},
     "CycleGAN": {},
     "Pix2Pix": {

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_gen.hyperparameters import CLASS_KEY, Recipe, hyperparameters_of
 from lightning_gen.losses import DRAGAN, R1, R2, Drift, GradientPenalty, Penalty
+from lightning_gen.schedules import Cosine
 
 GRADIENT_PENALTIES = [GradientPenalty(), GradientPenalty(one_sided=True), R1(), R2(), DRAGAN()]
 PENALTIES = [*GRADIENT_PENALTIES, Drift()]
@@ -241,3 +242,19 @@ def test_a_checkpoint_names_each(penalty):
     changed = dataclasses.replace(penalty, weight=2.5, interval=4)
     saved = hyperparameters_of({"penalty": changed})["penalty"]
     assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, Penalty).build() == changed
+
+
+@pytest.mark.parametrize("penalty", [R1, R2, GradientPenalty, DRAGAN, Drift])
+def test_a_weight_may_be_a_schedule_of_which_a_model_takes_the_number(penalty, pictures):
+    weight = Cosine(4.0, 1.0, 100, by="images")
+    scheduled, critic = penalty(weight), Quadratic(torch.ones(3, 4, 4))
+    torch.manual_seed(1)
+    value = scheduled.with_weight(weight(50))(critic, *pictures)
+    torch.manual_seed(1)
+    torch.testing.assert_close(value, penalty(2.5)(critic, *pictures))
+    with pytest.raises(ValueError, match=rf"The weight of this {penalty.__name__} is a schedule, Cosine\(start=4.0"):
+        scheduled(critic, *pictures)
+    with pytest.raises(ValueError, match="needs weight >= 0"):
+        penalty(Cosine(1.0, -1.0, 100))
+    saved = hyperparameters_of({"penalty": scheduled})["penalty"]
+    assert Recipe({CLASS_KEY: saved["class_path"], **saved["init_args"]}, Penalty).build() == scheduled

@@ -29,6 +29,7 @@ from lightning_gen.networks import (
     StyleGANDiscriminator,
     UNetGenerator,
 )
+from lightning_gen.schedules import Linear
 from tests.shared import save, trainer
 
 SHAPE = (3, 16, 16)
@@ -43,9 +44,11 @@ def small(**settings):
     return CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR, **settings)
 
 
-def data(number=4):
+def data(number=4, size=1):
     draw = torch.Generator().manual_seed(1)
-    return DataLoader([{d: torch.rand(1, *SHAPE, generator=draw) * 2 - 1 for d in "AB"} for _ in range(number)], None)
+    return DataLoader(
+        [{d: torch.rand(size, *SHAPE, generator=draw) * 2 - 1 for d in "AB"} for _ in range(number)], None
+    )
 
 
 class Player(nn.Module):
@@ -498,6 +501,41 @@ def test_every_step_uses_the_scheduled_rate_and_the_last_leaves_zero():
     rates, final = rates_of(max_steps=8)
     assert rates == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
     assert final == [0, 0]
+
+
+def test_rates_and_betas_may_be_schedules_of_pictures_or_of_steps():
+    for by, scale in (("images", 2), ("steps", 1)):
+        rate, other, beta = (
+            Linear(start, end, 4 * scale, by=by) for start, end in ((2e-4, 1e-4), (1e-5, 2e-5), (0.5, 0.9))
+        )
+        seen = []
+
+        class Watch(pl.Callback):
+            def on_before_optimizer_step(self, trainer, module, optimizer):
+                group = optimizer.param_groups[0]
+                seen.append((trainer.optimizers.index(optimizer), group["lr"], group["betas"]))  # noqa: B023
+
+        model = small(learning_rate=rate, discriminator_learning_rate=other, betas=(0.25, beta), decay_start=1)
+        trainer(max_steps=6, callbacks=[Watch()]).fit(model, data(6, size=2))
+        for step in range(6):
+            of_step = {player: numbers for player, *numbers in seen[2 * step : 2 * step + 2]}
+            place = step * scale
+            assert of_step == {0: [rate(place), (0.25, beta(place))], 1: [other(place), (0.25, beta(place))]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": Linear(1, 0, 9)}, "learning_rate must be above 0"),
+        ({"learning_rate": Linear(2, 1, 9), "decay_start": 0.5}, "Leave one out"),
+        ({"discriminator_learning_rate": Linear(0, 1, 9), "decay_start": 1}, "discriminator_learning_rate must be"),
+        ({"betas": (0.0, Linear(0.9, 1.0, 9))}, r"betas must lie in \[0, 1\)"),
+        ({"betas": (1.5, 0.9)}, r"betas must lie in \[0, 1\)"),
+    ],
+)
+def test_schedules_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(**settings)
 
 
 def test_epochs_are_turned_into_steps():
