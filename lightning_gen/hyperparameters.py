@@ -272,8 +272,10 @@ class Recipe:
             options = [option for option in _options(annotation) if typing.get_origin(option) in _SEQUENCES]
             inner = next((typing.get_args(option) for option in options if typing.get_args(option)), (Any, ...))
             # An annotation for each entry, as in tuple[float, Schedule], or one for all, as in list[Penalty].
-            kinds = inner if len(inner) == len(value) and ... not in inner else (inner[0],) * len(value)
-            items = [self._checked(item, kind, f"an entry of {where}") for item, kind in zip(value, kinds, strict=True)]
+            annotations = inner if len(inner) == len(value) and ... not in inner else (inner[0],) * len(value)
+            items = [
+                self._checked(item, kind, f"an entry of {where}") for item, kind in zip(value, annotations, strict=True)
+            ]
             result = tuple(items) if any(typing.get_origin(option) is tuple for option in options) else items
         else:
             result = value
