@@ -39,7 +39,7 @@ from lightning_gen.evaluation.sources import EVALUATIONS
 from lightning_gen.models.autoregressive import AutoregressiveModule
 from lightning_gen.models.gan import GAN
 from lightning_gen.models.weight_normalized import WeightNormalizedModule
-from lightning_gen.runs.folder import HISTORY, LAST, RESULTS
+from lightning_gen.runs.layout import HISTORY, LAST, RESULTS
 
 SAMPLES = 10_000
 SEEDS = [0, 1, 2]

@@ -45,7 +45,7 @@ Use a checkpoint (which is all they need):
   reconstruct  encode and decode a file or a folder, likewise:  --side_by_side true
   encode       write the codes of pictures:  lightning-gen encode --checkpoint RUN --data Scenes --output codes.npz
   evaluate     FID, IS, KID and company, with all that they depend on:  lightning-gen evaluate --checkpoint RUN
-  report       write RUN/index.html again from what the run has recorded
+  report       write the page of a run again, or one over all runs:  lightning-gen report RUN --embed --film
   import       turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
 
   lightning-gen COMMAND --help    all options of a command
@@ -156,6 +156,8 @@ def _run(arguments: list[str]) -> int:
             rest = with_sampling(function, rest)
         if command == "evaluate":
             rest = commands.with_run(rest)
+        if command == "report":
+            rest = commands.with_flags(rest)
         if command == "prepare":
             rest = commands.with_configured_data(rest)
         # Errors of the parser are raised, so that `main` can say them in fewer words.

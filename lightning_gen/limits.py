@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml  # type: ignore[import-untyped]
 
 INFLATED_GB = "LIGHTNING_GEN_MAX_INFLATED_GB"
@@ -72,6 +71,8 @@ def load_tensors(path: Path, map_location: Any = "cpu") -> Any:
         LimitError: As `check_inflation`.
         Exception: Whatever `torch.load` raises.
     """
+    import torch  # which configurations need not wait for
+
     check_inflation(path)
     return torch.load(path, map_location=map_location, weights_only=True)
 

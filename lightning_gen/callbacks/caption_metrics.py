@@ -68,6 +68,7 @@ class CaptionMetrics(pl.Callback):
         self.num_samples = {"val": num_samples, "test": test_num_samples}
         self.reader, self.batch_size, self.seed, self.sampling = reader, batch_size, seed, sampling
         self.metric: AttributeAccuracy | None = None  # of this validation or test
+        self.measured_on: dict[str, dict[str, int]] = {}  # what each figure is of
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that the model reads captions."""
@@ -151,4 +152,5 @@ class CaptionMetrics(pl.Callback):
         figures = metric.to(pl_module.device).compute()  # whose backend sends them
         names = {name: f"{split}/attributes" + ("" if name == "overall" else f"_{name}") for name in figures}
         logged = {names[name]: torch.as_tensor(value, dtype=torch.float32) for name, value in figures.items()}
+        self.measured_on |= {name: {"samples": self.num_samples[split]} for name in logged}
         pl_module.log_dict({name: value.to(pl_module.device) for name, value in logged.items()}, sync_dist=True)

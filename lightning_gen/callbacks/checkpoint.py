@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_gen.runs.folder import CHECKPOINTS, LAST, run_folder
+from lightning_gen.runs.folder import run_folder
+from lightning_gen.runs.layout import CHECKPOINTS, LAST
 
 HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage", "authpct", "psnr", "ssim", "accuracy")
 

@@ -13,12 +13,19 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+from torch import Tensor
 
+from lightning_gen.callbacks.loaded import KnowsStep
 from lightning_gen.callbacks.panels import require
-from lightning_gen.callbacks.pictures import looking
+from lightning_gen.callbacks.pictures import log_picture, looking
 from lightning_gen.capabilities import Reconstructs, Samples
 from lightning_gen.data.base import ImageDataModule
+from lightning_gen.data.grids import picture_grid
+from lightning_gen.data.images import to_uint8
 from lightning_gen.evaluation.engine import Batch, Evaluation, draw
+from lightning_gen.evaluation.pictures import as_read, features_of
 from lightning_gen.evaluation.protocol import (
     EvaluationProtocol,
     Figure,
@@ -31,17 +38,22 @@ from lightning_gen.evaluation.protocol import (
 )
 from lightning_gen.evaluation.reconstructions import Originals
 from lightning_gen.evaluation.reference import Reference, reference_of_file, reference_of_loader
+from lightning_gen.evaluation.sources import pictures_at
+from lightning_gen.evaluation.statistics import ReferenceStatistics
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.files import write_atomically
+from lightning_gen.metrics.manifold import nearest_neighbours
 from lightning_gen.processes import failing_together, rank, world_size
-from lightning_gen.runs.folder import EVALUATION, keeps_files, run_folder
+from lightning_gen.runs.folder import keeps_files, run_folder
+from lightning_gen.runs.layout import EVALUATION
 from lightning_gen.settings import checked_settings
 
+SHOWN = 8  # samples beside the nearest training pictures
 LOGGED_ANYWAY = "validation and test log it, where the model has a log_prob"
 LATER = "lightning-gen evaluate measures it, of a checkpoint"
 
 
-class GenerativeMetrics(pl.Callback):
+class GenerativeMetrics(KnowsStep):
     """Logs how far a model's samples and reconstructions are from real pictures, at validations of a fit and at a test.
 
     One pass of pictures and one pass through the extractor serve all figures of samples: `val/fid`, `val/is` and
@@ -60,6 +72,8 @@ class GenerativeMetrics(pl.Callback):
       than are wanted, and are compared with these pictures alone, as in publications.
     * Statistics of the real pictures are computed once and kept in the cache folder (`$LIGHTNING_GEN_CACHE`,
       `~/.cache/lightning-gen`) under all that may move them. Training pictures are read as epoch 0 shows them.
+    * The first samples are shown beside the training pictures that are nearest to them in the extractor's eyes, as the
+      panel "nearest" of the run's page, where the reference is the training pictures.
     * Extractor and figures are no part of the model or of its checkpoints. What was measured, and how, stands in the
       run's folder as `evaluation.json`, and in the configuration that loggers show.
 
@@ -120,6 +134,8 @@ class GenerativeMetrics(pl.Callback):
         self.compared_with: Reference | None = None  # samples are
         self.originals: dict[str, Originals | None] = {}  # of reconstructions, in validation and in a test
         self.evaluations: list[tuple[Evaluation, Reference]] = []  # of samples and of reconstructions
+        self.measured_on: dict[str, dict[str, int]] = {}  # what each figure is of
+        self.training: Any = None  # the loader of the pictures that samples are compared with, if they are these
         self.told: set[str] = set()
         self.started = 0.0  # the clock when training began
         self.seconds = 0.0  # since then, spent here
@@ -206,7 +222,7 @@ class GenerativeMetrics(pl.Callback):
         if self.compared_with and (protocol := self._protocol(self.figures, self.num_samples[prefix]).of("samples")):
             against = f" against {self.compared_with.count} pictures" if self.compared_with.count else ""
             what = f"{protocol.num_samples} samples{against}: drawing"
-            batches = self._drawn(trainer, pl_module, protocol)
+            batches = self._showing(trainer, self._drawn(trainer, pl_module, protocol), prefix)
             self._read(Evaluation(extractor, protocol), self.compared_with, batches, what, prefix)
         if originals := self.originals[prefix]:
             what = f"{originals.protocol.num_samples} reconstructions: making"
@@ -221,6 +237,30 @@ class GenerativeMetrics(pl.Callback):
             with looking(trainer, pl_module):
                 images = draw(cast(Samples, pl_module), number, size, protocol)
             yield Batch(number, images)
+
+    def _showing(self, trainer: pl.Trainer, batches: Iterator[Batch], prefix: str) -> Iterator[Batch]:
+        """The same, the first of which are shown beside the training pictures that the extractor finds nearest."""
+        for batch in batches:
+            real = self.compared_with.statistics if self.compared_with else None
+            if batch.number == 0 and real and len(real.features) and self.training is not None:
+                images = batch.images
+                if isinstance(images, Tensor) and images.shape[1] in (1, 3) and images.shape[2:] != (1, 1):
+                    name = "nearest" if prefix == "val/" else "test_nearest"
+                    log_picture(trainer, name, self._nearest(images[:SHOWN], real), self.step_of_weights(trainer))
+            yield batch
+
+    def _nearest(self, samples: Tensor, real: ReferenceStatistics) -> Image.Image:
+        """Samples beside the training pictures that are nearest to them."""
+        assert self.extractor is not None
+        features = features_of(as_read(samples, self.extractor), self.extractor).features.cpu()
+        places = real.indices[nearest_neighbours(features, real.features).indices].tolist()
+        with isolate_rng():  # a dataset of the user's own may draw from the global random state
+            found = [to_uint8(picture) for picture in pictures_at(self.training, places)]
+        drawn, half = to_uint8(samples).cpu(), (len(samples) + 1) // 2
+        columns: list[tuple[str, Sequence[Tensor]]] = []
+        for some in (slice(half), slice(half, None)):
+            columns += [("sample", list(drawn[some])), ("nearest in training", found[some])]
+        return picture_grid(columns[: 2 * len(samples)])
 
     def _read(
         self, evaluation: Evaluation, reference: Reference, batches: Iterator[Batch], what: str, prefix: str
@@ -252,6 +292,7 @@ class GenerativeMetrics(pl.Callback):
                 for name, value in evaluation.figures(reference.statistics).items()
             }
             pl_module.log_dict(logged, sync_dist=True)
+            self.measured_on |= {name: {"samples": evaluation.protocol.num_samples} for name in logged}
         self.seconds += time.perf_counter() - began
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> FeatureExtractor:
@@ -265,9 +306,11 @@ class GenerativeMetrics(pl.Callback):
             if not drawing.needs_reference:
                 self.compared_with = Reference.none(extractor)
             elif self.reference in ("train", "val", "test"):
+                loader = loader_in(trainer, self.reference, "GenerativeMetrics")
+                self.training = loader if self.reference == "train" else None
                 self.compared_with = reference_of_loader(
                     extractor,
-                    loader_in(trainer, self.reference, "GenerativeMetrics"),
+                    loader,
                     name=name,
                     split=self.reference,
                     max_features=self.settings["max_features"],

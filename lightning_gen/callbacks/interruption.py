@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.pictures import Pictures
-from lightning_gen.runs.folder import CONFIG, run_folder
+from lightning_gen.runs.folder import run_folder
+from lightning_gen.runs.layout import CONFIG
 from lightning_gen.trust import options_for
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

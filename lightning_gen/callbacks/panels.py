@@ -33,6 +33,7 @@ from lightning_gen.settings import checked_settings
 from lightning_gen.styles import bands_of, mixed
 
 Images = Mapping[str, Image.Image]
+MIN_REAL, MAX_REAL_BYTES = 4, 4_000_000  # of real pictures beside samples
 
 
 @dataclass
@@ -45,6 +46,7 @@ class FirstPictures:
     paired: bool = False  # whether A and B show the same scenes
     passed: int = 0  # how many have come along in this pass over the source
     captions: list[str | list[int]] = field(default_factory=list)  # of these pictures, or what a model made of them
+    shown: int = 0  # how many a `RealPanel` has shown
 
     def take(self, batch: Any, source: str) -> None:
         """Take pictures from a batch until there are enough.
@@ -113,7 +115,8 @@ class TranslationPanel(Panel):
 
     "AtoB" has a row for each picture of A and the columns "A", "A to B", and where the model translates back,
     "A to B to A" and "identity of A": what the translator into A makes of A itself, which should be A. Where the data
-    is paired, "B (target)" shows the true counterpart. "BtoA" is its mirror image.
+    is paired, "B (target)" shows the true counterpart. "BtoA" is its mirror image. Where the data has names of its own,
+    as in `domains` ("day", "night"), these are the titles.
     """
 
     needs = Translates
@@ -130,21 +133,23 @@ class TranslationPanel(Panel):
             return [model.translate(convert(image[None]), direction)[0] for image in images]
 
         grids: dict[str, Image.Image] = {}
+        names = {"A": "A", "B": "B", **dict(zip("AB", domains_of(trainer), strict=False))}
         for direction in model.directions:
             source, target = direction[0], direction[-1]
+            here, there = names[source], names[target]
             back = cast(Direction, f"{target}to{source}")
             given = inputs.pictures.get(source, [])[: self.number]
             if not given:
                 continue
             real = [from_uint8(picture).to(pl_module.device) for picture in given]
             fake = translate(real, direction)
-            columns = {source: real, f"{source} to {target}": fake}
+            columns = {here: real, f"{here} to {there}": fake}
             if back in model.directions:
-                columns[f"{source} to {target} to {source}"] = translate(fake, back)
-                columns[f"identity of {source}"] = translate(real, back)
+                columns[f"{here} to {there} to {here}"] = translate(fake, back)
+                columns[f"identity of {here}"] = translate(real, back)
             pictures = {title: [to_uint8(image).cpu() for image in images] for title, images in columns.items()}
             if inputs.paired:
-                pictures[f"{target} (target)"] = inputs.pictures[target][: self.number]
+                pictures[f"{there} (target)"] = inputs.pictures[target][: self.number]
             grids[direction] = picture_grid(pictures)
         return grids
 
@@ -236,6 +241,29 @@ class SamplePanel(Panel):
             labels = torch.arange(min(num_classes, self.number))
             return labels, math.ceil(math.sqrt(len(labels)))
         return torch.arange(num_classes).repeat_interleave(in_a_row), in_a_row
+
+
+class RealPanel(SamplePanel):
+    """Pictures of the data, as many as there are samples beside them, as "real"; drawn when there are new ones.
+
+    Of large pictures there are fewer, for a checkpoint keeps them.
+    """
+
+    shows_data = True
+
+    def check(self, owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As samples are checked."""
+        super().check(owner, trainer, pl_module)
+        bytes_each = math.prod(getattr(pl_module, "image_shape", (1,)))
+        self.number = min(self.number, max(MIN_REAL, MAX_REAL_BYTES // bytes_each))
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
+        """One grid, unless it is known."""
+        given = next(iter(inputs.pictures.values()), [])[: self.number]
+        if len(given) <= inputs.shown:
+            return {}
+        inputs.shown = len(given)
+        return {"real": square_grid(given)}
 
 
 class CaptionPanel(Panel):
@@ -393,6 +421,12 @@ def require(protocol: type, owner: str, pl_module: pl.LightningModule) -> None:
             f"{owner} needs a model that follows capabilities.{protocol.__name__}; {type(pl_module).__name__} has no "
             f"`{'` and no `'.join(lacking)}`. Take {owner} out of trainer.callbacks."
         )
+
+
+def domains_of(trainer: pl.Trainer) -> tuple[str, ...]:
+    """The data's own names of A and B, such as day and night; none where it has none."""
+    data = getattr(trainer, "datamodule", None)
+    return tuple(map(str, getattr(data, "domains", None) or ()))
 
 
 def truth_of(owner: str, trainer: pl.Trainer) -> PointDistribution:

@@ -17,9 +17,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from lightning_gen.callbacks.ema import averaged_weights
+from lightning_gen.callbacks.loaded import KnowsStep
 from lightning_gen.callbacks.panels import (
     AugmentationPanel,
     CaptionPanel,
@@ -27,16 +29,18 @@ from lightning_gen.callbacks.panels import (
     LatentMapPanel,
     Panel,
     PointPanel,
+    RealPanel,
     ReconstructionPanel,
     SamplePanel,
     StylePanel,
     TranslationPanel,
 )
 from lightning_gen.capabilities import Samples
-from lightning_gen.data.grids import _pil
+from lightning_gen.data.grids import LAYOUT, _pil
 from lightning_gen.files import write_atomically
 from lightning_gen.modes import evaluating
-from lightning_gen.runs.folder import IMAGES, keeps_files, pictures_in, run_folder
+from lightning_gen.runs.folder import keeps_files, run_folder
+from lightning_gen.runs.layout import IMAGES, pictures_in
 
 
 def log_picture(trainer: pl.Trainer, name: str, image: Tensor | Image.Image, step: int | None = None) -> None:
@@ -60,7 +64,10 @@ def log_picture(trainer: pl.Trainer, name: str, image: Tensor | Image.Image, ste
     step = trainer.global_step if step is None else step
     picture = _pil(image) if isinstance(image, Tensor) else image.convert("RGB")
     png = io.BytesIO()
-    picture.save(png, format="PNG")
+    layout = PngInfo()
+    if LAYOUT in picture.info:  # the page takes the columns apart by it
+        layout.add_text(LAYOUT, picture.info[LAYOUT])
+    picture.save(png, format="PNG", pnginfo=layout)
     path = run_folder(trainer) / IMAGES / name / f"step_{step:08d}.png"
     try:
         write_atomically(path, png.getvalue())
@@ -96,12 +103,12 @@ def looking(trainer: pl.Trainer, pl_module: pl.LightningModule, *, averaged: boo
         yield
 
 
-class Pictures(pl.Callback):
+class Pictures(KnowsStep):
     """Shows what a model can do again and again while it learns: a panel for each of its capabilities.
 
-    Panels are those of `callbacks.panels`: translations; samples, as pictures, as pictures of captions of the data, or
-    as points of which the data knows the true distribution; a map of the latents, where there are two; what styles do;
-    reconstructions; what augmented pictures a discriminator is shown.
+    Panels are those of `callbacks.panels`: translations; samples, as pictures beside real ones, as pictures of captions
+    of the data, or as points of which the data knows the true distribution; a map of the latents, where there are two;
+    what styles do; reconstructions; what augmented pictures a discriminator is shown.
     It draws before training, whenever the generator updates pass a multiple of `every_n_steps`, and after training.
     Only rank zero draws, and nothing is communicated. Training does not notice: see `looking`. What another callback
     draws alone, such as a `SampleGrid` with settings of its own, is left to it.
@@ -124,6 +131,7 @@ class Pictures(pl.Callback):
         TranslationPanel,
         PointPanel,
         SamplePanel,
+        RealPanel,
         CaptionPanel,
         LatentMapPanel,
         StylePanel,
@@ -140,9 +148,8 @@ class Pictures(pl.Callback):
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {value}.")
         self.every_n_steps = every_n_steps
         self.known = [kind(num_images, sampling) for kind in self.kinds]
-        self.panels: list[Panel] = []  # those of them that suit the model
+        self.panels: list[Panel] = []  # those of them that suit the model, and have not shown all that they ever will
         self.inputs, self.test_inputs = FirstPictures(), FirstPictures()
-        self.loaded_step = 0
         self.last_drawn: int | None = None
         self.seconds = 0.0  # that the last drawing took
 
@@ -245,18 +252,11 @@ class Pictures(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw them once."""
         if trainer.is_global_zero:
-            panels = [panel for panel in self.panels if panel.shows_data]
-            step = self.loaded_step if trainer.ckpt_path else trainer.global_step
+            panels = [panel for panel in self.panels if panel.shows_data and not isinstance(panel, RealPanel)]
             for name, image in self.pictures(trainer, pl_module, panels, self.test_inputs).items():
-                log_picture(trainer, f"test_{name}", image, step)
+                log_picture(trainer, f"test_{name}", image, self.step_of_weights(trainer))
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note the step, which Lightning does not restore for testing."""
-        self.loaded_step = checkpoint["global_step"]
 
     def state_dict(self) -> dict[str, Any]:
         """When it drew last, and pictures of the data, so that a resumed run shows the same ones."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -15,29 +17,34 @@ from typing import Any
 import lightning
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_gen import __version__
+from lightning_gen.callbacks.checkpoint import LastCheckpoint
+from lightning_gen.callbacks.loaded import KnowsStep
+from lightning_gen.callbacks.panels import domains_of
+from lightning_gen.data.batches import batch_size
 from lightning_gen.files import write_atomically
-from lightning_gen.runs.folder import (
-    ENVIRONMENT,
-    HISTORY,
-    PAGE,
-    RESULTS,
-    START,
-    keeps_files,
-    run_folder,
-    run_folder_of_checkpoint,
+from lightning_gen.runs.folder import keeps_files, run_folder, run_folder_of_checkpoint
+from lightning_gen.runs.history import (
+    Line,
+    add_to_history,
+    read_history,
+    read_json,
+    strict_json,
+    sync_history,
+    write_history,
 )
-from lightning_gen.runs.history import Line, add_to_history, read_history, strict_json, sync_history, write_history
-from lightning_gen.runs.page import finish_record, write_report, write_status
+from lightning_gen.runs.layout import ENVIRONMENT, HISTORY, PAGE, RESULTS, START
+from lightning_gen.runs.page import finish_record, note, write_report
 from lightning_gen.starts import Start
 
 _X_AXES = ("step", "epoch")  # what models log to set an axis, not to be seen
 
 
-class Report(pl.Callback):
+class Report(KnowsStep):
     """Keeps the history of a run and a page about it in the run's folder.
 
     * `history.jsonl`: a strict JSON object for every `trainer.log_every_n_steps` generator updates and every
@@ -45,8 +52,11 @@ class Report(pl.Callback):
       them, and the metrics that are new since the line before. Each line is written at once. A run that goes on from a
       checkpoint keeps the lines that stood there when it was written, and drops those that came after it.
     * `started_from.txt`: of a run that began with the weights of another (`init_from`), what it took and what not.
-    * `environment.json`: versions, devices, precision, command line, start, and how the run ended.
-    * `results.json`: the metrics of the last test. A test from `RUN/checkpoints/` belongs to RUN.
+    * `environment.json`: versions, devices, precision, command line, start, how the run ended, the data's names of its
+      domains, which checkpoints `ModelCheckpoint` has found best, and how many pictures the figures of validations are
+      of, where a callback says so by `measured_on`, as `GenerativeMetrics` does.
+    * `results.json`: the metrics of the last test, and how many pictures they are of. A test from `RUN/checkpoints/`
+      belongs to RUN.
     * `index.html`: all of this and the pictures (`log_picture`) on one page, see `write_report`.
 
     Only rank zero writes, and nothing under `fast_dev_run`. A run does not stop because its report cannot be written:
@@ -68,10 +78,12 @@ class Report(pl.Callback):
         self.started: float | None = None  # the clock when the present `fit` began
         self.last_step = 0
         self.next_page = 0.0
-        self.loaded_step = 0
         self.warned = False
         self.recorded: dict[str, Tensor] = {}
         self.waiting: dict[str, float] = {}  # metrics that a checkpoint brought and no line has yet
+        self.noted: dict[str, Any] = {}  # in environment.json, of what may change
+        self.measured: dict[str, dict[str, int]] = {}  # what figures of validations are of
+        self.tested = 0  # pictures of the test
         self.lines = 0  # of the history
         self.lines_before: int | None = None  # when the checkpoint was written that the run goes on from
 
@@ -92,12 +104,14 @@ class Report(pl.Callback):
             self.seconds_before, self.lines_before, self.waiting = 0.0, None, {}
         self.started = time.monotonic()
         self.last_step = trainer.global_step
-        self.recorded = {}
+        self.recorded, self.noted = {}, {}
         lines, self.lines_before = self.lines_before, None
         if keeps_files(trainer):
             folder = run_folder(trainer)
             with self._harmless():
                 self.lines = _begin_history(folder / HISTORY, trainer, lines)
+                known = read_json(folder / ENVIRONMENT).get("measured_on") if trainer.global_step else None
+                self.measured = known if isinstance(known, dict) else {}
                 write_atomically(folder / ENVIRONMENT, strict_json(_environment(trainer, pl_module), indent=2))
                 start: Start | None = getattr(pl_module, "started_from", None)
                 if start is not None:
@@ -145,7 +159,7 @@ class Report(pl.Callback):
         with self._harmless():
             if not keeps_files(trainer):
                 return False
-            write_status(run_folder(trainer), status)
+            note(run_folder(trainer), status=status)
         self._write_page(trainer, status)
         return True
 
@@ -179,6 +193,14 @@ class Report(pl.Callback):
 
     # -- test -------------------------------------------------------------------------------------------------------
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from the first picture on."""
+        self.tested = 0
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
+        """Count the pictures."""
+        self.tested += batch_size(batch) * trainer.world_size
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the test's metrics, and renew the page of the run that they belong to."""
         if keeps_files(trainer):
@@ -186,19 +208,17 @@ class Report(pl.Callback):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in _X_AXES}
             results = {
                 "checkpoint": None if checkpoint is None else checkpoint.name,
-                "step": trainer.global_step if checkpoint is None else self.loaded_step,
+                "step": self.step_of_weights(trainer),
                 "finished": _now(),
                 "metrics": metrics,
+                "pictures": self.tested,
+                "measured_on": _measured_on(trainer),
             }
             with self._harmless():
                 write_atomically(run_folder(trainer) / RESULTS, strict_json(results, indent=2))
             self._write_page(trainer)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Line) -> None:
-        """Note the step, which Lightning does not restore for testing."""
-        self.loaded_step = checkpoint["global_step"]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Line) -> None:
         """Note how far the history is, and what its next line will have; the disk has it before the checkpoint."""
@@ -227,10 +247,26 @@ class Report(pl.Callback):
     def _write_page(self, trainer: pl.Trainer, status: str | None = None) -> None:
         began = time.monotonic()
         with self._harmless():
+            if self.started is not None or status:
+                self._note(trainer)
             write_report(run_folder(trainer), status)
         now = time.monotonic()
         # However long the history grows, the page takes at most a twentieth of the time.
         self.next_page = now + max(self.every_n_seconds, 20 * (now - began))
+
+    def _note(self, trainer: pl.Trainer) -> None:
+        """Note what has changed: the best checkpoints, and what figures are of."""
+        folder = run_folder(trainer)
+        self.measured = self.measured | {name: of for name, of in _measured_on(trainer).items() if name[:4] == "val/"}
+        last = [one.last_step for one in trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)]
+        facts = {
+            "best_checkpoints": [one for callback in trainer.checkpoint_callbacks if (one := _best(callback, folder))],
+            "last_checkpoint": last[0] if last and last[0] else None,
+            "measured_on": self.measured,
+        }
+        if facts != self.noted:
+            note(folder, **facts)
+            self.noted = facts
 
     @contextmanager
     def _harmless(self) -> Iterator[None]:
@@ -255,6 +291,26 @@ def _begin_history(path: Path, trainer: pl.Trainer, lines: int | None) -> int:
     return len(kept)
 
 
+def _best(callback: pl.callbacks.Checkpoint, folder: Path) -> dict[str, Any] | None:
+    """What a `ModelCheckpoint` has found best, by its metric; None where it has none, or has no checkpoint yet."""
+    if not isinstance(callback, ModelCheckpoint) or not callback.monitor or not callback.best_model_path:
+        return None
+    path, score = Path(callback.best_model_path).absolute(), callback.best_model_score
+    step = re.search(r"step=(\d+)", path.stem)
+    return {
+        "monitor": callback.monitor,
+        "value": None if score is None else float(score),
+        "step": int(step[1]) if step else None,
+        "path": Path(os.path.relpath(path, folder.absolute())).as_posix(),
+    }
+
+
+def _measured_on(trainer: pl.Trainer) -> dict[str, dict[str, int]]:
+    """How many pictures figures are of, and what is the most that they can be, where callbacks say so."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return {name: of for callback in callbacks for name, of in getattr(callback, "measured_on", {}).items()}
+
+
 def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     device = pl_module.device
     data = trainer.datamodule  # type: ignore[attr-defined]
@@ -266,6 +322,7 @@ def _environment(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
         "command": shlex.join(sys.argv),
         "model": type(pl_module).__name__,
         "data": None if data is None else type(data).__name__,
+        "domains": list(domains_of(trainer)) or None,
         "max_steps": trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "devices": trainer.num_devices,

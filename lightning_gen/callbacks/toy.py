@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning_gen.callbacks.panels import require, sample_points, truth_of
 from lightning_gen.callbacks.pictures import looking
 from lightning_gen.capabilities import Samples
+from lightning_gen.data.toy import Mixture
 from lightning_gen.metrics.toy import ToyMetrics
 
 
@@ -48,6 +49,7 @@ class PointMetrics(pl.Callback):
                 f"{wasserstein_points}."
             )
         self.num_samples, self.seed = num_samples, seed
+        self.measured_on: dict[str, dict[str, int]] = {}  # what each figure is of
         self.settings: dict[str, Any] = {
             "within": within, "min_points": min_points, "wasserstein_points": wasserstein_points,
             "seed": seed + 1,  # the noise of the samples must not be that of the truth
@@ -67,10 +69,22 @@ class PointMetrics(pl.Callback):
         """Log `test/...`."""
         self.measure(trainer, pl_module, "test/")
 
+    def headlines(self) -> dict[str, str]:
+        """Modes and quality of a test."""
+        most, numbers = self.measured_on.get("test/modes", {}).get("most"), f"({self.num_samples} samples)"
+        return {
+            "test/modes": f"Test modes covered: {{:.0f}} of {most}",
+            "test/high_quality": f"Test samples of high quality: {{:.1%}} {numbers}",
+        }
+
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> None:
         """Draw samples and log the figures; the same on every rank."""
-        metrics = ToyMetrics(truth_of(type(self).__name__, trainer), **self.settings, sync_on_compute=False)
+        truth = truth_of(type(self).__name__, trainer)
+        metrics = ToyMetrics(truth, **self.settings, sync_on_compute=False)
         with looking(trainer, pl_module):
             metrics.update(sample_points(pl_module, self.num_samples, self.seed))
         figures = {f"{prefix}{name}": figure.to(pl_module.device) for name, figure in metrics.compute().items()}
+        self.measured_on |= {name: {"samples": self.num_samples} for name in figures}
+        if isinstance(truth, Mixture):
+            self.measured_on[f"{prefix}modes"]["most"] = len(truth.means)
         pl_module.log_dict(figures, sync_dist=True)

@@ -23,7 +23,7 @@ from lightning_gen.data.fingerprint import digest
 from lightning_gen.extractors.classifier import classifier_file
 from lightning_gen.files import cache_folder, write_atomically
 from lightning_gen.limits import load_yaml
-from lightning_gen.runs.folder import LAST
+from lightning_gen.runs.layout import LAST
 
 OF_TRAINING = ("batch_size", "eval_batch_size", "num_workers", "growing", "seed", "crop", "flip")
 """Settings of data that are a run's own; with all others two stages see the same pictures."""

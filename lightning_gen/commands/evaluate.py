@@ -21,7 +21,8 @@ from lightning_gen.evaluation.protocol import Figure
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.limits import load_yaml
-from lightning_gen.runs.folder import CONFIG, find_checkpoints, run_folder_of_checkpoint
+from lightning_gen.runs.folder import find_checkpoints, run_folder_of_checkpoint
+from lightning_gen.runs.layout import CONFIG
 from lightning_gen.settings import checked_settings
 from lightning_gen.trust import restrict_configurations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +16,7 @@ GAP = 2  # pixels around every picture of a grid
 MIN_CELL = 96  # pictures narrower than this are enlarged, so that a title fits above them
 MIN_SQUARE = 512  # grids without titles are enlarged until they are about as wide
 MIN_CAPTIONED = 144  # pictures narrower than this are enlarged, so that a caption below them has few lines
+LAYOUT = "layout"  # where a grid with titles says, in its `info`, how its cells lie
 LINE = 15  # pixels from one line of a caption to the next
 _GROUND, _INK = (32, 36, 44), (226, 230, 236)  # quiet on light and on dark pages
 
@@ -25,7 +28,8 @@ def picture_grid(
     """Pictures in rows under a row of column titles, if any of them has words.
 
     Pixels are kept as they are; pictures narrower than `MIN_CELL` are enlarged by repeating each pixel a whole number
-    of times. All cells are as large as the largest picture, with `GAP` pixels around them.
+    of times. All cells are as large as the largest picture, with `GAP` pixels around them; where these lie stands in
+    `info[LAYOUT]` of the grid, for whoever takes it apart.
 
     Args:
         columns: Title of each column, and its pictures from top to bottom: each uint8 `[1 or 3, H, W]`. Pairs allow a
@@ -105,16 +109,23 @@ def _grid(
     scale = math.ceil(min_cell / width)
     width, height = width * scale, height * scale
     font = ImageFont.load_default(size=min(20, max(12, width // 10)))
-    header = round(1.9 * font.size) if titles else GAP  # type: ignore[union-attr]
+    headings = [_broken(title, font, width) for title in titles]
+    lines_above = max((heading.count("\n") + 1 for heading in headings), default=0)
+    header = round((lines_above + 0.9) * font.size) if titles else GAP  # type: ignore[union-attr]
     small = ImageFont.load_default(size=12)
     lines = {place: textwrap.wrap(text, max(8, width // 6)) for place, text in (captions or {}).items()}
     footer = max(map(len, lines.values()), default=0) * LINE
     rows, columns = max(r for r, _ in cells) + 1, max(c for _, c in cells) + 1
     columns = max(columns, len(titles))
     grid = Image.new("RGB", (GAP + columns * (width + GAP), header + rows * (height + footer + GAP)), _GROUND)
+    if titles:
+        places = {"left": GAP, "top": header, "width": width, "height": height, "rows": rows}
+        steps = {"right": width + GAP, "down": height + footer + GAP}
+        grid.info[LAYOUT] = json.dumps({"titles": list(titles), **places, **steps})
     draw = ImageDraw.Draw(grid)
-    for c, title in enumerate(titles):
-        draw.text((GAP + c * (width + GAP) + width / 2, header / 2), title, font=font, fill=_INK, anchor="mm")
+    for c, heading in enumerate(headings):
+        place = GAP + c * (width + GAP) + width / 2, header / 2
+        draw.text(place, heading, font=font, fill=_INK, anchor="mm", align="center", spacing=1)
     for (r, c), picture in cells.items():
         enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
         left, top = GAP + c * (width + GAP), header + r * (height + footer + GAP)
@@ -122,6 +133,17 @@ def _grid(
         for number, line in enumerate(lines.get((r, c), ())):
             draw.text((left + 2, top + height + number * LINE), line, font=small, fill=_INK)
     return grid
+
+
+def _broken(title: str, font: Any, width: int) -> str:
+    """A title in lines that are no wider than a picture, as far as its words allow."""
+    lines: list[str] = []
+    for word in title.split():
+        if lines and font.getlength(longer := f"{lines[-1]} {word}") <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def _pil(image: Tensor) -> Image.Image:

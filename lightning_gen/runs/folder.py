@@ -1,23 +1,8 @@
-"""The folder of a run: where it is, and what lies in it.
-
-| in the folder                  | what                                                                 |
-| ------------------------------ | -------------------------------------------------------------------- |
-| config.yaml                    | the settings, as the command line was given them                     |
-| checkpoints/                   | what `LastCheckpoint` and `ModelCheckpoint` save                     |
-| images/PANEL/step_00001000.png | pictures through time (`log_picture`)                                |
-| history.jsonl                  | the metrics, one strict JSON object per logging moment (`Report`)    |
-| environment.json               | versions, devices, command line, and how the run ended (`Report`)    |
-| started_from.txt               | which weights of another run it began with, if any (`Report`)        |
-| results.json                   | the metrics of the last test (`Report`)                              |
-| evaluation.json                | what FID and company were measured on, and how (`GenerativeMetrics`) |
-| evaluations.json               | the figures that `lightning-gen evaluate` measured, and on what      |
-| index.html                     | all of this on one page (`Report`)                                   |
-"""
+"""The folder of a run: where it is, and which of its checkpoints a name means. `layout` says what lies in it."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -27,17 +12,8 @@ import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_gen.checkpoints import read_checkpoint
+from lightning_gen.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, HISTORY, LAST, by_number
 
-CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
-IMAGES = "images"
-HISTORY = "history.jsonl"
-ENVIRONMENT = "environment.json"
-START = "started_from.txt"
-RESULTS = "results.json"
-EVALUATION = "evaluation.json"
-PAGE = "index.html"
-LAST = "last.ckpt"
 MAX_NAMED = 8  # of checkpoints or runs in a message
 
 # Rank zero's answer, on every rank. Loggers number their folders by looking at the disk, and other ranks look later.
@@ -84,14 +60,6 @@ def run_folder_of_checkpoint(path: str | os.PathLike[str]) -> Path | None:
 def keeps_files(trainer: pl.Trainer) -> bool:
     """Whether this process writes into the run's folder: rank zero does, except under `fast_dev_run`."""
     return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-
-
-def pictures_in(panel: Path) -> dict[int, Path]:
-    """The pictures of a panel's folder by step, in order; files of other names than `log_picture` gives are none."""
-    found = (
-        (re.fullmatch(r"step_([0-9]{8}|[1-9][0-9]{8,15})\.png", path.name), path) for path in panel.glob("step_*.png")
-    )
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _folder_of_logger(trainer: pl.Trainer) -> Path:
@@ -152,19 +120,14 @@ def _checkpoints_in(path: Path) -> list[Path]:
     folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     # A folder like any other may be very deep.
     files = folder.rglob("*.ckpt") if CHECKPOINTS in folder.absolute().parts else folder.glob("*.ckpt")
-    return sorted((file for file in files if file.is_file()), key=_by_number)
-
-
-def _by_number(path: Path) -> list[tuple[str, int]]:
-    """A key that puts step=900 before step=1000."""
-    return [(words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d*)", str(path))]
+    return sorted((file for file in files if file.is_file()), key=by_number)
 
 
 def _matching(pattern: Path) -> Iterator[Path]:
     """What matches a pattern, in which folders that exist are meant literally, whatever brackets they have."""
     folder = next(parent for parent in (pattern, *pattern.parents) if parent.exists())
     rest = str(pattern.relative_to(folder))
-    return iter(sorted(folder.glob(rest), key=_by_number)) if rest != "." else iter([folder])
+    return iter(sorted(folder.glob(rest), key=by_number)) if rest != "." else iter([folder])
 
 
 def _last_of(files: Sequence[Path]) -> Path:
@@ -213,7 +176,7 @@ def _what_there_is(path: Path) -> str:
         return f"{words} {run} has {_listed(files, run)}."
     runs = [found.parent for depth in ("*", "*/*", "*/*/*") for found in folder.glob(f"{depth}/{CHECKPOINTS}")]
     if runs:
-        words += f" {folder.absolute()} has the runs {_listed(sorted(runs, key=_by_number), folder)}."
+        words += f" {folder.absolute()} has the runs {_listed(sorted(runs, key=by_number), folder)}."
     return words
 
 

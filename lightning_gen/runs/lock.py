@@ -53,6 +53,19 @@ def lock_run(folder: Path) -> None:
     atexit.register(unlock_run, folder)
 
 
+def was_left_locked(folder: Path) -> bool:
+    """Whether a process that trained in a run's folder has ended without giving it free, as a kill leaves it."""
+    folder = folder.resolve()
+    if fcntl is None or (os.getpid(), folder) in _held:  # to open and close the file would give it free
+        return False
+    try:
+        with (folder / LOCK).open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:  # there is none, somebody has it, or a file system without locks
+        return False
+
+
 def unlock_run(folder: Path) -> None:
     """Let others train there again."""
     file = _held.pop((os.getpid(), folder.resolve()), None)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from lightning_gen.files import write_atomically
-from lightning_gen.runs import page
-from lightning_gen.runs.page import MAX_POINTS, write_report
+from lightning_gen.runs.curves import MAX_POINTS, groups_of, thinned
+from lightning_gen.runs.page import write_report
+from lightning_gen.runs.rendering import duration
 
 
 def strict(text):
@@ -177,7 +178,7 @@ def test_many_losses_are_grouped_by_kind():
         "lr-generator",
         "lr-discriminator",
     ]
-    groups = page._groups(names)
+    groups = groups_of(names)
     assert list(groups) == [f"train/{kind}" for kind in kinds] + ["train", "lr"]
     assert groups["train"] == ["train/total"]
     assert groups["lr"] == ["lr-generator", "lr-discriminator"]
@@ -186,17 +187,17 @@ def test_many_losses_are_grouped_by_kind():
 def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
     shares = [f"val/{name}-lenet64" for name in ("precision", "recall", "density", "coverage")]
     names = ["val/fid-lenet64", "val/is", "val/is_std", "val/kid-lenet64", "val/kid_stderr-lenet64", *shares]
-    assert list(page._groups(names).values()) == [names[:1], names[1:3], names[3:5], shares]
+    assert list(groups_of(names).values()) == [names[:1], names[1:3], names[3:5], shares]
 
 
 def test_use_of_codes_is_a_chart_of_numbers_and_one_of_the_share():
     names = ["val/psnr", "val/rfid", "val/perplexity", "val/used", "val/dead_codes"]
-    groups = page._groups(names)
+    groups = groups_of(names)
     assert groups["val/perplexity, dead codes"] == ["val/perplexity", "val/dead_codes"]
     assert groups["val/used"] == ["val/used"]
     assert len(groups) == 4
     levels = [f"val/{name}_{level}" for level in (0, 1) for name in ("perplexity", "used", "dead_codes")]
-    groups = page._groups(levels)
+    groups = groups_of(levels)
     assert len(groups["val/perplexity, dead codes"]) == 4
     assert groups["val/used"] == ["val/used_0", "val/used_1"]
 
@@ -204,7 +205,7 @@ def test_use_of_codes_is_a_chart_of_numbers_and_one_of_the_share():
 def test_long_curves_keep_mean_and_range():
     values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
     values[3] = math.nan
-    curve = page._thinned(list(range(len(values))), values)
+    curve = thinned(list(range(len(values))), values)
     assert len(curve["x"]) == len(curve["y"]) == MAX_POINTS
     assert curve["x"][-1] == len(values) - 1
     for i in (0, 17, MAX_POINTS - 1):
@@ -217,4 +218,4 @@ def test_long_curves_keep_mean_and_range():
     ("seconds", "text"), [(59, "59 s"), (3540, "59 min"), (3600, "1 h 00 min"), (3630 * 48, "2.0 days")]
 )
 def test_durations_read_well(seconds, text):
-    assert page._duration(seconds) == text
+    assert duration(seconds) == text
