@@ -178,7 +178,7 @@ def test_a_misspelt_key_in_a_file_is_refused_by_name(tmp_path, command, text, me
         (["interpolate", "--checkpoint", "x", "--output", "y", "--method", "cubic"], "'slerp', 'lerp'"),
         (["arithmetic", "--a", "1"], "the following arguments are required: checkpoint, output, b, c"),
         (["import", "--output"], "argument --output: expected one argument"),
-        (["report"], "the following arguments are required: run_folder"),
+        (["report"], "the following arguments are required: folder"),
         (["fit", "--config"], "argument -c/--config: expected one argument"),
         (["fit"], "the following arguments are required: fit.data, fit.model"),
         (["fit", "--data", "UnpairedScenes"], "required: fit.model"),

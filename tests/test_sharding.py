@@ -98,7 +98,7 @@ def test_text_to_picture_learns_and_is_judged_by_shares_as_by_one_process(tmp_pa
         (folder := tmp_path / name).mkdir()
         (folder / "a.yaml").write_text(yaml.safe_dump(config))
         strategy = ["--trainer.devices", str(devices), "--trainer.strategy", "fsdp" if devices > 1 else "auto"]
-        run = ["--ckpt_path", "runs/texttoimage/version_0", *strategy]
+        run = ["--ckpt_path", "runs/text_to_image/version_0", *strategy]
         commands = [
             ["fit", "--config", "a.yaml", "--data.batch_size", str(8 // devices), *strategy],
             ["predict", *run],
@@ -108,7 +108,7 @@ def test_text_to_picture_learns_and_is_judged_by_shares_as_by_one_process(tmp_pa
             assert not failed, failed[0]
         else:
             fresh_process(commanded, 0, folder, *commands)
-    one, shares = (tmp_path / name / "runs/texttoimage/version_0" for name in ("one", "shares"))
+    one, shares = (tmp_path / name / "runs/text_to_image/version_0" for name in ("one", "shares"))
     contents = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (one, shares)]
     torch.testing.assert_close(contents[1]["state_dict"], contents[0]["state_dict"], rtol=1e-4, atol=1e-6)
     assert contents[1]["hyper_parameters"] == contents[0]["hyper_parameters"]

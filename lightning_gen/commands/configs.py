@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+NUMBERING_LOGGERS = ("CSVLogger", "TensorBoardLogger")  # which have folders NAME/version_N
+
 
 def config_folder() -> Path:
     """Where configurations lie: inside an installed package, or beside it in a source tree."""
@@ -40,11 +42,22 @@ def find_config(name: str) -> str:
     )
 
 
+def with_folder(logger: Any) -> Any:
+    """The configuration of a logger that must be told a folder, with an empty one where none is named.
+
+    `loggers.place_loggers` puts the folder of all runs there.
+    """
+    named = {"class_path": logger} if isinstance(logger, str) else logger
+    if not isinstance(named, dict) or str(named.get("class_path")).rpartition(".")[2] not in NUMBERING_LOGGERS:
+        return logger
+    return {**named, "init_args": {"save_dir": "", **(named.get("init_args") or {})}}
+
+
 def set_yaml_loader() -> None:
     """Let the command line, in this process from now on, refuse YAML as `lightning_gen.limits.check_aliases` does.
 
     What earlier versions wrote, such as a run's configuration, is understood: classes of this package are found by the
-    names that they had, and arguments of models by the places.
+    names that they had, and arguments of models by the places. Loggers need not be told a folder.
     """
     import yaml  # type: ignore[import-untyped]
     from jsonargparse import get_loader, set_loader
@@ -58,11 +71,15 @@ def set_yaml_loader() -> None:
 
     def load_checked(text: str) -> Any:
         check_aliases(text)
-        return renamed(load(text))
+        value = renamed(load(text))
+        return with_folder(value) if isinstance(value, str) else value
 
     def renamed(value: Any) -> Any:
         if isinstance(value, dict):
             named = {key: renamed(item) for key, item in value.items()}
+            if "logger" in named:
+                several = isinstance(named["logger"], list)
+                named["logger"] = [*map(with_folder, named["logger"])] if several else with_folder(named["logger"])
             return {**named, "init_args": upgraded(named)} if isinstance(named.get("init_args"), dict) else named
         if isinstance(value, list):
             return [renamed(item) for item in value]

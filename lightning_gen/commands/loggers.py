@@ -9,7 +9,43 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
+
+from lightning_gen.commands.configs import NUMBERING_LOGGERS, config_folder, shipped_configs
+
+RUNS = "runs"  # the folder of all runs, where nothing else is said
+
+
+def run_name(config: Namespace) -> str:
+    """What the runs of a configuration are called: as the shipped one, or the one that is shipped for the model.
+
+    `--config paper/wgan_gp_cifar10` gives "wgan_gp_cifar10", and a file of one's own with the model WGANGP "wgan_gp". A
+    model for which no configuration is shipped has its own name, in small letters.
+    """
+    shipped = [Path(name).stem for name in shipped_configs()]
+    for file in reversed(config.get("config") or []):
+        path = Path(str(file)).resolve()
+        if path.is_relative_to(config_folder().resolve()) and path.stem in shipped:
+            return path.stem
+    name = str(config.model.class_path).rpartition(".")[2].lower()
+    return next((one for one in shipped if one.replace("_", "") == name), name)
+
+
+def place_loggers(loggers: Any, parent: str | os.PathLike[str], name: str) -> None:
+    """Let loggers that number their folders do it where runs lie: PARENT/NAME/version_N, unless they are told where.
+
+    Their configurations, one or a list, are changed in place. TensorBoard gets no `hp_metric`, whose -1 says nothing.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        kind = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        if kind in NUMBERING_LOGGERS:
+            arguments = logger.init_args
+            arguments.save_dir = arguments.get("save_dir") or str(parent)
+            if arguments.get("name") == "lightning_logs":
+                arguments.name = name
+            if kind == "TensorBoardLogger":
+                arguments.default_hp_metric = False
 
 
 def record_at_step(trainer: pl.Trainer, step: int) -> None:
@@ -25,7 +61,7 @@ def go_on_in_folder(loggers: Any, folder: Path, step: int) -> None:
     """
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers
     name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
-    if name not in ("RunLogger", "CSVLogger", "TensorBoardLogger"):
+    if name not in ("RunLogger", *NUMBERING_LOGGERS):
         return
     arguments = logger.init_args
     if arguments.get("version") is None:

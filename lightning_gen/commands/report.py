@@ -14,7 +14,7 @@ from lightning_gen.runs.rendering import size
 
 def with_flags(arguments: Sequence[str]) -> list[str]:
     """Arguments in which a bare `--embed` or `--film` is true."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     bare = ("--embed", "--film")
     return [
         f"{argument}=true" if argument in bare and after.lower() not in ("true", "false") else argument

@@ -25,7 +25,7 @@ from lightning_gen.checkpoints import CheckpointError, check_going_on, first_lin
 from lightning_gen.commands.beforehand import train_first_stages, train_missing_classifiers
 from lightning_gen.commands.going_on import RunIsOver, check_that_it_is_not_over, with_configs
 from lightning_gen.commands.inner_models import Parser, find_checkpoint_of, load_inner_models
-from lightning_gen.commands.loggers import go_on_in_folder, prepare_wandb, record_at_step
+from lightning_gen.commands.loggers import RUNS, go_on_in_folder, place_loggers, prepare_wandb, record_at_step, run_name
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data, share_schedule
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer, quiet_lightning
@@ -143,6 +143,8 @@ class CommandLine(LightningCLI):
                 config.trainer[name] = None
         elif config.trainer.logger in (None, True):
             config.trainer.logger = self._run_logger(config)
+        else:
+            place_loggers(config.trainer.logger, config.trainer.default_root_dir or RUNS, run_name(config))
         if checkpoint and self.subcommand == "fit":
             writes = _is_first() and not config.trainer.fast_dev_run
             check_that_it_is_not_over(checkpoint, config, folder if writes else None)
@@ -162,8 +164,8 @@ class CommandLine(LightningCLI):
     def _run_logger(self, config: Namespace) -> Namespace | bool:
         if self.subcommand not in ("fit", None):
             return False
-        parent, name = config.trainer.default_root_dir or "runs", config.model.class_path.rpartition(".")[2].lower()
-        arguments = Namespace(save_dir=str(parent), name=name, version=None)
+        parent = str(config.trainer.default_root_dir or RUNS)
+        arguments = Namespace(save_dir=parent, name=run_name(config), version=None)
         return Namespace(class_path="lightning_gen.callbacks.RunLogger", init_args=arguments)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -1,5 +1,6 @@
 """Pictures: exactly what the model gave, always of the same inputs, and training does not notice."""
 
+import json
 import random
 from argparse import ArgumentError
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning_gen.callbacks.panels import (
     FirstPictures,
     LatentMapPanel,
     PointPanel,
+    RealPanel,
     ReconstructionPanel,
     SamplePanel,
     StylePanel,
@@ -478,16 +480,16 @@ def test_styles_are_shown_mixed_and_truncated():
     ("model", "data", "kinds", "number"),
     [
         (Translator((3, 8, 8)), Scenes(16), [TranslationPanel], 4),
-        (Draws((3, 8, 8)), Scenes(16), [SamplePanel], 64),
-        (Draws((1, 1, 8)), Scenes(16), [SamplePanel], 64),
+        (Draws((3, 8, 8)), Scenes(16), [SamplePanel, RealPanel], 64),
+        (Draws((1, 1, 8)), Scenes(16), [SamplePanel, RealPanel], 64),
         (Draws((2, 1, 1)), GridOfGaussians(), [PointPanel], 1000),
         (Draws((1, 1, 1)), TwoGaussians(), [PointPanel], 1000),
-        (Encoder(), Scenes(16), [SamplePanel, ReconstructionPanel], 64),
-        (Plane(), Scenes(16), [SamplePanel, LatentMapPanel], 64),
-        (Plane(latent_shape=(3,)), Scenes(16), [SamplePanel], 64),
-        (Plane(num_classes=4), Scenes(16), [SamplePanel], 64),
-        (small_stylegan(), Scenes(16), [SamplePanel, StylePanel], 64),
-        (small_stylegan(augment=ADA()), Scenes(16), [SamplePanel, StylePanel, AugmentationPanel], 64),
+        (Encoder(), Scenes(16), [SamplePanel, RealPanel, ReconstructionPanel], 64),
+        (Plane(), Scenes(16), [SamplePanel, RealPanel, LatentMapPanel], 64),
+        (Plane(latent_shape=(3,)), Scenes(16), [SamplePanel, RealPanel], 64),
+        (Plane(num_classes=4), Scenes(16), [SamplePanel, RealPanel], 64),
+        (small_stylegan(), Scenes(16), [SamplePanel, RealPanel, StylePanel], 64),
+        (small_stylegan(augment=ADA()), Scenes(16), [SamplePanel, RealPanel, StylePanel, AugmentationPanel], 64),
         (Draws((2, 1, 1)), Scenes(16), [], 0),  # points of which nobody knows the truth
         (Draws((1, 1, 1)), Scenes(16), [], 0),
         (Draws((2, 8, 8)), Scenes(16), [], 0),  # two channels are no colours
@@ -513,8 +515,12 @@ def test_a_model_that_can_do_more_has_more_panels(tmp_path):
     images = tmp_path / "run" / "version_0" / "images"
     assert {path.name: steps_in(path) for path in images.iterdir()} == {
         "samples": [0, 2, 4, 5],
+        "real": [0],
         "reconstructions": [0, 2, 4, 5],
     }
+    real = read(images / "real" / "step_00000000.png")
+    for row, shown in enumerate(cells(real, 2, 3)):
+        assert torch.equal(shown, to_uint8(Pairs(1).pictures[row, 0]))
     panel = read(images / "reconstructions" / "step_00000005.png")
     torch.manual_seed(0)
     noise = torch.rand(()) / 100
@@ -530,7 +536,7 @@ def test_a_model_that_can_do_more_has_more_panels(tmp_path):
     trainer(tmp_path, [others, alone]).validate(Encoder(), pictures)
     assert [[type(panel) for panel in callback.panels] for callback in (alone, others)] == [
         [SamplePanel],
-        [ReconstructionPanel],
+        [RealPanel, ReconstructionPanel],
     ]
 
     trainer(tmp_path, [Pictures(num_images=2)]).test(Encoder(), pictures)
@@ -552,6 +558,47 @@ def test_augmented_pictures_stand_beside_those_of_the_data_in_training_alone(tmp
             cells = [panel[:, :, GAP + column * (MIN_CELL + GAP) :][:, :, :MIN_CELL] for column in range(1, 5)]
             assert all(torch.equal(cell, cells[0]) for cell in cells[1:]) == (p == 0)
         assert not (images / "test_augmented").exists()
+
+
+def test_real_pictures_are_drawn_again_only_where_there_are_more(tmp_path):
+    pictures = DataLoader([{"image": Pairs(1).pictures[i, 0]} for i in range(4)])
+    first = Pictures(2, 3)
+    stopped = trainer(tmp_path, [first], num_sanity_val_steps=1, val_check_interval=3, max_steps=6)
+    stopped.fit(Encoder(), pictures, pictures)
+    panel = tmp_path / "run" / "version_0" / "images" / "real"
+    assert steps_in(panel) == [0, 4], "one of the sanity check, three after the first validation"
+    stopped.save_checkpoint(tmp_path / "last.ckpt")
+    again = trainer(tmp_path, [Pictures(2, 3)], logger=CSVLogger(tmp_path, "run", 0), max_steps=9)
+    again.fit(Encoder(), pictures, pictures, ckpt_path=tmp_path / "last.ckpt")
+    assert steps_in(panel) == [0, 4]
+
+
+def test_there_are_fewer_real_pictures_of_a_large_size_which_checkpoints_keep(tmp_path):
+    for size, number in ((8, 64), (128, 64), (256, 20), (1024, 4)):
+        callback = Pictures()
+        callback.setup(trainer(tmp_path, []), Draws((3, size, size)), "fit")
+        assert callback.inputs.limit == number
+
+
+class Named(pl.LightningDataModule):
+    domains = ("day", "night")
+
+    def train_dataloader(self):
+        return loader(0)
+
+    def val_dataloader(self):
+        return loader(1)
+
+
+def test_columns_have_the_data_s_names_and_say_where_their_cells_lie(tmp_path):
+    trainer(tmp_path, [TranslationGrid(num_images=2)]).fit(Toy(), datamodule=Named())
+    path = tmp_path / "run" / "version_0" / "images" / "BtoA" / "step_00000005.png"
+    layout = json.loads(Image.open(path).text["layout"])
+    assert layout["titles"] == ["night", "night to day", "night to day to night", "identity of night", "day (target)"]
+    grid, (left, top) = read(path), (layout["left"] + layout["right"], layout["top"] + layout["down"])
+    scale = layout["width"] // SIZE
+    second = grid[:, top : top + layout["height"] : scale, left : left + layout["width"] : scale]
+    assert torch.equal(second, tile(grid, 1, 1, rows=2))
 
 
 def test_settings_of_the_model_s_own_arrive_and_unknown_ones_are_refused_by_name(tmp_path):
@@ -587,7 +634,8 @@ def test_runs_that_began_with_a_callback_of_one_kind_go_on_with_all(tmp_path, mo
     again = trainer(tmp_path, [second], logger=CSVLogger(tmp_path, "run", 0), max_steps=9)
     again.fit(model(), loader(0), loader(7), ckpt_path=tmp_path / "last.ckpt")
     for panel in (tmp_path / "run" / "version_0" / "images").iterdir():
-        assert steps_in(panel) == [0, 4, 5, 8, 9]
+        # Real pictures came with the callback that shows all.
+        assert steps_in(panel) == ([8] if panel.name == "real" else [0, 4, 5, 8, 9])
     assert all(map(torch.equal, first.inputs.pictures.get("B", []), second.inputs.pictures.get("B", [])))
 
 

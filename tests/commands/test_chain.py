@@ -25,7 +25,7 @@ SMALL = [
     ),
     *("--data.batch_size", 8, "--data.num_workers", 0, "--test_after_fit", "false"),
 ]
-RUN = Path("runs/gatedpixelcnn/version_0")
+RUN = Path("runs/gated_pixelcnn/version_0")
 
 
 def names(folder):

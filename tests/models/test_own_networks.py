@@ -119,7 +119,7 @@ def test_a_network_of_ones_own_on_the_command_line(own, fresh_process):
     }
     Path("run.yaml").write_text(json.dumps(run))
     assert fresh_process(_exit_code, "fit", "--config", "run.yaml") == 0
-    arguments = ("--checkpoint", "runs/gatedpixelcnn/version_0", "--num_samples", "2", "--output", "out")
+    arguments = ("--checkpoint", "runs/gated_pixelcnn/version_0", "--num_samples", "2", "--output", "out")
     assert fresh_process(_exit_code, "sample", *arguments) == 1  # a stranger's file must not name it
     assert fresh_process(_exit_code, "sample", *arguments, "--trust", "mynetworks") == 0
     assert len(list(Path("out").iterdir())) == 2
