@@ -53,7 +53,11 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The runs below a folder, by name, with version_9 before version_10; what lies within a run is none."""
+    """The runs below a folder, by name, with version_9 before version_10; what lies within a run is none.
+
+    Links are followed, and no folder is looked into twice.
+    """
+    seen = {folder.resolve()}
 
     def below(place: Path, depth: int) -> Iterator[Path]:
         try:
@@ -61,6 +65,9 @@ def runs_in(folder: Path) -> list[Path]:
         except OSError:  # not ours to read
             return
         for path in inner:
+            if (real := path.resolve()) in seen:
+                continue
+            seen.add(real)
             if is_run(path):
                 yield path
             elif depth > 1 and not path.name.startswith("."):

@@ -10,13 +10,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from lightning_gen.callbacks import report
+from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.report import Report
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
@@ -355,16 +356,75 @@ def test_results_of_a_checkpoint_go_to_its_run(tmp_path, run):
     assert results["metrics"] == {"test/psnr_AtoB": 21.5, "test/psnr_BtoA": 20.25, "test/fid": "NaN"}
     assert (results["checkpoint"], results["step"]) == ("last.ckpt", 6)
     page = (run / "index.html").read_text()
-    assert re.search(r"<th>A to B</th><th>B to A</th>.*<th>psnr</th><td>21.5</td><td>20.25</td>", page)
-    assert "<th>fid</th><td>nan</td>" in page
+    words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "PSNR, A to B ↑ 21.5 dB" in words
+    assert "PSNR, B to A ↑ 20.25 dB" in words
+    assert "FID ↓ nan" in words
     assert '<span class="pill finished">finished</span>' in page
     assert history(run) == before
     assert not (tmp_path / "run" / "version_1" / "index.html").exists()
 
 
+class Measures(pl.Callback):
+    """Says what its figures are of."""
+
+    def __init__(self):
+        self.measured_on = {}
+
+    def on_validation_epoch_end(self, *_):
+        self.measured_on["val/modes"] = {"samples": 70, "most": 25}
+
+    def on_test_epoch_end(self, *_):
+        self.measured_on["test/psnr_BtoA"] = {"samples": 80}
+
+
+def test_figures_are_recorded_with_the_number_of_pictures_that_they_are_of(tmp_path, run):
+    fitted = trainer(tmp_path, Report(), Measures(), val_check_interval=2)
+    fitted.fit(Toy(), batches(), batches(1))
+    environment = strict((run / "environment.json").read_text())
+    assert environment["measured_on"] == {"val/modes": {"samples": 70, "most": 25}}
+    fitted.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    three = DataLoader(torch.zeros(7, 1), batch_size=3)
+    trainer(tmp_path, Report(), Measures()).test(Toy(), three, ckpt_path=run / "checkpoints" / "last.ckpt")
+    results = strict((run / "results.json").read_text())
+    assert (results["pictures"], results["measured_on"]) == (7, {"test/psnr_BtoA": {"samples": 80}})
+    words = " ".join(re.sub(r"<[^>]*>", " ", (run / "index.html").read_text()).split())
+    assert "PSNR, A to B ↑ 21.5 dB 7 test pictures PSNR, B to A ↑ 20.25 dB 80 samples" in words
+
+    again = trainer(tmp_path, Report(), max_steps=8, logger=CSVLogger(tmp_path, "run", 0))
+    again.fit(Toy(), batches(), ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert strict((run / "environment.json").read_text())["measured_on"] == environment["measured_on"]
+
+
+def test_the_page_knows_the_best_checkpoint_and_the_last(tmp_path, run):
+    best = ModelCheckpoint(monitor="val/psnr_AtoB", filename="{step}", mode="max")
+    saves = LastCheckpoint(every_n_steps=5)
+    settings = {"enable_checkpointing": True, "max_steps": 6, "val_check_interval": 2}
+    trainer(tmp_path, Report(), best, saves, **settings).fit(Toy(), batches(), batches(1))
+    environment = strict((run / "environment.json").read_text())
+    (found,) = environment["best_checkpoints"]
+    assert found["value"] == pytest.approx(2 * 0.98**2)
+    assert (found["monitor"], found["step"], found["path"]) == ("val/psnr_AtoB", 2, "checkpoints/step=2.ckpt")
+    assert environment["last_checkpoint"] == 6
+    words = " ".join(re.sub(r"<[^>]*>", " ", (run / "index.html").read_text()).split())
+    assert "best checkpoint by val/psnr_AtoB checkpoints/step=2.ckpt val/psnr_AtoB: 1.921 dB step 2" in words
+    assert "last checkpoint checkpoints/last.ckpt step 6" in words
+
+
+def test_the_data_s_names_of_domains_are_recorded(tmp_path, run):
+    class Data(pl.LightningDataModule):
+        domains = ("day", "<night>")
+
+        def train_dataloader(self):
+            return batches()
+
+    trainer(tmp_path, Report()).fit(Toy(), datamodule=Data())
+    assert strict((run / "environment.json").read_text())["domains"] == ["day", "<night>"]
+
+
 def test_results_without_a_run_have_a_page_of_their_own(tmp_path, run):
     trainer(tmp_path, Report()).test(Toy(), batches(1))
-    assert "<td>21.5</td>" in (run / "index.html").read_text()
+    assert "<td>21.5 dB</td>" in (run / "index.html").read_text()
 
 
 # -- processes

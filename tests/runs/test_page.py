@@ -1,19 +1,18 @@
 """The page of a run: it needs nothing from anywhere, escapes all that it shows, and survives damage."""
 
+import base64
 import json
-import math
 import os
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
-import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lightning_gen.files import write_atomically
-from lightning_gen.runs.curves import MAX_POINTS, groups_of, thinned
-from lightning_gen.runs.page import write_report
+from lightning_gen.runs.page import write_embedded_report, write_report
 from lightning_gen.runs.rendering import duration
 
 
@@ -25,7 +24,10 @@ def strict(text):
 
 
 def page_data(run):
-    page = (run / "index.html").read_text()
+    return page_data_of((run / "index.html").read_text())
+
+
+def page_data_of(page):
     return strict(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
@@ -55,6 +57,9 @@ def folder(tmp_path):
     return folder
 
 
+OUTSIDE = r"https?:|//|@import|url\((?!#)"
+
+
 class References(HTMLParser):
     """All that a page would fetch, and all tags."""
 
@@ -73,7 +78,7 @@ class References(HTMLParser):
 def test_page_needs_nothing_from_outside(folder):
     page = write_report(folder).read_text()
     references = References(page)
-    assert not re.search(r"https?:|//|@import|url\((?!#)", re.sub(r"(?s)<pre>.*?</pre>", "", page).replace("url(#", ""))
+    assert not re.search(OUTSIDE, re.sub(r"(?s)<pre>.*?</pre>", "", page).replace("url(#", ""))
     assert not {"link", "iframe", "object"} & set(references.tags)
     pictures = {reference for reference in references.found if reference.endswith(".png")}
     assert pictures == set(references.found)
@@ -161,6 +166,93 @@ def panels_of(folder):
     return page_data(folder)["panels"]
 
 
+NASTY = "</script><script>alert(1)</script>\"'&{{7*7}}"
+
+
+def test_whatever_a_run_s_files_say_is_no_part_of_the_page_s_program(folder):
+    environment = json.loads((folder / "environment.json").read_text())
+    environment |= dict.fromkeys(("model", "data", "device", "odd", NASTY), NASTY)
+    checkpoints = [{"monitor": NASTY, "value": 1, "step": 2, "path": "config.yaml"}]
+    more = {"domains": [NASTY, NASTY], "status": f"stopped: {NASTY}", "best_checkpoints": checkpoints}
+    write_atomically(folder / "environment.json", json.dumps(environment | more))
+    metrics = {"test/psnr_AtoB": 1, "test/color_mapping_psnr_AtoB": 2, f"test/{NASTY}": 3}
+    write_atomically(folder / "results.json", json.dumps({"checkpoint": NASTY, "metrics": metrics, "pictures": NASTY}))
+    write_atomically(folder / "checkpoints" / "last.ckpt", b"x")
+    layout = PngInfo()
+    cells = {"left": 0, "top": 0, "width": 1, "height": 1, "right": 1, "down": 1, "rows": 1}
+    layout.add_text("layout", json.dumps({"titles": [NASTY, NASTY], **cells}))
+    Image.new("RGB", (4, 4)).save(folder / "images" / "AtoB" / "step_00000020.png", pnginfo=layout)
+    pages = [write_report(folder), write_embedded_report(folder).path]
+    for page in pages:
+        text = page.read_text()
+        assert References(text).tags.count("script") == 2
+        assert "<script>alert" not in text
+        assert "7*7" in text
+    assert panels_of(folder)[0]["columns"]["titles"] == [NASTY, NASTY]
+    assert "It can go on from where it stopped" in pages[0].read_text()
+
+
+def test_the_figures_that_say_most_come_first_with_units_counts_and_baselines(folder):
+    metrics = {"test/own": 1.5, "test/psnr_AtoB": 26.514, "test/color_mapping_psnr_AtoB": 12.2, "test/fid": "NaN"}
+    results = {"checkpoint": "last.ckpt", "step": 3600, "metrics": metrics, "pictures": 128}
+    write_atomically(folder / "results.json", json.dumps(results))
+    write_atomically(folder / "checkpoints" / "last.ckpt", b"x")
+    words = " ".join(re.sub(r"<[^>]*>", " ", write_report(folder).read_text().partition("</style>")[2]).split())
+    first = "FID ↓ nan 128 test pictures PSNR, A to B ↑ 26.51 dB colour mapping: 12.2 dB 128 test pictures"
+    assert first in words
+    assert "last checkpoint checkpoints/last.ckpt" in words
+    assert "Figures test of last.ckpt, step 3 600" in words
+    row = "PSNR, A to B ↑ 26.51 dB 12.2 dB colour mapping 49 dB step 49 128 test pictures"
+    assert row in words
+    assert words.index(first) < words.index(row) < words.index("own 1.5") < words.index("Pictures")
+
+
+def test_without_a_script_the_last_pictures_and_all_figures_are_there(folder):
+    write_atomically(folder / "results.json", json.dumps({"metrics": {"test/psnr": 20.0}}))
+    page = re.sub(r"(?s)<script.*?</script>", "", write_report(folder).read_text())
+    assert 'src="images/AtoB/step_00000020.png"' in page
+    assert "20 dB" in page
+
+
+# -- one file
+
+
+def inlined(page):
+    """The pictures in a page, as files."""
+    return re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+
+
+def test_one_file_has_all_pictures_and_needs_nothing_else(folder):
+    made = write_embedded_report(folder)
+    assert made.path == folder / "report.html"
+    page = made.path.read_text()
+    files = [path.read_bytes() for path in (folder / "images").rglob("*.png")]
+    assert sorted(map(base64.b64decode, inlined(page))) == sorted(files), "each once"
+    assert (made.size, made.pictures, made.of) == (made.path.stat().st_size, 6, 6)
+    assert {reference[:22] for reference in References(page).found} == {"#", "data:image/png;base64,"}
+    rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(OUTSIDE, re.sub(r"(?s)<pre>.*?</pre>", "", rest).replace("url(#", ""))
+    (panel,) = (panel for panel in page_data_of(page)["panels"] if panel["name"] == "AtoB")
+    assert panel["steps"] == [0, 10, 20]
+    assert list(panel["pictures"]) == ["0", "10"], "the last one stands in its place"
+
+
+def test_one_file_to_mail_stays_small_and_keeps_the_ends(folder):
+    for step in range(100):
+        Image.effect_noise((64, 64), 99).save(folder / "images" / "AtoB" / f"step_{step:08d}.png")
+    made = write_embedded_report(folder, most=60_000)
+    page = made.path.read_text()
+    (panel,) = (panel for panel in page_data_of(page)["panels"] if panel["name"] == "AtoB")
+    assert panel["steps"][0] == 0
+    assert panel["steps"][-1] == 99
+    assert 5 < len(panel["steps"]) < 20
+    gaps = [b - a for a, b in zip(panel["steps"], panel["steps"][1:], strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+    assert sum(len(base64.b64decode(picture)) for picture in inlined(page)) <= 60_000
+    assert (made.pictures, made.of) == (len(panel["steps"]) + 3, 103)
+    assert write_embedded_report(folder, most=1).pictures == 2 + 2 + 1
+
+
 def test_page_is_a_function_of_the_folder(folder):
     assert write_report(folder).read_bytes() == write_report(str(folder)).read_bytes()
     assert (folder / "index.html").exists()
@@ -169,49 +261,6 @@ def test_page_is_a_function_of_the_folder(folder):
 def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither history.jsonl nor pictures in images/"):
         write_report(tmp_path)
-
-
-def test_many_losses_are_grouped_by_kind():
-    kinds = ("generator", "cycle", "identity", "discriminator")
-    names = [f"train/{kind}_{domain}" for kind in kinds for domain in "AB"] + [
-        "train/total",
-        "lr-generator",
-        "lr-discriminator",
-    ]
-    groups = groups_of(names)
-    assert list(groups) == [f"train/{kind}" for kind in kinds] + ["train", "lr"]
-    assert groups["train"] == ["train/total"]
-    assert groups["lr"] == ["lr-generator", "lr-discriminator"]
-
-
-def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
-    shares = [f"val/{name}-lenet64" for name in ("precision", "recall", "density", "coverage")]
-    names = ["val/fid-lenet64", "val/is", "val/is_std", "val/kid-lenet64", "val/kid_stderr-lenet64", *shares]
-    assert list(groups_of(names).values()) == [names[:1], names[1:3], names[3:5], shares]
-
-
-def test_use_of_codes_is_a_chart_of_numbers_and_one_of_the_share():
-    names = ["val/psnr", "val/rfid", "val/perplexity", "val/used", "val/dead_codes"]
-    groups = groups_of(names)
-    assert groups["val/perplexity, dead codes"] == ["val/perplexity", "val/dead_codes"]
-    assert groups["val/used"] == ["val/used"]
-    assert len(groups) == 4
-    levels = [f"val/{name}_{level}" for level in (0, 1) for name in ("perplexity", "used", "dead_codes")]
-    groups = groups_of(levels)
-    assert len(groups["val/perplexity, dead codes"]) == 4
-    assert groups["val/used"] == ["val/used_0", "val/used_1"]
-
-
-def test_long_curves_keep_mean_and_range():
-    values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
-    values[3] = math.nan
-    curve = thinned(list(range(len(values))), values)
-    assert len(curve["x"]) == len(curve["y"]) == MAX_POINTS
-    assert curve["x"][-1] == len(values) - 1
-    for i in (0, 17, MAX_POINTS - 1):
-        stretch = [v for v in values[7 * i : 7 * i + 7] if math.isfinite(v)]
-        assert curve["y"][i] == pytest.approx(sum(stretch) / len(stretch), rel=1e-5)
-        assert (curve["low"][i], curve["high"][i]) == pytest.approx((min(stretch), max(stretch)), rel=1e-5)
 
 
 @pytest.mark.parametrize(
