@@ -242,7 +242,7 @@ class GenerativeMetrics(KnowsStep):
         """The same, the first of which are shown beside the training pictures that the extractor finds nearest."""
         for batch in batches:
             real = self.compared_with.statistics if self.compared_with else None
-            if batch.number == 0 and real and len(real.features) and self.training is not None:
+            if batch.number == 0 and real and len(real.features) and self.training is not None and _has_folder(trainer):
                 images = batch.images
                 if isinstance(images, Tensor) and images.shape[1] in (1, 3) and images.shape[2:] != (1, 1):
                     name = "nearest" if prefix == "val/" else "test_nearest"
@@ -342,13 +342,16 @@ class GenerativeMetrics(KnowsStep):
         if any(self.originals.values()):
             originals = self.originals.items()
             record["reconstructed"] = {prefix.strip("/"): each.reference.record for prefix, each in originals if each}
-        folder = run_folder(trainer)
-        # Without a logger a run has no folder of its own, and a file in the folder at hand would be litter.
-        if keeps_files(trainer) and folder != Path(trainer.default_root_dir):
-            write_atomically(folder / EVALUATION, json.dumps(record, indent=2, sort_keys=True))
+        if _has_folder(trainer):
+            write_atomically(run_folder(trainer) / EVALUATION, json.dumps(record, indent=2, sort_keys=True))
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):  # which would begin a second table of settings
                 logger.log_hyperparams({"evaluation": record})
+
+
+def _has_folder(trainer: pl.Trainer) -> bool:
+    """Whether there is a folder to write to: a run without a logger has none, and a file at hand would be litter."""
+    return keeps_files(trainer) and run_folder(trainer) != Path(trainer.default_root_dir)
 
 
 def _data_of(trainer: pl.Trainer) -> Any:

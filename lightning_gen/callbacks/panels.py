@@ -244,7 +244,7 @@ class SamplePanel(Panel):
 
 
 class RealPanel(SamplePanel):
-    """Pictures of the data, as many as there are samples beside them, as "real"; drawn when there are new ones.
+    """Pictures of the data, as many as there are samples beside them, as "real"; in training, when there are new ones.
 
     Of large pictures there are fewer, for a checkpoint keeps them.
     """
@@ -260,7 +260,7 @@ class RealPanel(SamplePanel):
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: FirstPictures) -> Images:
         """One grid, unless it is known."""
         given = next(iter(inputs.pictures.values()), [])[: self.number]
-        if len(given) <= inputs.shown:
+        if len(given) <= inputs.shown or trainer.state.fn != TrainerFn.FITTING:
             return {}
         inputs.shown = len(given)
         return {"real": square_grid(given)}

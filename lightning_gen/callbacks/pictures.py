@@ -252,7 +252,7 @@ class Pictures(KnowsStep):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw them once."""
         if trainer.is_global_zero:
-            panels = [panel for panel in self.panels if panel.shows_data and not isinstance(panel, RealPanel)]
+            panels = [panel for panel in self.panels if panel.shows_data]
             for name, image in self.pictures(trainer, pl_module, panels, self.test_inputs).items():
                 log_picture(trainer, f"test_{name}", image, self.step_of_weights(trainer))
 

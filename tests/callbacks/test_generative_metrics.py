@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gen.callbacks import EMA, GenerativeMetrics, LastCheckpoint
+from lightning_gen.data.images import to_uint8
 from lightning_gen.evaluation import engine as evaluation
 from lightning_gen.evaluation.pictures import as_read
 from lightning_gen.evaluation.reference import reference_of_loader
@@ -25,6 +28,7 @@ from lightning_gen.metrics import FrechetInceptionDistance, InceptionScore, Kern
 from lightning_gen.metrics.frechet import frechet_distance_between
 from lightning_gen.randomness import generator_for
 from lightning_gen.runs.folder import find_checkpoint
+from tests.shared import tile
 
 SHAPE = (1, 2, 2)
 SETTINGS = {"num_samples": 70, "test_num_samples": 90, "batch_size": 16}
@@ -105,6 +109,40 @@ class Data(pl.LightningDataModule):
         return DataLoader(TensorDataset(self.pictures[:8]), 4)
 
     test_dataloader = val_dataloader
+
+
+class Copies(Painter):
+    """Draws training pictures, slightly darker, in an order of its own."""
+
+    def sample(self, num_samples, *, labels=None, generator=None):
+        picture = torch.arange(num_samples) * 5 % 64
+        return (Data().pictures[picture] - 1 / 127.5).clamp(min=-1)
+
+
+def test_samples_are_shown_beside_the_training_pictures_that_the_extractor_finds_nearest(tmp_path):
+    callback = GenerativeMetrics(Pixels(), ["fid"], **SETTINGS)
+    run = trainer_of(tmp_path, callback, logger=CSVLogger(tmp_path, "run"))
+    run.fit(Copies(), datamodule=Data())
+    run.test(Copies(), datamodule=Data())
+    images = tmp_path / "run" / "version_0" / "images"
+    found = {path.relative_to(images).as_posix() for path in images.rglob("*.png")}
+    assert found == {f"nearest/step_0000000{step}.png" for step in (2, 4)} | {"test_nearest/step_00000004.png"}
+    grid = torch.from_numpy(np.array(Image.open(images / "nearest" / "step_00000004.png"))).permute(2, 0, 1)
+    real = to_uint8(Data().pictures)
+    for i in range(8):
+        row, column = i % 4, 2 * (i // 4)
+        shown = [tile(grid, row, column + beside, rows=4)[:1, ::4, ::4] for beside in (0, 1)]
+        assert torch.equal(shown[0], (real[5 * i].int() - 1).clamp(min=0).to(torch.uint8))
+        assert torch.equal(shown[1], real[5 * i])
+
+
+def test_nothing_is_shown_where_no_training_pictures_are_compared_with_or_there_is_no_folder(tmp_path):
+    for callback, logger in (
+        (GenerativeMetrics(Pixels(), ["fid"], reference="val", **SETTINGS), CSVLogger(tmp_path, "run")),
+        (GenerativeMetrics(Pixels(), ["fid"], **SETTINGS), False),
+    ):
+        trainer_of(tmp_path, callback, logger=logger).fit(Painter(), datamodule=Data())
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def trainer_of(folder, *callbacks, **settings):

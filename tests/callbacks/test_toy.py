@@ -50,6 +50,17 @@ class Sampler(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
+def test_a_test_leads_with_modes_and_quality(tmp_path):
+    truth = GridOfGaussians()
+    callback = PointMetrics(num_samples=300, wasserstein_points=0)
+    (results,) = trainer(tmp_path, [callback]).test(Sampler(truth.distribution), datamodule=truth)
+    lines = [line.format(results[name]) for name, line in callback.headlines().items()]
+    share = f"{results['test/high_quality']:.1%}"
+    assert lines == ["Test modes covered: 25 of 25", f"Test samples of high quality: {share} (300 samples)"]
+    assert callback.measured_on["test/modes"] == {"samples": 300, "most": 25}
+    assert callback.measured_on["test/mode_kl"] == {"samples": 300}
+
+
 def trainer(folder, callbacks, **options):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     settings = {

@@ -22,7 +22,7 @@ from lightning_gen.cli import main
 from lightning_gen.commands import beforehand
 from lightning_gen.commands.configs import config_folder
 from lightning_gen.commands.going_on import limit_reached, with_configs
-from lightning_gen.commands.loggers import prepare_wandb
+from lightning_gen.commands.loggers import prepare_wandb, run_name
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import CommandLine
 from lightning_gen.data import UnpairedScenes
@@ -290,6 +290,46 @@ def events(folder):
     shown.Reload()
     scalars = {tag: [event.step for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
     return scalars | {tag: [event.step for event in shown.Images(tag)] for tag in shown.Tags()["images"]}
+
+
+def test_runs_of_tensorboard_lie_where_others_do_and_have_no_figure_of_minus_one(tiny, command):
+    pytest.importorskip("tensorboard")
+    tiny["trainer"]["max_steps"] = 1
+    assert command("fit", "--config", tiny.write(), "--trainer.logger", "TensorBoardLogger").code == 0
+    tiny["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
+    assert command("fit", "--config", tiny.write(), "--trainer.default_root_dir", "elsewhere").code == 0
+    for run in (RUN, Path("elsewhere/cyclegan/version_0")):
+        assert (run / "history.jsonl").is_file()
+        shown = events(run)
+        assert shown["train/cycle_A"] == [1]
+        assert not [name for name in shown if "hp_metric" in name]
+    ended = command("fit", "--ckpt_path", run / "checkpoints/last.ckpt", "--trainer.max_steps", 2)
+    assert ended.code == 0, ended.err
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    assert events(run)["train/cycle_A"] == [1, 2]
+    tiny["trainer"]["logger"] = ["CSVLogger"]
+    assert command("fit", "--config", tiny.write(), "--trainer.default_root_dir", "third").code == 0
+    command("fit", "--config", tiny.write(), "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "named")
+    for folder in ("third", "named"):
+        assert Path(f"{folder}/cyclegan/version_0/metrics.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "name"),
+    [
+        (["wgan_gp"], "lightning_gen.models.WGANGP", "wgan_gp"),
+        (["wgan_gp", "own.yaml"], "lightning_gen.models.WGANGP", "wgan_gp"),
+        (["paper/wgan_gp_cifar10"], "lightning_gen.models.WGANGP", "wgan_gp_cifar10"),
+        (["vqvae_prior"], "lightning_gen.models.CodePrior", "vqvae_prior"),
+        ([], "lightning_gen.models.WGANGP", "wgan_gp"),
+        (["own.yaml"], "lightning_gen.models.TextToImage", "text_to_image"),
+        (["runs/wgan_gp/version_0/config.yaml"], "WGANGP", "wgan_gp"),
+        (["own.yaml"], "mine.OwnGAN", "owngan"),
+    ],
+)
+def test_runs_are_called_as_configurations_are(files, model, name):
+    files = [str(config_folder() / f"{file}.yaml") if ".yaml" not in file else file for file in files]
+    assert run_name(Namespace(config=files, model=Namespace(class_path=model))) == name
 
 
 def test_tensorboard_goes_on_in_the_folder_of_the_run(tiny, command, fresh_process):
