@@ -243,7 +243,7 @@ class Record:
         for path in {picture.parent for picture in images.rglob("step_*.png")}:
             if files := pictures_in(path):
                 name = path.relative_to(images).as_posix()
-                panel = {"name": name, "title": self._title(name), "steps": list(files)}
+                panel: dict[str, Any] = {"name": name, "title": self._title(name), "steps": list(files)}
                 panel["folder"] = quote(os.fsencode(f"{IMAGES}/{name}"))
                 if columns := _columns_of(files[max(files)]):
                     panel["columns"] = columns
