@@ -27,8 +27,9 @@ class R3GAN(GAN):
     Fakes are of the classes of the real pictures. Other data has another gamma, for which there is no rule: from 2 to
     0.2 for faces of 64 x 64, from 150 to 15 for those of 256 x 256, always a tenth in the end.
 
-    Deviations: the generator's fakes are compared with the batch that the discriminator has just seen, in the authors'
-    code with one of its own.
+    Deviations: no augmentation unless it is given, such as `augment=ADA(p=Cosine(0.0, 0.55, 2e7, by="images"),
+    target=None)`, whose transforms are not quite the authors'. The generator's fakes are compared with the batch that
+    the discriminator has just seen, in the authors' code with one of their own.
 
     Args:
         image_shape: (channels, height, width).
