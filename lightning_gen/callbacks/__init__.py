@@ -13,6 +13,7 @@ from lightning_gen.callbacks.progressive_growing import ProgressiveGrowing
 from lightning_gen.callbacks.report import Report
 from lightning_gen.callbacks.spectral_norm import SpectralNormPowerIteration, power_iteration_callbacks
 from lightning_gen.callbacks.summary import NetworkSummary
+from lightning_gen.callbacks.throughput import TrainingMonitor
 from lightning_gen.callbacks.toy import PointMetrics
 from lightning_gen.data.grids import picture_grid, square_grid
 from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
@@ -37,6 +38,7 @@ __all__ = [
     "RunLogger",
     "SampleGrid",
     "SpectralNormPowerIteration",
+    "TrainingMonitor",
     "TranslationGrid",
     "averaged_weights",
     "find_checkpoint",

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_gen.callbacks.progress import images_in
+from lightning_gen.callbacks.throughput import images_in
 from lightning_gen.schedules import Schedule, ends
 from lightning_gen.starts import Start
 

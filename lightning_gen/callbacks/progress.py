@@ -1,34 +1,45 @@
-"""Progress on the terminal: bars where someone watches, plain lines where the output goes to a file."""
+"""Progress on the terminal: one line where someone watches, plain lines where the output goes to a file."""
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import time
-from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from lightning_gen.data.batches import batch_size
+from lightning_gen.callbacks.throughput import Throughput
 
-WINDOW = 10.0  # seconds that images per second are averaged over, or 10 batches if those take longer
+MOST = 3  # figures in a line
+SHORTEST = 5  # columns that the bar itself keeps beside the words
+BETWEEN = 0.2  # seconds, at least, from one drawing to the next: reading figures makes an accelerator wait
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bars, with images per second; plain lines where standard output is not a terminal.
+    """One line about the run: where it is, how fast, how long it will take, and two or three figures.
 
-    Shown are what the model logs with `prog_bar=True`, and `img/s`: training images per second over all ranks, a moving
-    average that leaves validation out. A batch counts as in the model's `images_seen`: `{"A", "B"}` has as many as A.
+    `█████▋    | step 1200/3600, 45.1 img/s, left 08:52, generator 0.512, cycle 1.62, discriminator 0.24`
 
-    Where the bars would fill a log file with carriage returns, a line like this comes every `every_n_seconds` instead:
-    `epoch 3, step 1200: train/generator_AtoB 0.512, img/s 45.1, left 0:12:30`.
+    Steps are those that `trainer.max_steps` counts, whatever number of batches makes one. `img/s` are training images
+    over all ranks, a moving average that leaves validation out; a batch counts as in the model's `images_seen`: `{"A",
+    "B"}` has as many as A. The time left is that of the whole run, at the pace since it started, validation included.
+
+    Figures are those that the model logs with `prog_bar=True`, as many as the terminal has room for, at most three. A
+    model with more of them says which in its `progress_figures`. What else is printed or logged comes above the line.
+
+    Where a line that renews itself would fill a log file, a plain one of the same kind comes every `every_n_seconds`.
 
     Args:
-        refresh_rate: Batches from one renewal of the bars to the next; 0 turns bars and lines off.
+        refresh_rate: Batches from one renewal of the line to the next, which is not more often than five times a
+            second; 0 turns bars and lines off.
         process_position: Lines to leave free above the bars.
-        leave: Whether the bar of each epoch stays.
+        leave: Whether the line stays when training has ended.
         every_n_seconds: Time from one plain line to the next.
 
     Raises:
@@ -36,7 +47,7 @@ class ProgressBar(TQDMProgressBar):
     """
 
     def __init__(
-        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False, every_n_seconds: float = 30.0
+        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = True, every_n_seconds: float = 30.0
     ) -> None:
         super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
         if every_n_seconds <= 0:
@@ -44,14 +55,11 @@ class ProgressBar(TQDMProgressBar):
         self.every_n_seconds = every_n_seconds
         # Notebooks draw bars although their standard output is not a terminal.
         self.plain = not sys.stdout.isatty() and "ipykernel" not in sys.modules
-        self.images = 0
-        self.seen: int | None = None  # by the model, before the batch
-        self.clock: deque[tuple[float, int]] = deque()  # moments of training, and images until then
-        self.validation = 0.0  # seconds spent in it
-        self.validation_began = 0.0
-        self.next_line = 0.0
+        self.throughput = Throughput()
+        self.next_drawing = self.next_line = 0.0
         self.last_line = -1  # the step of it
-        self.start = (0.0, 0.0)  # when training started, and the share of it that was done by then
+        self.start = (0.0, 0)  # when training started, and at which step
+        self.diverted: list[tuple[Any, TextIO]] = []  # who wrote to the terminal, and the stream they had
 
     @property
     def is_enabled(self) -> bool:
@@ -63,100 +71,228 @@ class ProgressBar(TQDMProgressBar):
         """Whether plain lines are printed."""
         return super().is_enabled and self.plain
 
-    @property
-    def images_per_second(self) -> float:
-        """Over the last batches; 0 until there are two."""
-        if len(self.clock) < 2:
-            return 0.0
-        (first, before), (last, after) = self.clock[0], self.clock[-1]
-        return (after - before) / max(last - first, 1e-9)
+    # -- the line ---------------------------------------------------------------------------------------------------
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What the model logs with `prog_bar=True`, and images per second."""
-        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
-        metrics.pop("v_num", None)
-        if rate := self.images_per_second:
-            metrics["img/s"] = float(f"{rate:.3g}")
-        return metrics
+    def facts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:
+        """Where the run is, how fast, and how long it will take."""
+        end, step = last_step(trainer, pl_module), trainer.global_step
+        facts = [f"step {step}" if end is None else f"step {step}/{end}"]
+        if rate := self.throughput.images_per_second:
+            facts.append(f"{float(f'{rate:.3g}'):g} img/s")
+        began, step_then = self.start
+        if end is not None and step_then < step < end:
+            seconds = (time.monotonic() - began) * (end - step) / (step - step_then)
+            facts.append(f"left {str(timedelta(seconds=round(seconds))).removeprefix('0:')}")
+        return facts
 
-    # -- hooks ------------------------------------------------------------------------------------------------------
+    def words(self, trainer: pl.Trainer, pl_module: pl.LightningModule, room: float = math.inf, *now: str) -> str:
+        """The line without the bar, in at most so many columns, unless the facts alone take more."""
+        words = ", ".join([*self.facts(trainer, pl_module), *now])
+        wanted: Sequence[str] = getattr(pl_module, "progress_figures", ())
+        for name, value in chosen_figures(trainer.progress_bar_metrics, wanted).items():
+            longer = f"{words}, {name} {value:.3g}"
+            words = longer if len(longer) <= room else words
+        return words
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *now: str, wait: bool = True) -> None:
+        """Renew the line, unless that was done a moment ago."""
+        moment, bar = time.monotonic(), self._train_progress_bar
+        if bar is None or bar.disable or (wait and moment < self.next_drawing):
+            return
+        self.next_drawing = moment + BETWEEN
+        room = (bar.format_dict["ncols"] or 80) - SHORTEST - len("| ")
+        bar.n, bar.total = trainer.global_step, last_step(trainer, pl_module)
+        bar.set_description_str(self.words(trainer, pl_module, room, *now))
+
+    def print_line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print one plain line."""
+        self.last_line = trainer.global_step
+        print(self.words(trainer, pl_module), flush=True)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The line, of which tqdm draws the bar."""
+        return Tqdm(
+            desc="step 0",
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=self._leave,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            bar_format="{bar}| {desc}",
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        super().on_train_start(trainer, *_)
         now = time.monotonic()
-        self.clock.clear()
-        self.start = (now, _share_done(trainer))
-        self.next_line = now + self.every_n_seconds
+        self.throughput.clear()
+        self.start = (now, trainer.global_step)
+        self.next_line, self.next_drawing = now + self.every_n_seconds, 0.0
+        if self.is_enabled:
+            super().on_train_start(trainer, pl_module)
+            self.divert()
+            self.draw(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Nothing: the line is that of the run."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Note the moment from which images are counted."""
-        self.seen = getattr(pl_module, "images_seen", None)
-        if not self.clock:
-            self.count(0)
+        self.throughput.begin(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images, and show where we are."""
-        now = self.count(images_in(batch, self.seen, trainer, pl_module))
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now = self.throughput.end(batch, trainer, pl_module)
+        if self._should_update(batch_idx + 1, trainer.num_training_batches):  # type: ignore[arg-type]
+            self.draw(trainer, pl_module)
         if self.prints_lines and now >= self.next_line:
             self.next_line = now + self.every_n_seconds
             self.print_line(trainer, pl_module)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock of the rate."""
-        super().on_validation_start(trainer, pl_module)
-        self.validation_began = time.monotonic()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let it run again."""
-        self.validation += time.monotonic() - self.validation_began
-        super().on_validation_end(trainer, pl_module)
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing, likewise."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where training ended."""
-        super().on_train_end(trainer, pl_module)
+        self.draw(trainer, pl_module, wait=False)
+        self.finish()
         if self.prints_lines and self.last_line != trainer.global_step:
             self.print_line(trainer, pl_module)
 
-    def count(self, images: int) -> float:
-        """Count images that are done; the moment."""
-        now = time.monotonic()
-        self.images += images
-        self.clock.append((now - self.validation, self.images))
-        while len(self.clock) > 11 and self.clock[-1][0] - self.clock[0][0] > WINDOW:
-            self.clock.popleft()
-        return now
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal to whoever says what went wrong."""
+        self.finish()
 
-    def print_line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print one plain line."""
-        self.last_line = trainer.global_step
-        parts = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in self.get_metrics(trainer, pl_module).items()
-        ]
-        began, share_then = self.start
-        share = _share_done(trainer)
-        if share_then < share < 1:
-            seconds = (time.monotonic() - began) * (1 - share) / (share - share_then)
-            parts.append(f"left {timedelta(seconds=round(seconds))}")
-        print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(parts)}", flush=True)
+    def finish(self) -> None:
+        """End the line."""
+        for writer, stream in self.diverted:
+            if isinstance(writer, str):
+                if isinstance(getattr(sys, writer), Above):
+                    getattr(sys, writer).finish()
+                    setattr(sys, writer, stream)
+            else:
+                writer.setStream(stream)
+        self.diverted = []
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
+
+    def divert(self) -> None:
+        """Let all that is written to the terminal come above the line."""
+        terminals = [stream for stream in (sys.stdout, sys.stderr) if getattr(stream, "isatty", lambda: False)()]
+        streams = {id(stream): Above(stream, self.train_progress_bar) for stream in terminals}
+        for name in ("stdout", "stderr"):
+            stream: Any = getattr(sys, name)
+            if id(stream) in streams:
+                self.diverted.append((name, stream))
+                setattr(sys, name, streams[id(stream)])
+        for handler in _stream_handlers():
+            if id(handler.stream) in streams:
+                self.diverted.append((handler, handler.stream))
+                handler.setStream(streams[id(handler.stream)])
+
+    # -- validation while training, which shows in the same line ----------------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock of the rate."""
+        self.throughput.pause()
+        if not _within_training(trainer):
+            super().on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *batch: Any, **place: Any) -> None:
+        """Set up the bar of a validation by itself."""
+        if not _within_training(trainer):
+            super().on_validation_batch_start(trainer, *batch, **place)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say how far it is."""
+        if not _within_training(trainer):
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+            return
+        total = trainer.num_val_batches[dataloader_idx]
+        self.draw(trainer, pl_module, f"validating {batch_idx + 1}" + (f"/{total}" if total < math.inf else ""))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the clock run again."""
+        self.throughput.go_on()
+        if _within_training(trainer):
+            self.draw(trainer, pl_module, wait=False)
+        else:
+            super().on_validation_end(trainer, pl_module)
 
 
-def images_in(batch: Any, seen: int | None, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
-    """Real images of a training batch, over all ranks: by the model's `images_seen`, which was `seen` before it."""
-    return batch_size(batch) * trainer.world_size if seen is None else int(pl_module.images_seen - seen)  # type: ignore[operator]
+class Above:
+    """A stream of the terminal whose lines come above a bar.
+
+    Args:
+        stream: The terminal's.
+        bar: At the bottom of it.
+    """
+
+    def __init__(self, stream: TextIO, bar: Any) -> None:
+        self.stream, self.bar, self.waiting = stream, bar, ""
+
+    def write(self, text: str) -> int:
+        """Write what is whole lines, and keep the rest for later."""
+        lines, newline, self.waiting = (self.waiting + text).rpartition("\n")
+        if newline:
+            with self.bar.get_lock():
+                self.bar.clear(nolock=True)
+                self.stream.write(lines + newline)
+                self.stream.flush()
+                self.bar.refresh(nolock=True)
+        return len(text)
+
+    def finish(self) -> None:
+        """Write what is left."""
+        if self.waiting:
+            self.write("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
-def _share_done(trainer: pl.Trainer) -> float:
-    """Share of the training that is done, in [0, 1]; 0 where there is no end in sight."""
-    shares = [0.0]
-    if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
-    batches = trainer.num_training_batches * (trainer.max_epochs or 0)
-    if 0 < batches < float("inf"):
-        done = trainer.current_epoch * trainer.num_training_batches + trainer.fit_loop.batch_idx + 1
-        shares.append(done / batches)
-    return min(1.0, max(shares))
+def chosen_figures(metrics: Mapping[str, float], wanted: Sequence[str] = ()) -> dict[str, float]:
+    """At most three figures for a line, by name; those of training without "train/" before it.
+
+    Args:
+        metrics: All that there are.
+        wanted: Beginnings of names. Where several figures begin alike, it is their mean. Without any, the first ones.
+    """
+    figures = {name.removeprefix("train/"): float(value) for name, value in metrics.items()}
+    if wanted:
+        groups = {start: [value for name, value in figures.items() if name.startswith(start)] for start in wanted}
+        figures = {start: sum(values) / len(values) for start, values in groups.items() if values}
+    return dict(list(figures.items())[:MOST])
+
+
+def last_step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
+    """The step, as `max_steps` counts them, with which the run ends; None where no end is in sight."""
+    ends = [trainer.max_steps] if trainer.max_steps > 0 else []
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+    if 0 < batches * epochs < math.inf:
+        steps_in = getattr(pl_module, "steps_in", None)  # of models where a step takes several batches
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * epochs
+        ends.append(int(steps_in(int(batches) * epochs)) if steps_in else steps)
+    return min(ends, default=None)
+
+
+def _within_training(trainer: pl.Trainer) -> bool:
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler):
+                yield handler

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_gen.callbacks.progress import ProgressBar
 from lightning_gen.callbacks.summary import NetworkSummary
+from lightning_gen.callbacks.throughput import TrainingMonitor
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.sharding import ShardedStrategy
 
@@ -30,6 +31,8 @@ REFUSED_BY_BAREBONES = (
 
 class Trainer(pl.Trainer):
     """Lightning's Trainer with checkpoints written atomically, in one folder, and our `fsdp`, progress bar and summary.
+
+    Loggers are given speed, memory and learning rates (`TrainingMonitor`).
 
     The limits are declared again because the command line would otherwise read 1, one batch, as 1.0, all of them.
     """
@@ -54,6 +57,8 @@ class Trainer(pl.Trainer):
         ):
             if wanted is not False and not barebones and not any(isinstance(c, base) for c in callbacks):
                 callbacks = [*callbacks, own()]
+        if not barebones and not any(isinstance(callback, TrainingMonitor) for callback in callbacks):
+            callbacks = [*callbacks, TrainingMonitor()]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
                 name_flatly(callback)

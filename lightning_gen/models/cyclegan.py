@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -53,6 +54,8 @@ class CycleGAN(TranslationModule):
     Raises:
         ValueError: If a number is out of range, or a network refuses the image shape.
     """
+
+    progress_figures: ClassVar[Sequence[str]] = ("generator", "cycle", "discriminator")
 
     def __init__(
         self,
