@@ -232,8 +232,9 @@ const with_controls = (holder, redraw, axes) => {
   $("axis").addEventListener("change", () => { keep("axis", $("axis").value); redraw(); });
   $("log").addEventListener("change", () => { keep("log", $("log").checked); redraw(); });
   $("smooth").addEventListener("input", () => { keep("smooth", +$("smooth").value); redraw(); });
-  let width = 0;
-  new ResizeObserver(([entry]) => {
-    if (entry.contentRect.width !== width) { width = entry.contentRect.width; requestAnimationFrame(redraw); }
+  let width = holder.clientWidth;
+  redraw();
+  new ResizeObserver(() => {
+    if (holder.clientWidth !== width) { width = holder.clientWidth; requestAnimationFrame(redraw); }
   }).observe(holder);
 };
