@@ -106,7 +106,8 @@ class Completes(Protocol):
 
         Args:
             images: `[N, C, H, W]` in `[-1, 1]`, of levels where known, of anything elsewhere.
-            known: Bool `[H, W]`, or `[N, H, W]` for a mask of its own for each picture; False where pixels are drawn.
+            known: Bool `[H, W]`, or `[N, H, W]` or `[N, 1, H, W]` for a mask of its own for each picture; False where
+                pixels are drawn.
             labels: As for `Samples.sample`.
             generator: As for `Samples.sample`.
             temperature: 1 draws from the model, 0 takes the likeliest.

@@ -41,7 +41,7 @@ Use a checkpoint (which is all they need):
   directions   show what a model has learned to change, found in its style weights
   project      find the styles of given pictures:  lightning-gen project --input PICTURES --space w+ ...
   complete     draw the missing part of pictures:  lightning-gen complete --mask bottom --input PICTURES ...
-  translate    map a file or a folder to the other domain, names and formats kept
+  translate    map a file or a folder to the other domain, names and formats kept; --tile 512 where memory is short
   reconstruct  encode and decode a file or a folder, likewise:  --side_by_side true
   encode       write the codes of pictures:  lightning-gen encode --checkpoint RUN --data Scenes --output codes.npz
   evaluate     FID, IS, KID and company, with all that they depend on:  lightning-gen evaluate --checkpoint RUN

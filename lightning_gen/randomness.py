@@ -32,6 +32,19 @@ def generator_for(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_from(seed, number))
 
 
+def chosen_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator:
+    """The generator that was given, or that of a seed, or one from fresh entropy.
+
+    Raises:
+        ValueError: If both are given, or the seed is negative.
+    """
+    if generator is not None and seed is not None:
+        raise ValueError(f"A generator and seed={seed} were both given, and each says what is drawn. Leave one out.")
+    if seed is not None:
+        return generator_for(seed, 0)
+    return generator or fresh_generator()
+
+
 def generator_at(*numbers: int) -> np.random.Generator:
     """`np.random.default_rng(numbers)` to the bit, in a quarter of its time where the last numbers follow each other.
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.latents import numbered_latents
 from lightning_gen.modes import evaluating
-from lightning_gen.randomness import fresh_generator
+from lightning_gen.randomness import chosen_generator, fresh_generator
 
 Latents = Literal["normal", "uniform"]
 
@@ -53,9 +54,9 @@ class LatentSampling(GenerativeModule):
 
     A subclass sets `latent_shape` and has `generate_from`. One whose `sample` has settings of its own overrides it:
 
-        def sample(self, num_samples, *, labels=None, generator=None, psi: float = 1.0):
+        def sample(self, num_samples, *, labels=None, generator=None, seed=None, psi: float = 1.0):
             labels = self.sampling_context(num_samples, labels).get("labels")
-            return self.generate(self.draw_latents(num_samples, generator), labels, psi=psi)
+            return self.generate(self.chosen_latents(num_samples, generator, seed), labels, psi=psi)
     """
 
     latent_shape: tuple[int, ...]
@@ -80,6 +81,13 @@ class LatentSampling(GenerativeModule):
         """
         generator = generator or fresh_generator()
         return self._draw_latents(num_samples, generator.device, generator).to(self.device)
+
+    def chosen_latents(self, num_samples: int, generator: torch.Generator | None, seed: int | None) -> Tensor:
+        """Latents `[N, *latent_shape]` as `sample` is asked for them: of a generator, or those of a seed by number."""
+        generator = chosen_generator(generator, seed)
+        if seed is None or not num_samples:
+            return self.draw_latents(num_samples, generator)
+        return numbered_latents(self, range(num_samples), seed)
 
     def _draw_latents(self, num: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         # Never in halves, which have few numbers; so a seed means the same pictures whatever the weights are.
@@ -122,12 +130,25 @@ class LatentSampling(GenerativeModule):
         return torch.cat(images)
 
     def sample(
-        self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
+        self,
+        num_samples: int,
+        *,
+        labels: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """Pictures from noise: float32 `[N, C, H, W]` in `[-1, 1]`; see `lightning_gen.capabilities.Samples`.
 
+        Args:
+            num_samples: N.
+            labels: See `Samples`.
+            generator: See `Samples`.
+            seed: In place of a generator, 0 or more: the pictures of `lightning-gen sample --seed`, each a function of
+                the seed and its number alone.
+
         Raises:
-            ValueError: If `num_samples` is negative, or labels are surplus, out of range or not `num_samples` many.
+            ValueError: If `num_samples` is negative, or labels are surplus, out of range or not `num_samples` many; or
+                if generator and seed are both given.
         """
         labels = self.sampling_context(num_samples, labels).get("labels")
-        return self.generate(self.draw_latents(num_samples, generator), labels)
+        return self.generate(self.chosen_latents(num_samples, generator, seed), labels)

@@ -36,7 +36,7 @@ def checked_settings(
             argument.name: argument.default
             for argument in arguments
             if argument.kind is argument.KEYWORD_ONLY
-            and argument.name not in ("labels", "generator")
+            and argument.name not in ("labels", "generator", "seed")
             and Tensor not in (hint := hints.get(argument.name), *get_args(hint))
         }
         others = {argument.name for argument in arguments} - defaults.keys()

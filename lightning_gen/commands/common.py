@@ -10,7 +10,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lightning_gen.data.images import ImageError, Kernel, fit_image
+from lightning_gen.commands.results import GRID
+from lightning_gen.data.images import ImageError, Kernel, fit_image, image_endings
 from lightning_gen.data.listing import find_images
 
 Labels = int | list[int | str] | str
@@ -23,12 +24,26 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def input_files(input: Path, output: Path) -> tuple[Sequence[Path], Path]:
-    """The picture files of an input, one or a folder of them, and that folder, which the output must not be."""
+    """The picture files of an input, one or a folder of them, and that folder, which the output must not be.
+
+    The output may lie inside: what an earlier command has left there, and its overview beside it, are no input.
+    """
     files: Sequence[Path]
     files, root = ([input], input.parent) if input.is_file() else (find_images(input), input)
-    if output.resolve() == root.resolve():
+    if output.resolve() == (input if names_file(input, output) else root).resolve():
         raise ValueError(f"The output {output} is the input's own; its files would be overwritten. Name another.")
+    if not input.is_file() and output.resolve().is_relative_to(root.resolve()):
+        inside = root / output.resolve().relative_to(root.resolve())
+        own = inside.with_name(f"{inside.name}{GRID}")
+        files = [file for file in files if not file.is_relative_to(inside) and file != own]
+        if not files:
+            raise FileNotFoundError(f"{input} holds no pictures but those of the output {output}.")
     return files, root
+
+
+def names_file(input: Path, output: Path) -> bool:
+    """Whether the result of one picture file is to have the name that the output is, of a picture file itself."""
+    return input.is_file() and output.suffix.lower() in image_endings() and not output.is_dir()
 
 
 def check_written(checkpoint: Path, does: str, model: Any) -> None:

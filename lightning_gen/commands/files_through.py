@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.callbacks.progress import ProgressBar
-from lightning_gen.commands.common import fitted
+from lightning_gen.commands.common import fitted, names_file
 from lightning_gen.commands.results import Skipped
 from lightning_gen.commands.trainer import quiet_lightning
 from lightning_gen.data.images import ImageError, Kernel, Picture, open_image, to_float, to_uint8, write_image
@@ -77,7 +77,7 @@ class FilesThrough(pl.LightningModule):
         model: Is moved to the device.
         change: What becomes of pictures; of the model.
         root: Folder of the input.
-        output: Folder of the results.
+        output: Folder of the results; of one file it may be the name of another.
         beside: Whether each file has the original at the left of what becomes of it.
         shown: How many of the first files are kept for an overview.
 
@@ -124,7 +124,8 @@ class FilesThrough(pl.LightningModule):
         if self.beside:
             whole = torch.cat([image, result], -1)
             alpha = None if alpha is None else torch.cat([alpha, alpha], -1)
-        place = self.output / Path(item["file"]).relative_to(self.root)
+        file = Path(item["file"])
+        place = self.output if names_file(file, self.output) else self.output / file.relative_to(self.root)
         write_image(place, whole, like=Picture(item["pixels"].cpu(), alpha))
         if item["number"] < self.shown:
             self.pairs[item["number"]] = to_uint8(image), to_uint8(result)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_gen.data.images import image_endings, write_image
 from lightning_gen.files import write_atomically
 
+GRID = "_grid.png"  # after the folder's name, the overview beside it
 NAMED = 3  # files that are skipped for one reason, beyond which they are counted
 
 
@@ -42,7 +43,7 @@ class Results:
             raise NotADirectoryError(f"The output {folder} is a file. Name a folder.")
         self.folder = folder
         place = folder.resolve() if folder.name in ("", "..") else folder
-        self.grid = place.parent / f"{place.name}_grid.png"
+        self.grid = place.parent / f"{place.name}{GRID}"
         files = [Path(root) / name for root, _, names in os.walk(folder) for name in names if not name.startswith(".")]
         self.earlier = [file for file in files if own and re.fullmatch(own, file.relative_to(folder).as_posix())]
         pictures = {file for file in files if file.suffix.lower() in image_endings()}
@@ -85,6 +86,12 @@ class Results:
             grid.save(self.grid)
         except OSError as error:
             print(f"The overview {self.grid} could not be written: {error.strerror or error}", file=sys.stderr)
+
+
+def check_new(file: Path, overwrite: bool) -> None:
+    """Refuse a file that is there already, unless it is to be replaced."""
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"The output {file} is there already. Name another, or replace it with --overwrite true.")
 
 
 class Skipped:

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from lightning_gen.capabilities import Direction, Translates
-from lightning_gen.commands.common import input_files
+from lightning_gen.commands.common import input_files, names_file
 from lightning_gen.commands.files_through import FilesThrough, PictureFiles, run_through
-from lightning_gen.commands.results import Results
+from lightning_gen.commands.results import Results, check_new
 from lightning_gen.data.images import background_color
 from lightning_gen.generative import load_model
+from lightning_gen.hyperparameters import accepts
 
 
 def translate(
@@ -18,6 +19,7 @@ def translate(
     input: Path,
     output: Path,
     direction: Direction = "AtoB",
+    tile: int | None = None,
     background: str = "white",
     overwrite: bool = False,
     accelerator: str = "auto",
@@ -27,16 +29,23 @@ def translate(
 ) -> int:
     """Translate one picture file or all of a folder; names, sub-folders, formats and sizes are kept.
 
+    A file can also become a file of another name, whose ending says its format: --input a.jpg --output b.png.
+
     A file that cannot be read or translated is skipped; the first ones are named, all are counted, and the exit code is
     then 1.
 
     Args:
         checkpoint: Checkpoint of a translation model, a file or RUN or RUN/best; it is all that is needed.
         input: A picture file, or a folder that is searched recursively.
-        output: Folder for the results; made if needed.
+        output: Folder for the results; made if needed. It may lie inside the input, whose pictures are then all others.
+            Or, for one file, the file to write.
         direction: AtoB or BtoA.
+        tile: Height and width of the tiles in which larger pictures are translated, where memory does not suffice for
+            the whole: tiles overlap by a quarter and are blended. Local networks give the same as for the whole, up to
+            rounding; a norm over the picture (instance norm) goes by each tile, which changes colours a little.
         background: Colour behind transparent pixels while they are translated; the transparency itself is kept.
-        overwrite: Whether to write into a folder that holds pictures already. Those of the same names are replaced.
+        overwrite: Whether to write into a folder that holds pictures already, or over a file. Those of the same names
+            are replaced.
         accelerator: As in Lightning: auto, cpu, gpu, ...
         devices: How many devices share the files.
         precision: As in Lightning: 32-true, bf16-mixed, 16-mixed, ...
@@ -47,10 +56,16 @@ def translate(
         raise ValueError(f"{checkpoint} translates {' and '.join(model.directions)}, not {direction}.")
     background_color(background)
     files, root = input_files(input, output)
-    Results(
-        output, None, overwrite, grid=False
-    )  # which looks at the folder; what is written has its names from the input
-    through = FilesThrough(model, partial(model.translate, direction=direction), root, output)
+    if names_file(input, output):
+        check_new(output, overwrite)
+    else:  # looks at the folder; what is written has its names from the input
+        Results(output, None, overwrite, grid=False)
+    change = partial(model.translate, direction=direction)
+    if tile is not None:
+        if not accepts(model.translate, "tile"):
+            raise ValueError(f"{type(model).__name__} does not translate in tiles. Leave --tile out.")
+        change = partial(change, tile=tile)
+    through = FilesThrough(model, change, root, output)
     given = PictureFiles(files, model.image_shape[0], background)
     run_through(
         through, given, "translated",

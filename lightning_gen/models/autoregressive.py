@@ -24,7 +24,7 @@ from lightning_gen.modes import evaluating
 from lightning_gen.networks.building import listed
 from lightning_gen.networks.density import LevelEmbedding
 from lightning_gen.networks.pixel_sampler import Method, draw_pixels, look_of
-from lightning_gen.randomness import fresh_generator
+from lightning_gen.randomness import chosen_generator, fresh_generator
 from lightning_gen.sampling import samples_at_once
 
 Context: TypeAlias = Mapping[str, Tensor]
@@ -238,6 +238,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         condition: Tensor | None = None,
         captions: Sequence[str] | Tensor | None = None,
         generator: torch.Generator | None = None,
+        seed: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
@@ -254,6 +255,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
             captions: N texts, where the model reads them.
             generator: On the CPU, whatever the model's device. Makes the result a function of its state; None draws
                 from fresh entropy.
+            seed: In place of a generator, 0 or more, as of `lightning-gen sample` where one batch has them all.
             temperature: 1 draws from the model, less is closer to the likeliest; 0 always takes the likeliest level.
             top_k: Draw among so many of the likeliest levels of each channel; None is all. For a likelihood that is a
                 softmax.
@@ -272,10 +274,11 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
         Raises:
             ValueError: If a setting is out of range, or labels, condition or captions do not fit.
         """
+        generator = chosen_generator(generator, seed)
         context = self.sampling_context(num_samples, labels, condition, captions)
         choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         settings = {**choice, "method": method, "compile": compile}
-        return self.to_images(self.draw_levels(num_samples, context, generator or fresh_generator(), **settings))
+        return self.to_images(self.draw_levels(num_samples, context, generator, **settings))
 
     @torch.no_grad()
     def complete(
@@ -301,7 +304,8 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
 
         Args:
             images: `[N, C, H, W]` in `[-1, 1]`, of levels where known, of anything elsewhere.
-            known: Bool, True where pixels stay: `[H, W]`, or `[N, H, W]` for a mask of its own for each picture.
+            known: Bool, True where pixels stay: `[H, W]`, or `[N, H, W]` for a mask of its own for each picture, or
+                `[N, 1, H, W]`.
             labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
             condition: `[N, condition_channels, H, W]`, where the model has one.
             captions: N texts, where the model reads them.
@@ -399,6 +403,7 @@ class AutoregressiveModule(WatchedModule, LikelihoodModule):
     def _checked_hole(self, known: Tensor, number: int) -> Tensor:
         """The pixels to draw, bool `[N, H, W]`, on the CPU."""
         size = self.image_shape[1:]
+        known = known.squeeze(1) if known.ndim == 4 else known
         if known.dtype != torch.bool or known.shape not in (size, (number, *size)):
             raise ValueError(
                 f"The mask of known pixels must be bool {list(size)}, or {[number, *size]} for one of each picture; "

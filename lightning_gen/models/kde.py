@@ -20,7 +20,7 @@ from lightning_gen.losses.kernel_density import (
     rule_of_thumb,
 )
 from lightning_gen.models.likelihood import LikelihoodModule
-from lightning_gen.randomness import fresh_generator
+from lightning_gen.randomness import chosen_generator
 
 RULES = ("cv", "scott", "silverman")
 
@@ -179,7 +179,12 @@ class KDE(LikelihoodModule):
 
     @torch.no_grad()
     def sample(
-        self, num_samples: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
+        self,
+        num_samples: int,
+        *,
+        labels: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """The smoothed bootstrap: training pictures drawn with replacement, each plus noise from its kernel.
 
@@ -191,6 +196,7 @@ class KDE(LikelihoodModule):
             num_samples: N, any number.
             labels: None; there are no classes.
             generator: On the CPU, whatever the model's device; None draws from fresh entropy.
+            seed: In place of a generator, 0 or more, as of `lightning-gen sample` where one batch has them all.
 
         Returns:
             float32 `[N, C, H, W]`, without a graph.
@@ -203,7 +209,7 @@ class KDE(LikelihoodModule):
         if self._trainer is not None and self.trainer.training and not self.num_centres:
             return torch.zeros(num_samples, *self.image_shape, device=self.device)
         self._choose()
-        generator = generator or fresh_generator()
+        generator = chosen_generator(generator, seed)
         chosen = torch.randint(len(self.centres), (num_samples,), generator=generator)
         noise = kernel_noise(self.kernel, num_samples, math.prod(self.image_shape), generator)
         images = self.centres[chosen.to(self.device)].cpu() + self.width.item() * noise.view(-1, *self.image_shape)

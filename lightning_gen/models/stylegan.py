@@ -203,6 +203,7 @@ class StyleGAN(GrowingGAN):
         *,
         labels: Tensor | int | None = None,
         generator: torch.Generator | None = None,
+        seed: int | None = None,
         psi: float = 1.0,
         truncated_layers: int | None = None,
         noise: Noise = "fixed",
@@ -213,6 +214,7 @@ class StyleGAN(GrowingGAN):
             num_samples: N.
             labels: See `Samples`.
             generator: See `Samples`.
+            seed: In place of a generator: the pictures of `lightning-gen sample --seed`; see `LatentSampling`.
             psi: How far from their mean styles are, as a share of the way: 1 leaves them alone, less trades variety for
                 quality, 0 gives the picture of the mean, and below 0 lies its opposite. 0.7 in the paper's figures.
             truncated_layers: The first so many layers have such styles; None means 8, as in the authors' code, or all.
@@ -223,7 +225,7 @@ class StyleGAN(GrowingGAN):
             ValueError: As `GAN`, or if psi is not in [-2, 2] or there are fewer layers.
         """
         labels = self.sampling_context(num_samples, labels).get("labels")
-        latents = self.draw_latents(num_samples, generator)
+        latents = self.chosen_latents(num_samples, generator, seed)
         return self.generate(latents, labels, psi=psi, truncated_layers=truncated_layers, noise=noise)
 
     def _checked(self, psi: float, layers: int | None) -> tuple[float, int]:

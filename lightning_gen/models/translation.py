@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.modes import evaluating
 from lightning_gen.networks.cyclegan import pad_to_multiple
 from lightning_gen.outlines import with_values
+from lightning_gen.tiling import tiled
 
 Batch = dict[str, Tensor]
 
@@ -83,20 +85,29 @@ class TranslationModule(AdversarialModule):
         return translated
 
     @torch.no_grad()
-    def translate(self, images: Tensor, direction: Direction = "AtoB") -> Tensor:
+    def translate(self, images: Tensor, direction: Direction = "AtoB", *, tile: int | None = None) -> Tensor:
         """Translate pictures; deterministic, leaves modes and random states as found.
 
         Args:
             images: `[N, C, H, W]` in `[-1, 1]`, any height and width: they are reflected to the generator's multiple
                 and the result is cropped back.
             direction: One of `self.directions`.
+            tile: Height and width of the tiles in which larger pictures are translated, for memory that does not
+                suffice for the whole; see `lightning_gen.tiling.tiled`. A norm over the whole picture, as instance norm
+                is, then goes by each tile, and the result is not quite the same. None takes pictures whole.
 
         Returns:
             float32 `[N, C, H, W]` in `[-1, 1]`.
+
+        Raises:
+            ValueError: If the model has no such direction, or tiles are less than twice the generator's multiple.
         """
         generator = self.generator_for(direction)
         height, width = images.shape[-2:]
-        padded = pad_to_multiple(self.own(images), getattr(generator, "size_multiple", 4))
+        multiple = getattr(generator, "size_multiple", 4)
+        if tile is not None:
+            return tiled(partial(self.translate, direction=direction), images, tile, multiple=multiple)
+        padded = pad_to_multiple(self.own(images), multiple)
         # One by one where a picture's result would depend on its company.
         one_by_one = self.noise_at_test or self._takes_batch_statistics
         translated = []

@@ -249,6 +249,7 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
         *,
         labels: Tensor | int | None = None,
         generator: torch.Generator | None = None,
+        seed: int | None = None,
         pixels: Literal["mean", "sample"] = "mean",
         temperature: float = 1.0,
     ) -> Tensor:
@@ -259,6 +260,7 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
             labels: Classes `[N]`, int64, or one for all; None draws them evenly. Only for models with classes.
             generator: On the CPU, whatever the model's device. Makes the result a function of its state; None draws
                 from fresh entropy.
+            seed: In place of a generator: the pictures of `lightning-gen sample --seed`; see `LatentSampling`.
             pixels: "mean" shows what the likelihood takes for the picture of its parameters, as papers do; "sample"
                 draws each pixel, by noise that is a function of the latents.
             temperature: Factor of the latents; less than 1 stays closer to the most common pictures.
@@ -271,7 +273,7 @@ class VAE(LatentSampling, TrainedModule, LikelihoodModule):
                 `num_samples` many.
         """
         labels = self.sampling_context(num_samples, labels).get("labels")
-        latents = self.draw_latents(num_samples, generator)
+        latents = self.chosen_latents(num_samples, generator, seed)
         return self.generate(latents, labels, pixels=pixels, temperature=temperature)
 
     @torch.no_grad()

@@ -107,6 +107,61 @@ def test_one_file_under_another_name_of_its_ending(tmp_path, command):
         assert (image.format, image.size) == ("JPEG", (9, 5))
 
 
+def test_a_file_becomes_a_file_of_the_name_that_is_given(tmp_path, command):
+    path, output = tmp_path / "one.jpg", tmp_path / "new" / "other.png"
+    Image.fromarray(noise(5, 9, 3)).save(path)
+    model = small()
+    arguments = ["translate", "--checkpoint", save(model, tmp_path / "a.ckpt"), "--input", path, "--output"]
+    ended = command(*arguments, output)
+    assert ended.code == 0, ended.err
+    assert f"1 of 1 pictures translated into {output}" in ended.out
+    expected = to_uint8(model.translate(to_float(read_image(path))[None])[0])
+    assert torch.equal(open_image(output).pixels, expected)
+    assert files_in(tmp_path / "new") == ["other.png"]
+    ended = command(*arguments, output)
+    assert ended.code == 1
+    assert f"{output} is there already. Name another, or replace it with --overwrite true" in ended.err
+    assert command(*arguments, output, "--overwrite", "true").code == 0
+    ended = command(*arguments, path, "--overwrite", "true")
+    assert ended.code == 1
+    assert "is the input's own" in ended.err
+
+
+def test_results_inside_the_input_are_no_input(folder, tmp_path, command):
+    checkpoint = save(small(), tmp_path / "a.ckpt")
+    arguments = ["translate", "--checkpoint", checkpoint, "--input", folder, "--output", folder / "a" / "out"]
+    for more in ([], ["--overwrite", "true"]):
+        ended = command(*arguments, *more)
+        assert ended.code == 0, ended.err
+        assert "7 of 7 pictures translated" in ended.out
+    assert len(files_in(folder / "a" / "out")) == 7
+    # Nor what is beside them.
+    Image.fromarray(noise(5, 9, 3)).save(folder / "a" / "out_grid.png")
+    assert "7 of 7 pictures translated" in command(*arguments, "--overwrite", "true").out
+
+
+def test_tiles(tmp_path, command):
+    """A network without norms of the whole picture gives the same; 19 pixels are what this one sees to each side."""
+    generator = partial(ResNetGenerator, filters=2, blocks=1, norm="batch")
+    model = spread(CycleGAN((3, 16, 16), generator, DISCRIMINATOR))
+    with torch.no_grad():
+        for name, value in model.named_buffers():
+            value.fill_(1.0 if name.endswith("var") else 0.0) if value.is_floating_point() else None
+    Image.fromarray(noise(70, 150, 3)).save(tmp_path / "wide.png")
+    arguments = ["translate", "--checkpoint", save(model, tmp_path / "a.ckpt"), "--input", tmp_path / "wide.png"]
+    images = to_float(read_image(tmp_path / "wide.png"))[None]
+    whole = model.translate(images)
+    torch.testing.assert_close(model.translate(images, tile=208), whole, rtol=0, atol=0)
+    large = torch.rand(1, 3, 70, 500) * 2 - 1
+    torch.testing.assert_close(model.translate(large, tile=208), model.translate(large), rtol=0, atol=1e-4)
+    ended = command(*arguments, "--output", tmp_path / "tiles.png", "--tile", "64")
+    assert ended.code == 0, ended.err
+    assert torch.equal(open_image(tmp_path / "tiles.png").pixels, to_uint8(model.translate(images, tile=64)[0]))
+    ended = command(*arguments, "--output", tmp_path / "none.png", "--tile", "7")
+    assert ended.code == 1
+    assert "A tile must have at least 8 pixels a side here" in ended.err
+
+
 def test_files_that_cannot_be_read_are_named_and_skipped(folder, tmp_path, command):
     photo = (folder / "photo.jpg").read_bytes()
     (folder / "broken.jpg").write_bytes(photo[: len(photo) // 2])

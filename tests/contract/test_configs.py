@@ -35,7 +35,9 @@ from lightning_gen.capabilities import (
     Translates,
 )
 from lightning_gen.cli import main
+from lightning_gen.commands.common import classes_in_turn
 from lightning_gen.commands.inner_models import Parser
+from lightning_gen.commands.sample import _batches
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import CommandLine
 from lightning_gen.generative import GenerativeModule
@@ -410,6 +412,12 @@ def samples(model):
     first = model.sample(2)
     torch.manual_seed(5)
     assert not torch.equal(first, model.sample(2))
+    of_command = torch.cat([*_batches(model, 7, classes_in_turn(model, None), 1, 7, {})])
+    assert torch.equal(untouched(model, lambda: model.sample(7, seed=1)), of_command)
+    assert not torch.equal(model.sample(7, seed=2), of_command)
+    assert model.sample(0, seed=1).shape == (0, *model.image_shape)
+    with pytest.raises(ValueError, match="both given"):
+        model.sample(7, seed=1, generator=torch.Generator())
     if model.num_classes is None:
         with pytest.raises(ValueError, match="labels"):
             model.sample(2, labels=0)

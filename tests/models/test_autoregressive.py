@@ -212,6 +212,7 @@ def test_masks_of_their_own(make):
     filled = model.complete(images, known, generator=seeded())
     assert torch.equal(filled[:, 0][known], images[:, 0][known])
     assert filled.shape == images.shape
+    assert torch.equal(filled, model.complete(images, known[:, None], generator=seeded())), "with an axis of channels"
 
 
 def test_a_hole_at_the_end_is_filled_with_its_exact_distribution(make):
