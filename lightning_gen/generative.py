@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,6 +167,9 @@ class GenerativeModule(pl.LightningModule):
         """
         # Gradients of 1 x 1 convolutions have this or that stride in dimensions of size 1, where strides mean nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # Checkpoints are to have the weights of their step, and all of a run's state, which is read safely.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(_says_something)
         if self.noise_seed is None:
             self.noise_seed = torch.initial_seed() % 2**63
         optimizers = self.trainer.optimizers
@@ -733,6 +737,11 @@ def frozen(model: Model) -> Model:
     model._stays_frozen = True
     model.freeze()
     return model
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is of use to whoever trains one of our models."""
+    return "`weights_only` was not set" not in record.getMessage()
 
 
 def _own(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The habits of every model: noise by (seed, rank, batch), images counted, pictures checked, a checkpoint is enough."""
 
 import functools
+import logging
 import os
 import warnings
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -532,3 +534,19 @@ def test_evaluation_mode_is_put_back_as_it_was_also_after_an_error():
     with pytest.raises(KeyError):
         fail()
     assert [module.training for module in network.modules()] == modes
+
+
+def test_lightning_does_not_warn_of_what_is_as_it_should_be(tmp_path, recwarn):
+    """In Python, too: of checkpoints under manual optimization, and of how a checkpoint is to be read."""
+    logger = logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector")
+    told = []
+    logger.addHandler(handler := logging.Handler())
+    handler.emit = lambda record: told.append(record.getMessage())
+    saves = ModelCheckpoint(tmp_path, every_n_train_steps=1, filename="{step}")
+    t = trainer(max_steps=2, callbacks=[saves], enable_checkpointing=True)
+    t.fit(CycleGAN(SHAPE, GENERATOR, DISCRIMINATOR), pictures())
+    t.save_checkpoint(tmp_path / "own.ckpt")
+    logger.removeHandler(handler)
+    assert (tmp_path / "step=2.ckpt").is_file()
+    assert not [message for warning in recwarn if "ModelCheckpoint" in (message := str(warning.message))]
+    assert not told

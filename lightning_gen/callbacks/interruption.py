@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -34,11 +36,12 @@ class Interruption(Checkpoint):
     def __init__(self) -> None:
         super().__init__()
         self.signal: int | None = None
+        self.says_how = False  # whether it is still to be said how to go on, should the training fail
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen from now on."""
-        self.signal = None
+        self.signal, self.says_how = None, True
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
@@ -61,7 +64,20 @@ class Interruption(Checkpoint):
             signal.signal(number, handler)
         self._handlers = {}
 
-    on_train_end = on_exception = _leave
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen no more."""
+        self._leave()
+        self.says_how = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Listen no more, and say how to go on where a checkpoint has been written."""
+        self._leave()
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        last = next((callback for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+        if self.says_how and last is not None and last.last_model_path and trainer.is_global_zero:
+            words = _how_to_go_on(trainer, Path(last.last_model_path))
+            print(f"The last checkpoint is that of step {last.last_step}. {words}", file=sys.stderr, flush=True)
+        self.says_how = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Stop if that was asked for."""
@@ -74,11 +90,16 @@ class Interruption(Checkpoint):
         words = f"Stopped at step {trainer.global_step}."
         for callback in callbacks:
             if isinstance(callback, LastCheckpoint) and (path := callback.save(trainer)):
-                trusting = options_for(run_folder(trainer) / CONFIG)
-                words += f" Go on: lightning-gen fit --ckpt_path {shlex.quote(str(path))}{trusting}"
+                words += f" {_how_to_go_on(trainer, path)}"
         for callback in callbacks:
             if isinstance(callback, Pictures) and callback.seconds < CHEAP:
                 callback.on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
             print(words, flush=True)
+        self.says_how = False
         raise KeyboardInterrupt(self.signal or signal.SIGINT)
+
+
+def _how_to_go_on(trainer: pl.Trainer, checkpoint: Path) -> str:
+    trusting = options_for(run_folder(trainer) / CONFIG)
+    return f"Go on: lightning-gen fit --ckpt_path {shlex.quote(str(checkpoint))}{trusting}"

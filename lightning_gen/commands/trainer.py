@@ -90,21 +90,22 @@ def name_flatly(callback: ModelCheckpoint) -> None:
 
 _SAYING_NOTHING = (
     "Tip:",
-    "`weights_only` was not set",
     "Detected KeyboardInterrupt",
     "already configured with model summary",
 )
 
 
-def quiet_lightning() -> None:
-    """Silence messages that say nothing to a user of ours."""
+_OF_DEVICES = ("GPU available", "TPU available", "HPU available")
+
+
+def quiet_lightning(trains: bool = False) -> None:
+    """Silence messages that say nothing to a user of ours; and which devices there are, unless something is trained."""
+    nothing = _SAYING_NOTHING + (() if trains else _OF_DEVICES)
     for pattern in (
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*is smaller than the logging interval.*",
         ".*predict returned None.*",
-        # Its checkpoints are to have the weights of their step.
-        "Using ModelCheckpoint with manual optimization.*",
         "LightningCLI's args parameter is intended.*",
         ".*not supported by the model summary.*",
         ".*self.log\\(\\)` but `Trainer\\(barebones=True\\).*",
@@ -113,6 +114,4 @@ def quiet_lightning() -> None:
     ):
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(
-            lambda record: not any(words in record.getMessage() for words in _SAYING_NOTHING)
-        )
+        logging.getLogger(name).addFilter(lambda record: not any(words in record.getMessage() for words in nothing))

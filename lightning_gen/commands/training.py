@@ -29,6 +29,7 @@ from lightning_gen.commands.loggers import RUNS, go_on_in_folder, place_loggers,
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data, share_schedule
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer, quiet_lightning
+from lightning_gen.commands.what_next import what_next
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.runs.folder import find_checkpoint, keeps_files, run_folder, run_folder_of_checkpoint
@@ -196,9 +197,14 @@ class CommandLine(LightningCLI):
     before_validate = before_test
 
     def after_fit(self) -> None:
-        """Test, if asked to, and end with the figures that matter and the report's address."""
-        if not self._get(self.config, "test_after_fit"):
-            return
+        """Test, if asked to, and say what comes next."""
+        if self._get(self.config, "test_after_fit"):
+            self._test()
+        if commands := what_next(self.trainer, self.model):
+            print("\n  ".join(["Next:", *commands]), flush=True)
+
+    def _test(self) -> None:
+        """Test, and say the figures that matter and the report's address."""
         record_at_step(self.trainer, self.trainer.global_step)
         (results,) = self.trainer.test(self.model, datamodule=self.datamodule) or [{}]
         if self.trainer.is_global_zero:
@@ -221,7 +227,7 @@ def run_trainer(
     arguments: list[str], kind: type[CommandLine] = CommandLine, trainer_class: type[Trainer] = Trainer
 ) -> int:
     """Run `fit`, `validate`, `test` or `predict`, or the subcommands of another kind of command line."""
-    quiet_lightning()
+    quiet_lightning(trains=arguments[0] == "fit")
     try:
         with _naming_damage():
             kind(

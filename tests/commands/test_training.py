@@ -1,5 +1,6 @@
 import csv
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
+from benchmarks.shipped import small_model
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.checkpoints import read_checkpoint
 from lightning_gen.cli import main
@@ -23,12 +25,13 @@ from lightning_gen.commands import beforehand
 from lightning_gen.commands.configs import config_folder
 from lightning_gen.commands.going_on import limit_reached, with_configs
 from lightning_gen.commands.loggers import prepare_wandb, run_name
-from lightning_gen.commands.trainer import Trainer
+from lightning_gen.commands.trainer import Trainer, quiet_lightning
 from lightning_gen.commands.training import CommandLine
+from lightning_gen.commands.what_next import what_next
 from lightning_gen.data import UnpairedScenes
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.models import GAN, CycleGAN
+from lightning_gen.models import DCGAN, GAN, VQVAE, CycleGAN, PixelCNN
 from lightning_gen.runs.folder import find_checkpoint, find_checkpoints
 
 RUN = Path("runs/cyclegan/version_0")
@@ -753,6 +756,87 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 def test_an_absurd_learning_rate_is_noticed(tiny, command):
     ended = command("fit", "--config", tiny.write(), "--model.learning_rate", "1e30")
     assert_one_message(ended, "became NaN or infinite in the step after 1 generator updates")
+
+
+def commands_after(ended):
+    lines = ended.out.splitlines()
+    assert lines.count("Next:") == 1, ended.out
+    return [line.strip().removeprefix("lightning-gen ") for line in lines[lines.index("Next:") + 1 :]]
+
+
+def test_a_run_ends_with_what_comes_next(tiny, command):
+    """The commands work as they stand there, once there are pictures."""
+    ended = command("fit", "--config", tiny.write(), "--test_after_fit", "true")
+    assert commands_after(ended) == [
+        f"translate --checkpoint {RUN} --input PICTURES --output FOLDER",
+        f"test --ckpt_path {RUN}",
+        f"fit --ckpt_path {RUN} --trainer.max_steps 8",
+    ]
+    Path("PICTURES").mkdir()
+    Image.new("RGB", (16, 16)).save("PICTURES/a.png")
+    for line in commands_after(ended):
+        ended = command(*line.split())
+        assert ended.code == 0, ended.err
+    assert commands_after(ended)[-1] == f"fit --ckpt_path {RUN} --trainer.max_steps 16"
+    tiny["checkpoint"] = {"best": "val/psnr_AtoB"}
+    epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "1"]
+    lines = commands_after(command("fit", "--config", tiny.write(), *epochs))
+    again = RUN.with_name("version_1")
+    assert lines[0].startswith(f"translate --checkpoint {again}/best ")
+    assert lines[-1] == f"fit --ckpt_path {again} --trainer.max_epochs 2"
+    assert "Next:" not in command("fit", "--config", tiny.write(), "--trainer.fast_dev_run", "true").out
+
+
+def is_told_of_devices(trains):
+    quiet_lightning(trains)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    return bool(logger.filter(logger.makeRecord("", 20, "", 0, "GPU available: %s, used: %s", (False, False), None)))
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_whoever_trains_nothing_need_not_know_of_devices(trains, fresh_process):
+    assert fresh_process(is_told_of_devices, trains) == trains
+
+
+def fit_that_fails(*arguments):
+    def fail(self, trainer, *_):
+        if trainer.global_step == 3:
+            raise RuntimeError("the disk is full")
+
+    LastCheckpoint.on_train_batch_start = fail
+    return exit_code(*arguments)
+
+
+def test_a_run_that_fails_says_how_to_go_on(tiny, fresh_process, capfd):
+    config = tiny.write()
+    assert fresh_process(fit_that_fails, "fit", "--config", config) == 1
+    assert "Go on" not in capfd.readouterr().err, "there is no checkpoint"
+    tiny["checkpoint"] = {"every_n_steps": 2}
+    assert fresh_process(fit_that_fails, "fit", "--config", tiny.write()) == 1
+    err = capfd.readouterr().err
+    last = LAST.parents[1].with_name("version_1") / "checkpoints" / "last.ckpt"
+    assert f"The last checkpoint is that of step 2. Go on: lightning-gen fit --ckpt_path {last}\n" in err
+    assert fresh_process(exit_code, "fit", "--ckpt_path", str(last)) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "commands"),
+    [
+        (DCGAN, ["sample", "evaluate"]),
+        (PixelCNN, ["sample", "complete", "evaluate"]),
+        (VQVAE, ["reconstruct", "evaluate"]),
+    ],
+)
+def test_what_comes_next_goes_by_what_the_model_can_do(kind, commands, tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path / "a run", barebones=False)
+    folder = tmp_path / "a run"
+    model = small_model(kind, (1, 8, 8) if kind is not DCGAN else (3, 16, 16))()
+    assert what_next(trainer, model) == []
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    lines = what_next(trainer, model)
+    assert [line.split()[1] for line in lines] == commands
+    assert all(f"--checkpoint '{folder}'" in line for line in lines)
 
 
 def test_the_warnings_of_a_run_are_worth_reading(tiny, fresh_process):
