@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.layers.conditional import check_labels
+from lightning_gen.layers.freezing import Layers, layers_of
 from lightning_gen.layers.style import Blur
 from lightning_gen.networks.building import base_size, check_sizes, count_halvings, crop_center
 from lightning_gen.networks.progan import SLOPE, ChannelBias
@@ -236,3 +237,7 @@ class R3GANDiscriminator(nn.Module):
         if self.embedding is not None:
             scores = (scores * self.embedding(labels)).sum(dim=1, keepdim=True)
         return scores.squeeze(1)
+
+    def layers_in_order(self) -> Layers:
+        """The blocks and what lies between, and the score."""
+        return [*layers_of(self.body), [self.score, *([] if self.embedding is None else [self.embedding])]]

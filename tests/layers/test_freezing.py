@@ -13,6 +13,7 @@ from lightning_gen.networks import (
     PatchDiscriminator,
     PixelDiscriminator,
     ProGANDiscriminator,
+    R3GANDiscriminator,
     ResidualDiscriminator,
     StyleGANDiscriminator,
 )
@@ -56,6 +57,10 @@ DISCRIMINATORS = {
     "stylegan": (
         partial(StyleGANDiscriminator, base=(16, 16)),
         [["from_image.1", "blocks.0"], ["from_image.0", "head"]],
+    ),
+    "r3gan": (
+        partial(R3GANDiscriminator, num_classes=2),
+        [["body.0"], ["body.1"], ["body.3"], ["body.5"], ["body.7"], ["body.8"], ["score", "embedding"]],
     ),
 }
 
