@@ -82,8 +82,8 @@ class GenerativeModule(pl.LightningModule):
     prediction_name = "value"
     """What the numbers are that `predict_step` gives, where it gives numbers: the name of their column."""
     progress_figures: ClassVar[Sequence[str]] = ()
-    """Beginnings of the names of those figures of training that the progress bar shows, where there are many, such as
-    "cycle", of several with the same beginning their mean; () leaves it the first ones logged with `prog_bar=True`."""
+    """Beginnings of the names of those figures of training that the progress bar shows first, such as "cycle", of
+    several with the same beginning their mean; others that are logged with `prog_bar=True` follow."""
     # What the model is given besides pictures; see `declare_context`.
     num_classes: int | None = None
     condition_channels: int | None = None

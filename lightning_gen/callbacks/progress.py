@@ -18,20 +18,23 @@ from lightning_gen.callbacks.throughput import Throughput
 
 MOST = 3  # figures in a line
 SHORTEST = 5  # columns that the bar itself keeps beside the words
+WIDEST = 8  # columns of a figure, as of -0.00123
+SHORT = {"generator": "G", "discriminator": "D"}  # names on a terminal, as papers have them
 BETWEEN = 0.2  # seconds, at least, from one drawing to the next: reading figures makes an accelerator wait
 
 
 class ProgressBar(TQDMProgressBar):
     """One line about the run: where it is, how fast, how long it will take, and two or three figures.
 
-    `█████▋    | step 1200/3600, 45.1 img/s, left 08:52, generator 0.512, cycle 1.62, discriminator 0.24`
+    `█████▋    | step 1200/3600, 45.1 img/s, left 08:52, G 0.512, D 0.24, cycle 1.62`
 
     Steps are those that `trainer.max_steps` counts, whatever number of batches makes one. `img/s` are training images
     over all ranks, a moving average that leaves validation out; a batch counts as in the model's `images_seen`: `{"A",
     "B"}` has as many as A. The time left is that of the whole run, at the pace since it started, validation included.
 
     Figures are those that the model logs with `prog_bar=True`, as many as the terminal has room for, at most three. A
-    model with more of them says which in its `progress_figures`. What else is printed or logged comes above the line.
+    model says which come first in its `progress_figures`. G and D stand for generator and discriminator. What else is
+    printed or logged comes above the line.
 
     Where a line that renews itself would fill a log file, a plain one of the same kind comes every `every_n_seconds`.
 
@@ -88,10 +91,14 @@ class ProgressBar(TQDMProgressBar):
     def words(self, trainer: pl.Trainer, pl_module: pl.LightningModule, room: float = math.inf, *now: str) -> str:
         """The line without the bar, in at most so many columns, unless the facts alone take more."""
         words = ", ".join([*self.facts(trainer, pl_module), *now])
+        taken = len(words)
         wanted: Sequence[str] = getattr(pl_module, "progress_figures", ())
         for name, value in chosen_figures(trainer.progress_bar_metrics, wanted).items():
-            longer = f"{words}, {name} {value:.3g}"
-            words = longer if len(longer) <= room else words
+            name = SHORT.get(name, name) if room < math.inf else name
+            taken += len(f", {name} ") + WIDEST  # so that the same ones are shown from step to step
+            if taken > room:
+                break
+            words += f", {name} {value:.3g}"
         return words
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *now: str, wait: bool = True) -> None:
@@ -267,13 +274,14 @@ def chosen_figures(metrics: Mapping[str, float], wanted: Sequence[str] = ()) -> 
 
     Args:
         metrics: All that there are.
-        wanted: Beginnings of names. Where several figures begin alike, it is their mean. Without any, the first ones.
+        wanted: Beginnings of the names that come first. Of several figures that begin so, it is their mean.
     """
-    figures = {name.removeprefix("train/"): float(value) for name, value in metrics.items()}
-    if wanted:
-        groups = {start: [value for name, value in figures.items() if name.startswith(start)] for start in wanted}
-        figures = {start: sum(values) / len(values) for start, values in groups.items() if values}
-    return dict(list(figures.items())[:MOST])
+    others = {name.removeprefix("train/"): float(value) for name, value in metrics.items()}
+    figures: dict[str, float] = {}
+    for start in wanted:
+        alike = [others.pop(name) for name in list(others) if name.startswith(start)]
+        figures |= {start: sum(alike) / len(alike)} if alike else {}
+    return dict(list((figures | others).items())[:MOST])
 
 
 def last_step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate, chain
@@ -80,6 +80,7 @@ class AdversarialModule(WatchedModule):
     """
 
     updates = "generator updates"
+    progress_figures: ClassVar[Sequence[str]] = ("generator", "discriminator")
     instead_of: ClassVar[Mapping[str, str]] = {
         "gradient_clip_val": "Players are updated one by one: set model.gradient_clip_norm instead, which clips the "
         "gradient of each.",

@@ -55,7 +55,7 @@ class CycleGAN(TranslationModule):
         ValueError: If a number is out of range, or a network refuses the image shape.
     """
 
-    progress_figures: ClassVar[Sequence[str]] = ("generator", "cycle", "discriminator")
+    progress_figures: ClassVar[Sequence[str]] = ("generator", "discriminator", "cycle")
 
     def __init__(
         self,
