@@ -55,24 +55,6 @@ Use a checkpoint (which is all they need):
   --config NAME                   a file, or the name of a shipped configuration: {configs}
 """
 
-_FUNCTIONS = {
-    "sample": "sample.sample",
-    "interpolate": "latents.interpolate",
-    "arithmetic": "latents.arithmetic",
-    "styles": "styles.styles",
-    "truncation": "truncation.truncation",
-    "directions": "directions.directions",
-    "project": "project.project",
-    "complete": "complete.complete",
-    "translate": "translate.translate",
-    "reconstruct": "reconstruct.reconstruct",
-    "encode": "encode.encode",
-    "evaluate": "evaluate.evaluate",
-    "prepare": "prepare.prepare",
-    "report": "report.report",
-    "import": "import_weights.import_weights",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 when it worked, 1 when something failed on the way, 2 when it was asked wrongly.
@@ -93,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(__version__)
         sys.exit(0)
+    arguments = _configurations_first(arguments)
     # A class of the user's own is found by its import path, also from the folder they stand in.
     sys.path.append(str(os.getcwd()))  # noqa: PTH109
     try:
@@ -112,72 +95,82 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code, hint = 1, "--debug shows the traceback"
         if isinstance(error, ArgumentError):
             code, hint = 2, f"lightning-gen {arguments[0]} --help lists the options"
-        print(f"lightning-gen: error: {_plain_words(error)}\n({hint})", file=sys.stderr)
+        print(f"lightning-gen: error: {_plain_words(error, arguments)}\n({hint})", file=sys.stderr)
         sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
-    command, rest = arguments[0], _configurations_first(arguments[1:])
-    arguments = [command, *rest]
-    if command in ("fit", "validate", "test", "predict"):
-        from lightning_gen.commands.configs import set_yaml_loader
-        from lightning_gen.commands.training import run_trainer
+    from lightning_gen.commands.help import COMMANDS, FUNCTIONS, TRAINER, check_what_is_given, help_for, nearest
 
-        set_yaml_loader()
-        return run_trainer(arguments)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = " Did you mean fit?" if command == "train" else nearest(command, COMMANDS)
+        print(
+            f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.{near}",
+            file=sys.stderr,
+        )
+        return 2
+    if text := help_for(arguments):
+        print(text, end="")
+        return 0
+    check_what_is_given(arguments)
+
+    from lightning_gen.commands.configs import set_yaml_loader
+
+    set_yaml_loader()
     if command == "data":
-        from lightning_gen.commands.configs import set_yaml_loader
         from lightning_gen.commands.data import run_look
 
-        set_yaml_loader()
         return run_look(arguments)
-    if command == "advise":
-        from lightning_gen.commands.advise import run_advise
-        from lightning_gen.commands.configs import set_yaml_loader
-
-        set_yaml_loader()
-        return run_advise(arguments[1:])
     if command == "schedule":
-        from lightning_gen.commands.configs import set_yaml_loader
         from lightning_gen.commands.schedule import run_schedule
 
-        set_yaml_loader()
         return run_schedule(arguments)
-    if command in _FUNCTIONS:
-        from jsonargparse import auto_cli
+    if command in TRAINER:
+        from lightning_gen.commands.training import run_trainer
 
-        from lightning_gen.commands.configs import set_yaml_loader
+        return run_trainer(arguments)
+    if command == "advise":
+        from lightning_gen.commands.advise import run_advise
 
-        set_yaml_loader()
-        module, _, name = _FUNCTIONS[command].rpartition(".")
-        commands = importlib.import_module(f"lightning_gen.commands.{module}")
-        function: Any = getattr(commands, name)
-        if "sampling" in inspect.signature(function).parameters:
-            rest = with_sampling(function, rest)
-        if command == "evaluate":
-            rest = commands.with_run(rest)
-        if command == "report":
-            rest = commands.with_flags(rest)
-        if command == "prepare":
-            rest = commands.with_configured_data(rest)
-        # Errors of the parser are raised, so that `main` can say them in fewer words.
-        settings: dict[str, Any] = {"prog": f"lightning-gen {command}", "exit_on_error": False}
-        return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0
-    print(f"lightning-gen: error: unknown command {command!r}; lightning-gen --help lists them.", file=sys.stderr)
-    return 2
+        return run_advise(rest)
+    from jsonargparse import auto_cli
+
+    module, _, name = FUNCTIONS[command].rpartition(".")
+    commands = importlib.import_module(f"lightning_gen.commands.{module}")
+    function: Any = getattr(commands, name)
+    if "sampling" in inspect.signature(function).parameters:
+        rest = with_sampling(function, rest)
+    if command == "evaluate":
+        rest = commands.with_run(rest)
+    if command == "report":
+        rest = commands.with_flags(rest)
+    if command == "prepare":
+        rest = commands.with_configured_data(rest)
+    # Errors of the parser are raised, so that `main` can say them in fewer words.
+    settings: dict[str, Any] = {"prog": f"lightning-gen {command}", "exit_on_error": False, "allow_abbrev": False}
+    return auto_cli(function, args=rest, as_positional=command == "report", **settings) or 0
 
 
 def _configurations_first(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which configurations stand in front, so that what is given beside them holds wherever it stands."""
+    """Arguments in which configurations stand in front, so that what is given beside them holds wherever it stands.
+
+    What stands behind a command of Lightning's kind without an option is a configuration, too.
+    """
+    from lightning_gen.commands.help import TRAINER
+
+    command, *given = arguments
+    if command in TRAINER and given and not given[0].startswith("-"):
+        given = ["--config", *given]
     first: list[str] = []
     others: list[str] = []
     waiting = False  # for the value of the option before
-    for argument in arguments:
+    for argument in given:
         option, equals, _ = argument.partition("=")
         is_configuration = option in ("--config", "-c")
         (first if waiting or is_configuration else others).append(argument)
         waiting = is_configuration and not equals
-    return first + others
+    return [command, *first, *others]
 
 
 def with_sampling(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
@@ -211,8 +204,10 @@ def _without_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, [name for names in given.trust for name in names.split(",")]
 
 
-def _plain_words(error: BaseException) -> str:
+def _plain_words(error: BaseException, arguments: Sequence[str]) -> str:
     """The message of an error, without what jsonargparse and a loader's worker process wrap around it."""
+    from lightning_gen.commands.words import is_of_parser, words_of
+
     text, name = str(error).strip(), type(error).__name__
     if "surrogates not allowed" in text:
         return "A name that is not UTF-8 cannot be an option's value. Rename the folder or file, or link to it."
@@ -220,28 +215,9 @@ def _plain_words(error: BaseException) -> str:
         from lightning_gen.trust import words_of_refusal
 
         return words_of_refusal(refused[1], file="The configuration of the run")
-    if isinstance(error, ArgumentError) or _UNION in text:
-        return _words_of_parser(error)
+    if is_of_parser(error):
+        return words_of(error, arguments)
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
     known = type(error).__module__.startswith("lightning") or isinstance(error, OSError | ValueError)
     return text if known and text else f"{name}: {text}"
-
-
-_UNION = "Does not validate against any of the Union subtypes"
-
-
-def _words_of_parser(error: BaseException) -> str:
-    """What is wrong with a value of which jsonargparse lists all that it might have been."""
-    key = re.match(r'Parser key "(.+?)"', str(error))
-    while _UNION in str(error) and error.__cause__ and not str(error.__cause__).startswith("Expected a <class"):
-        error = error.__cause__
-    text = str(error).partition("\nGiven value")[0].strip()
-    if refused := re.search(r"class_path 'lightning_gen\.models\.(\w+)':\s+Option '(\w+)' is not accepted$", text):
-        from lightning_gen import models
-
-        name = refused[2]
-        places = [*getattr(getattr(models, refused[1]), "upgraded", dict)({name: None})]
-        if name not in places:  # an earlier version had it there
-            text += f". It is a setting of its {places[0]} now: --model.{places[0]}.{name}"
-    return f"{key[1]}: {text}" if key and not text.startswith("Parser key") else text

@@ -393,8 +393,14 @@ def made_by(factory: Callable[..., Any], kind: type[Made], *args: Any, **kwargs:
     """What a factory makes.
 
     Raises:
-        ValueError: If it is not of the kind that it should be.
+        ValueError: If it is not of the kind that it should be, or was made already.
     """
+    if isinstance(factory, kind):
+        name = type(factory).__name__
+        raise ValueError(
+            f"A {name} was given that is made already, but each model makes its own. Give what makes it: the class "
+            f"{name}, or functools.partial({name}, ...) where it has settings."
+        )
     thing = factory(*args, **kwargs)
     if not isinstance(thing, kind):
         function = factory.func if isinstance(factory, functools.partial) else factory

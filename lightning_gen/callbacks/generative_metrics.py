@@ -120,6 +120,11 @@ class GenerativeMetrics(KnowsStep):
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if extractor is not None and not isinstance(extractor, FeatureExtractor):
+            raise TypeError(
+                f"The extractor of GenerativeMetrics must be a FeatureExtractor, got a {type(extractor).__name__}. A "
+                "network of yours becomes one as ModuleFeatures(network) of lightning_gen.metrics."
+            )
         self.extractor = extractor
         self.chosen = figures
         self.settings: dict[str, Any] = {

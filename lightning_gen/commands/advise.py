@@ -151,7 +151,7 @@ def run_advise(arguments: list[str]) -> int:
 
 def _options(arguments: Sequence[str]) -> tuple[Namespace, pl.LightningDataModule, dict[str, Any]]:
     """The options, the data module, and what was given of it: its class_path and init_args."""
-    parser = ArgumentParser(prog="lightning-gen advise", exit_on_error=False)
+    parser = ArgumentParser(prog="lightning-gen advise", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(advise)
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
     arguments = _with_folder(arguments)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,11 @@ def find_config(name: str) -> str:
     wanted = name.removeprefix("configs/").removesuffix(".yaml")
     if wanted in shipped_configs():
         return str(config_folder() / f"{wanted}.yaml")
+    from lightning_gen.commands.help import nearest
+
+    near = nearest(wanted, shipped_configs()) or f" Shipped are: {', '.join(shipped_configs())}."
     raise FileNotFoundError(
-        f"There is no configuration {name!r}: neither a file of that name nor one that is shipped. "
-        f"Shipped are: {', '.join(shipped_configs())}."
+        f"There is no configuration {name!r}: neither a file of that name nor one that is shipped.{near}"
     )
 
 
@@ -53,11 +57,23 @@ def with_folder(logger: Any) -> Any:
     return {**named, "init_args": {"save_dir": "", **(named.get("init_args") or {})}}
 
 
+def _as_in_python(text: str) -> Any:
+    """A text, or what it is in Python where that is None or a tuple, as programs write values that they hand over."""
+    if text == "None":
+        return None
+    if text.startswith("(") and text.endswith(")"):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+            return list(value) if isinstance(value, tuple) else text
+    return text
+
+
 def set_yaml_loader() -> None:
     """Let the command line, in this process from now on, refuse YAML as `lightning_gen.limits.check_aliases` does.
 
     What earlier versions wrote, such as a run's configuration, is understood: classes of this package are found by the
-    names that they had, and arguments of models by the places. Loggers need not be told a folder.
+    names that they had, and arguments of models by the places. So are None and tuples as Python writes them. Loggers
+    need not be told a folder.
     """
     import yaml  # type: ignore[import-untyped]
     from jsonargparse import get_loader, set_loader
@@ -83,6 +99,7 @@ def set_yaml_loader() -> None:
             return {**named, "init_args": upgraded(named)} if isinstance(named.get("init_args"), dict) else named
         if isinstance(value, list):
             return [renamed(item) for item in value]
+        value = _as_in_python(value) if isinstance(value, str) else value
         return public_name(value) if isinstance(value, str) else value
 
     def upgraded(named: dict[str, Any]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def run_trainer(
                 trainer_class=trainer_class,
                 parser_class=Parser,
                 # Errors of the parser are raised, so that the command line can say them in fewer words.
-                parser_kwargs={"prog": "lightning-gen", "exit_on_error": False},
+                parser_kwargs={"prog": "lightning-gen", "exit_on_error": False, "allow_abbrev": False},
                 args=with_configs(arguments),
             )
     except RunIsOver as over:

@@ -303,6 +303,11 @@ def examples_of(data: DataLoader[Any] | Dataset[Any]) -> Dataset[Any]:
         sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
     if isinstance(dataset, AtResolution):
         dataset = dataset.dataset
+    if isinstance(dataset, Tensor):
+        raise TypeError(
+            "Pictures to compare with came from a DataLoader over a tensor. Make a dataset of it: "
+            "DataLoader(TensorDataset(images), batch_size=64), with TensorDataset of torch.utils.data."
+        )
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and isinstance(dataset, Dataset)):
         raise TypeError(
             "Pictures to compare with must come from a DataLoader over a dataset that has a length and numbered "

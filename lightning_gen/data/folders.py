@@ -324,7 +324,8 @@ def _find_splits(
     """What is in train, val and test, for each side; of val and test, one may stand in for the other."""
     root = module.root
     if not root.is_dir():
-        raise FileNotFoundError(f"root={root} is not a folder. {layout}")
+        here = "" if root.is_absolute() else f", which from here is {root.absolute()}: give --data.root FOLDER"
+        raise FileNotFoundError(f"root={root} is not a folder{here}. {layout}")
     looks = [fault_of_captions] if captions else []
     found: dict[str, list[Search]] = {}
     for split in ("train", "val", "test"):

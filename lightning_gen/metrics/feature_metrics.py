@@ -57,6 +57,13 @@ class _Outside:
         return self
 
 
+_WRITE = (
+    "In place of the module, ModuleFeatures(module, image_shape=(3, 32, 32)) of lightning_gen.metrics says what size "
+    "of pictures it reads, and makes floats of uint8 for it. FrechetInceptionDistance tries a module that has no "
+    "num_features at input_img_size."
+)
+
+
 class _FeatureMetric(FullPrecision):
     """What the metrics here share: the extractor, states that keep their type, and lists of features over ranks."""
 
@@ -131,14 +138,14 @@ class _FeatureMetric(FullPrecision):
         except RuntimeError as error:
             raise ValueError(
                 f"{type(network).__name__} is given pictures as they come, and cannot read {list(imgs.shape)} of "
-                f"{imgs.dtype}: {error}. ModuleFeatures(module) of lightning_gen.metrics makes floats of uint8 for "
-                "it; input_img_size says at which size it is tried, if it has no attribute num_features."
+                f"{imgs.dtype}: {error}. {_WRITE}"
             ) from error
         if isinstance(output, Tensor) and output.ndim == 1 and len(imgs) == 1:
             output = output.unsqueeze(0)
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(imgs):
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"The module must map {list(imgs.shape)} to features [{len(imgs)}, d], got {got}.")
+            given = list(imgs.shape)
+            raise ValueError(f"The module must map {given} to features [{len(imgs)}, d], got {got}. {_WRITE}")
         return checked_rows(output, "the features of the module").float()
 
     def _as_8_bits(self, imgs: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""What is wrong with the arguments of a command: the option, its value, what it takes, and what was probably meant.
+
+The parser's own messages list, level by level, all that a value might have been.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+
+from lightning_gen.commands import help
+
+_UNION = "Does not validate against any of the Union subtypes"
+_KEY = re.compile(r'Parser key "(.+?)":?\s*')
+_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "None"}
+
+
+def is_of_parser(error: BaseException) -> bool:
+    """Whether an error is the parser's."""
+    return isinstance(error, ArgumentError) or _UNION in str(error)
+
+
+def words_of(error: BaseException, arguments: Sequence[str]) -> str:
+    """The parser's error in plain words.
+
+    Args:
+        error: What the parser has raised.
+        arguments: The command and all that was given to it.
+    """
+    chain = list(_causes(error))
+    keys: list[str] = []
+    for one in chain:
+        if (key := _KEY.match(str(one))) and key[1] not in keys[-1:]:
+            keys.append(key[1])
+    path = ".".join(keys)
+    unions = [one for one in chain if str(one).startswith(_UNION)]
+    leaf = str(chain[-1]).strip()
+    name = f"--{path}" if any(each.partition("=")[0] == f"--{path}" for each in arguments) else path
+    if wrong := re.search(r"Expected a dot import path string: (.*)", leaf):
+        return f"{name}: there is no class {wrong[1]!r}.{_near_class(path, wrong[1], arguments)}"
+    if wrong := re.search(r"Option '([\w.]+)' is not accepted", leaf):
+        return f"{path}: Option '{wrong[1]}' is not accepted.{_near_option(path, wrong[1], chain, arguments)}"
+    if wrong := re.search(r"does not accept option '([\w.]+)'", leaf):
+        return leaf.rstrip(".") + "." + near_options(f"--{wrong[1]}", arguments)
+    if wrong := re.match(r"unrecognized arguments: (.*)", leaf):
+        options = [each for each in wrong[1].split() if each.startswith("-")]
+        near = "".join(near_options(each, arguments) for each in options[:3])
+        if arguments[0] == "predict" and not near:
+            near = " Settings of sampling are options of `sample`, `translate` and their like; predict has none."
+        return leaf + "." + near
+    if wrong := re.match(r"Unknown option --([\w.]+):", leaf):
+        return leaf + near_options(f"--{wrong[1]}", arguments)
+    expected = str(unions[-1]) if unions and chain.index(unions[-1]) >= len(chain) - 2 else leaf
+    if union := re.search(r"Subtypes: \[(.*)\]\n[\s\S]*Given value: (.*)", expected):
+        if re.fullmatch(r"[A-Z]\w+", union[2]) and help.fitting(path, arguments):
+            return f"{name}: there is no class {union[2]!r}.{_near_class(path, union[2], arguments)}"
+        return f"{name}: expected {_kinds(union[1])}, got {union[2]}."
+    if simple := re.match(r"Expected a (<class '[\w.]+'>)\. Got value: (.*)", expected):
+        return f"{name}: expected {_kinds(simple[1])}, got {simple[2]}."
+    text = _KEY.sub("", expected.partition("\nGiven value")[0], count=1).strip()
+    return f"{name}: {text}" if path else text
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what brought it about, without what merely repeats it."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, ArgumentError | TypeError | ValueError):
+            yield one
+        one = one.__cause__
+
+
+def _kinds(types: str) -> str:
+    """Types as Python prints them, in words: "a whole number, a number or None"."""
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", types)
+    parts = re.findall(r"[\w.]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?", text)
+    words: list[str] = []
+    for part in parts:
+        kind, _, inner = part.partition("[")
+        name = kind.rpartition(".")[2]
+        if name == "Literal":
+            words += [each.strip().strip("'\"") for each in inner.rstrip("]").split(",")]
+        elif name == "tuple":
+            words.append(f"{inner.count(',') + 1} values as [{inner.replace(' ', '')}")
+        else:
+            words.append(_TYPES.get(name, re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", part)))
+    words = list(dict.fromkeys(words))
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def near_options(option: str, arguments: Sequence[str]) -> str:
+    """What an unknown option probably means: one whose last part is the same, or one that is spelt nearly so."""
+    known = help.options(arguments)
+    name = option.partition("=")[0].removeprefix("--")
+    same = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2] and each != name]
+    if same:
+        return f" Did you mean {' or '.join(f'--{each}' for each in same[:3])}?"
+    lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
+    near = help.near(name, known, cutoff=0.75) or lasts.get(help.near(name, lasts) or "")
+    return f" Did you mean --{near}?" if near else ""
+
+
+def _near_class(path: str, name: str, arguments: Sequence[str]) -> str:
+    fitting = help.fitting(path, arguments)
+    listed = f" There are {', '.join(fitting)}." if fitting else ""
+    own = " A class of yours is given by its import path, as package.module.Class."
+    return help.nearest(name, fitting) or listed + own
+
+
+def _near_option(path: str, name: str, chain: Sequence[BaseException], arguments: Sequence[str]) -> str:
+    """What an unknown argument of a class probably means, or where it has gone since an earlier version."""
+    from lightning_gen.commands import signatures
+
+    classes = re.findall(r"class_path[ =]'([\w.]+)'", " ".join(str(each) for each in chain))
+    one = signatures.find(classes[-1]) if classes else None
+    if one is None:
+        return ""
+    if classes[-1].startswith("lightning_gen.models."):
+        from lightning_gen import models
+
+        owner = getattr(models, one.name, None)
+        places = [*getattr(owner, "upgraded", dict)({name: None})]
+        if places and name not in places:  # an earlier version had it there
+            return f" It is a setting of its {places[0]} now: --model.{places[0]}.{name}"
+    known = signatures.parameters(one)
+    return help.nearest(name, known) or f" {one.name} takes {', '.join(known)}."
