@@ -177,7 +177,7 @@ def test_a_misspelt_key_in_a_file_is_refused_by_name(tmp_path, command, text, me
         (["interpolate", "--lable", "3", "--checkpoint", "x"], "the following arguments are required: output"),
         (
             ["interpolate", "--checkpoint", "x", "--output", "y", "--method", "cubic"],
-            "--method: expected slerp or lerp, got cubic.",
+            "--method: expected slerp, lerp or None, got cubic.",
         ),
         (["arithmetic", "--a", "1"], "the following arguments are required: checkpoint, output, b, c"),
         (["import", "--output"], "argument --output: expected one argument"),

@@ -84,6 +84,8 @@ def test_what_a_factory_makes_must_be_of_its_kind():
     assert isinstance(made_by(GENERATOR, nn.Module, SHAPE), ResNetGenerator)
     with pytest.raises(ValueError, match=r"dict was given as what makes a Module, but it made \{'a': 1\}"):
         made_by(functools.partial(dict, a=1), nn.Module)
+    with pytest.raises(ValueError, match=r"Give what makes it: the class Linear, or functools.partial\(Linear, ...\)"):
+        made_by(nn.Linear(1, 1), nn.Module, SHAPE)
 
 
 def test_the_fields_of_a_dataclass_are_a_call_of_it():

@@ -13,6 +13,7 @@ from lightning_gen.commands import help
 
 _UNION = "Does not validate against any of the Union subtypes"
 _KEY = re.compile(r'Parser key "(.+?)":?\s*')
+_WRAPPER = re.compile(rf"{_UNION}|Parser key |Problem with given class_path|Type .* expects a function or")
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "None"}
 
 
@@ -51,7 +52,9 @@ def words_of(error: BaseException, arguments: Sequence[str]) -> str:
         return leaf + "." + near
     if wrong := re.match(r"Unknown option --([\w.]+):", leaf):
         return leaf + near_options(f"--{wrong[1]}", arguments)
-    expected = str(unions[-1]) if unions and chain.index(unions[-1]) >= len(chain) - 2 else leaf
+    # Beside a type that does not fit stand the others that would; another error is what a constructor has raised.
+    alone = not leaf.startswith("Expected a ") or not unions or chain.index(unions[-1]) < len(chain) - 2
+    expected = leaf if alone else str(unions[-1])
     if union := re.search(r"Subtypes: \[(.*)\]\n[\s\S]*Given value: (.*)", expected):
         if re.fullmatch(r"[A-Z]\w+", union[2]) and help.fitting(path, arguments):
             return f"{name}: there is no class {union[2]!r}.{_near_class(path, union[2], arguments)}"
@@ -63,12 +66,11 @@ def words_of(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what brought it about, without what merely repeats it."""
+    """An error of the parser and what it is wrapped around, down to the one that says what is wrong."""
     one: BaseException | None = error
     while one is not None:
-        if isinstance(one, ArgumentError | TypeError | ValueError):
-            yield one
-        one = one.__cause__
+        yield one
+        one = one.__cause__ if _WRAPPER.match(str(one)) else None
 
 
 def _kinds(types: str) -> str:
@@ -97,7 +99,7 @@ def near_options(option: str, arguments: Sequence[str]) -> str:
     if same:
         return f" Did you mean {' or '.join(f'--{each}' for each in same[:3])}?"
     lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
-    near = help.near(name, known, cutoff=0.75) or lasts.get(help.near(name, lasts) or "")
+    near = help.near(name, known, cutoff=0.75) or lasts.get(help.near(name, lasts, cutoff=0.75) or "")
     return f" Did you mean --{near}?" if near else ""
 
 

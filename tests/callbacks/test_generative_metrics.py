@@ -546,6 +546,11 @@ def test_without_an_extractor_it_is_the_published_inception(tmp_path, monkeypatc
     assert len(made) == 1
 
 
+def test_a_network_that_is_no_extractor_is_to_be_made_one():
+    with pytest.raises(TypeError, match=r"got a Flatten. A network of yours becomes one as ModuleFeatures\(network\)"):
+        GenerativeMetrics(nn.Flatten())
+
+
 def test_a_score_alone_reads_no_real_pictures_and_a_kernel_distance_computes_no_moments(tmp_path, monkeypatch):
     extractor = Pixels(num_classes=3)
     _, trainer = fitted(tmp_path, GenerativeMetrics(extractor, ["is"], **SETTINGS))

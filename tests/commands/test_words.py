@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from lightning_gen.cli import main
+from lightning_gen.commands.words import words_of
 
 SMALL = ["fit", "cyclegan", "--print_config"]
 
@@ -45,7 +46,7 @@ CASES = [
     (["--data", "UnpairedScene"], "--data: there is no class 'UnpairedScene'. Did you mean UnpairedScenes?"),
     (["--model.generator", "ResnetGenerator"], "there is no class 'ResnetGenerator'. Did you mean ResNetGenerator?"),
     (["--trainer.callbacks", "EMMA"], "--trainer.callbacks: there is no class 'EMMA'. Did you mean EMA?"),
-    (["--model.lamda_cycle", "1"], "Option 'lamda_cycle' is not accepted. CycleGAN takes "),
+    (["--model.lamda_cycle", "1"], "Option 'lamda_cycle' is not accepted. Did you mean lambda_"),
     (["--model.lamda_A", "1"], "Option 'lamda_A' is not accepted. Did you mean lambda_A?"),
     (["--model.generator.filtres", "1"], "Option 'filtres' is not accepted. Did you mean filters?"),
     (["--max_steps", "5"], "unrecognized arguments: --max_steps 5. Did you mean --trainer.max_steps?"),
@@ -79,6 +80,16 @@ def test_other_commands_name_the_option_too(fresh_process):
     for words, (code, said) in zip(cases, given, strict=True):
         assert code == 2
         assert words in said, said
+
+
+def test_what_a_constructor_refuses_is_said_as_it_says_it():
+    union = "Does not validate against any of the Union subtypes\nSubtypes: [<class 'A'>]\nErrors:\n- x\nGiven value: y"
+    error: BaseException = FileNotFoundError("There is no file of weights.")
+    for text in (union, f'Parser key "model":\n{union}'):
+        outer = ValueError(text)
+        outer.__cause__ = error
+        error = outer
+    assert words_of(error, ["fit", "--model", "x"]) == "--model: There is no file of weights."
 
 
 @pytest.mark.parametrize("none", ["None", "null"])

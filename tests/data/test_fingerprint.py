@@ -261,6 +261,11 @@ def test_pictures_without_number_or_length_are_refused(data):
             take(data)
 
 
+def test_pictures_that_are_a_tensor_are_to_be_made_a_dataset():
+    with pytest.raises(TypeError, match=r"over a tensor. Make a dataset of it: DataLoader\(TensorDataset\(images\)"):
+        examples_of(DataLoader(IMAGES))
+
+
 def test_what_cannot_be_cut_into_batches_is_refused():
     dataset = TensorDataset(IMAGES)
     with pytest.raises(ValueError, match="batch_size=None, which does not make batches"):

@@ -239,10 +239,14 @@ def test_an_epoch_can_be_had_again(unpaired):
     assert not same(second, first)
 
 
-def test_missing_folders_are_explained(unpaired):
+def test_missing_folders_are_explained(unpaired, monkeypatch):
     layout = "UnpairedImageFolder expects trainA, trainB, testA and testB"
     with pytest.raises(FileNotFoundError, match=rf"root={unpaired}/typo is not a folder. {layout}"):
         UnpairedImageFolder(unpaired / "typo")
+    monkeypatch.chdir(unpaired)
+    here = rf"root=typo is not a folder, which from here is {unpaired}/typo: give --data.root FOLDER. {layout}"
+    with pytest.raises(FileNotFoundError, match=here):
+        UnpairedImageFolder("typo")
     (unpaired / "trainB").rename(unpaired / "TrainB")
     with pytest.raises(
         FileNotFoundError, match=rf"trainB does not exist. {layout}.* holds: TrainB, testA, testB, trainA."

@@ -591,7 +591,7 @@ def test_a_module_without_num_features_is_measured():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (torch.ones(45), r"features \[45, d\], got \[45\]"),
+        (torch.ones(45), r"features \[45, d\], got \[45\]. In place of the module, ModuleFeatures\("),
         (torch.ones(45, 2, 1, 1), r"got \[45, 2, 1, 1\]"),
         ((torch.ones(45, 2), torch.ones(45, 3)), "got tuple"),
         (torch.full((45, 2), float("inf")), "45 of the 45 rows of the features of the module are not finite"),
