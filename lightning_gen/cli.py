@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    from lightning_gen.commands.help import COMMANDS, FUNCTIONS, TRAINER, check_what_is_given, help_for, nearest
+    from lightning_gen.commands.help import COMMANDS, FUNCTIONS, TRAINER, check_what_is_given, help_for
+    from lightning_gen.commands.nearest import nearest
 
     command, *rest = arguments
     if command not in COMMANDS:

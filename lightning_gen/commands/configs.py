@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_gen.commands.nearest import nearest
+
 NUMBERING_LOGGERS = ("CSVLogger", "TensorBoardLogger")  # which have folders NAME/version_N
 
 
@@ -38,8 +40,6 @@ def find_config(name: str) -> str:
     wanted = name.removeprefix("configs/").removesuffix(".yaml")
     if wanted in shipped_configs():
         return str(config_folder() / f"{wanted}.yaml")
-    from lightning_gen.commands.help import nearest
-
     near = nearest(wanted, shipped_configs()) or f" Shipped are: {', '.join(shipped_configs())}."
     raise FileNotFoundError(
         f"There is no configuration {name!r}: neither a file of that name nor one that is shipped.{near}"

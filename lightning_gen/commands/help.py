@@ -17,6 +17,7 @@ from typing import Any
 
 from lightning_gen.commands import signatures
 from lightning_gen.commands.configs import find_config, shipped_configs
+from lightning_gen.commands.nearest import nearest
 from lightning_gen.commands.signatures import Definition, Parameter
 
 FUNCTIONS = {
@@ -467,21 +468,6 @@ def _parameter_help(option: str, parameter: Parameter) -> str:
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
-
-
-def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is spelt most like another one, capitals aside; None if none is."""
-    from difflib import get_close_matches
-
-    lower = {each.lower(): each for each in known}
-    found = get_close_matches(name.lower(), list(lower), n=1, cutoff=cutoff)
-    return lower[found[0]] if found else None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Such as " Did you mean CycleGAN?", with a space in front; empty where nothing is near."""
-    found = near(name, known)
-    return f" Did you mean {found}?" if found else ""
 
 
 def _option(option: str, parameter: Parameter, whole: bool = False) -> str:

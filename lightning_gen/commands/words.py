@@ -10,6 +10,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 
 from lightning_gen.commands import help
+from lightning_gen.commands.nearest import near, nearest
 
 _UNION = "Does not validate against any of the Union subtypes"
 _KEY = re.compile(r'Parser key "(.+?)":?\s*')
@@ -46,10 +47,10 @@ def words_of(error: BaseException, arguments: Sequence[str]) -> str:
         return leaf.rstrip(".") + "." + near_options(f"--{wrong[1]}", arguments)
     if wrong := re.match(r"unrecognized arguments: (.*)", leaf):
         options = [each for each in wrong[1].split() if each.startswith("-")]
-        near = "".join(near_options(each, arguments) for each in options[:3])
-        if arguments[0] == "predict" and not near:
-            near = " Settings of sampling are options of `sample`, `translate` and their like; predict has none."
-        return leaf + "." + near
+        meant = "".join(near_options(each, arguments) for each in options[:3])
+        if arguments[0] == "predict" and not meant:
+            meant = " Settings of sampling are options of `sample`, `translate` and their like; predict has none."
+        return leaf + "." + meant
     if wrong := re.match(r"Unknown option --([\w.]+):", leaf):
         return leaf + near_options(f"--{wrong[1]}", arguments)
     # Beside a type that does not fit stand the others that would; another error is what a constructor has raised.
@@ -99,15 +100,15 @@ def near_options(option: str, arguments: Sequence[str]) -> str:
     if same:
         return f" Did you mean {' or '.join(f'--{each}' for each in same[:3])}?"
     lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
-    near = help.near(name, known, cutoff=0.75) or lasts.get(help.near(name, lasts, cutoff=0.75) or "")
-    return f" Did you mean --{near}?" if near else ""
+    found = near(name, known, cutoff=0.75) or lasts.get(near(name, lasts, cutoff=0.75) or "")
+    return f" Did you mean --{found}?" if found else ""
 
 
 def _near_class(path: str, name: str, arguments: Sequence[str]) -> str:
     fitting = help.fitting(path, arguments)
     listed = f" There are {', '.join(fitting)}." if fitting else ""
     own = " A class of yours is given by its import path, as package.module.Class."
-    return help.nearest(name, fitting) or listed + own
+    return nearest(name, fitting) or listed + own
 
 
 def _near_option(path: str, name: str, chain: Sequence[BaseException], arguments: Sequence[str]) -> str:
@@ -126,4 +127,4 @@ def _near_option(path: str, name: str, chain: Sequence[BaseException], arguments
         if places and name not in places:  # an earlier version had it there
             return f" It is a setting of its {places[0]} now: --model.{places[0]}.{name}"
     known = signatures.parameters(one)
-    return help.nearest(name, known) or f" {one.name} takes {', '.join(known)}."
+    return nearest(name, known) or f" {one.name} takes {', '.join(known)}."
