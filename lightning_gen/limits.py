@@ -74,8 +74,6 @@ def load_tensors(path: Path, map_location: Any = "cpu") -> Any:
     import torch  # which configurations need not wait for
 
     check_inflation(path)
-    import torch  # which reading a configuration does not need
-
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
