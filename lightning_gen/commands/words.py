@@ -39,7 +39,9 @@ def words_of(error: BaseException, arguments: Sequence[str]) -> str:
     unions = [one for one in chain if str(one).startswith(_UNION)]
     leaf = str(chain[-1]).strip()
     name = f"--{path}" if any(each.partition("=")[0] == f"--{path}" for each in arguments) else path
-    if wrong := re.search(r"Expected a dot import path string: (.*)", leaf):
+    wrong = re.search(r"Expected a dot import path string: (.*)", leaf)
+    takes_numbers = bool(unions) and re.search(r"<class '(int|float|bool)'>", str(unions[-1])) is not None
+    if wrong and (wrong[1][:1].isupper() or not takes_numbers):
         return f"{name}: there is no class {wrong[1]!r}.{_near_class(path, wrong[1], arguments)}"
     if wrong := re.search(r"Option '([\w.]+)' is not accepted", leaf):
         return f"{path}: Option '{wrong[1]}' is not accepted.{_near_option(path, wrong[1], chain, arguments)}"

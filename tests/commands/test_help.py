@@ -110,7 +110,8 @@ def test_the_help_of_a_model():
         ("VQVAE", "quantizer", ["VectorQuantizer", "FiniteScalarQuantizer"], ["Quantizer"]),
         ("TextToImage", "tokenizer", ["BPETokenizer", "ByteTokenizer"], ["BaseTokenizer"]),
         ("CodePrior", "first_stage", [], ["VQVAE"]),
-        ("GAN", "learning_rate", [], []),
+        ("GAN", "learning_rate", ["Linear", "Cosine"], []),
+        ("GAN", "latent_size", [], []),
     ],
 )
 def test_the_classes_that_fit_an_argument(model, argument, some, others):
