@@ -30,7 +30,7 @@ def answers(fresh_process, cases):
 # A wrong value: the option, what it takes, and what it was given.
 VALUES = [
     (["--model.gradient_clip_norm=high"], "expected a number or None, got high."),
-    (["--model.discriminator_learning_rate=high"], "expected Schedule, a number or None, got high."),
+    (["--model.discriminator_learning_rate=high"], "expected a number, Schedule or None, got high."),
     (["--model.learning_rate", "Cosin"], "there is no class 'Cosin'. Did you mean Cosine?"),
     (["--data.image_size", "big"], "expected a whole number or 2 values as [int,int], got big."),
     (["--data.image_size", "[8,a]"], "expected a whole number or 2 values as [int,int], got [8, 'a']."),
