@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -70,5 +71,13 @@ def test_the_wheel_holds_them(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         files = archive.namelist()
+        (metadata,) = (archive.read(name).decode() for name in files if name.endswith(".dist-info/METADATA"))
+    # What a package index shows has neither pictures nor links of this repository, and is all there.
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert "![" not in metadata
+    assert "`PixelCNN`" in metadata
+    assert "docs/results.md has what was measured" in metadata
     assert {f"lightning_gen/configs/{name}.yaml" for name in NAMES} <= set(files)
     assert {"lightning_gen/py.typed", "lightning_gen/runs/page.html", "lightning_gen/__main__.py"} <= set(files)
