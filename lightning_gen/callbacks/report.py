@@ -25,6 +25,7 @@ from lightning_gen import __version__
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.loaded import KnowsStep
 from lightning_gen.callbacks.panels import domains_of
+from lightning_gen.callbacks.throughput import learning_rates
 from lightning_gen.data.batches import batch_size
 from lightning_gen.files import write_atomically
 from lightning_gen.runs.folder import keeps_files, run_folder, run_folder_of_checkpoint
@@ -49,8 +50,9 @@ class Report(KnowsStep):
 
     * `history.jsonl`: a strict JSON object for every `trainer.log_every_n_steps` generator updates and every
       validation: "step", "seconds" of training so far (summed over resumed runs), "images_seen" if the model counts
-      them, and the metrics that are new since the line before. Each line is written at once. A run that goes on from a
-      checkpoint keeps the lines that stood there when it was written, and drops those that came after it.
+      them, learning rates ("lr/generator", say; see `TrainingMonitor`), and the metrics that are new since the line
+      before. Each line is written at once. A run that goes on from a checkpoint keeps the lines that stood there when
+      it was written, and drops those that came after it.
     * `started_from.txt`: of a run that began with the weights of another (`init_from`), what it took and what not.
     * `environment.json`: versions, devices, precision, command line, start, how the run ended, the data's names of its
       domains, which checkpoints `ModelCheckpoint` has found best, and how many pictures the figures of validations are
@@ -174,6 +176,7 @@ class Report(KnowsStep):
         line: Line = {"step": trainer.global_step, "seconds": round(self.seconds, 3)}
         if (images_seen := getattr(pl_module, "images_seen", None)) is not None:
             line["images_seen"] = int(images_seen)
+        line |= learning_rates(trainer)
         with self._harmless():
             add_to_history(run_folder(trainer) / HISTORY, line | values)
             self.lines += 1

@@ -19,7 +19,7 @@ _DEVIATION = re.compile(r"_(std|stderr)(?=-|$)")
 
 
 def curves_of(history: Sequence[Line]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of each metric, in the order in which they come."""
+    """Steps and values of each metric, in the order in which they come; of learning rates only those that change."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for line in history:
         for name, text in line.items():
@@ -27,7 +27,11 @@ def curves_of(history: Sequence[Line]) -> dict[str, tuple[list[int], list[float]
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(line["step"])
                 values.append(value)
-    return curves
+    return {
+        name: (steps, values)
+        for name, (steps, values) in curves.items()
+        if not name.startswith("lr") or len(set(values)) > 1
+    }
 
 
 def moments_of(history: Sequence[Line], most: int = MAX_MOMENTS) -> dict[str, list[float]]:

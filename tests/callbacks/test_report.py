@@ -21,6 +21,7 @@ from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.report import Report
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
+from lightning_gen.runs.curves import curves_of
 from lightning_gen.runs.folder import run_folder
 from lightning_gen.runs.page import write_report
 
@@ -146,6 +147,19 @@ def test_learning_rates_are_recorded(tmp_path, run):
 
     trainer(tmp_path, LearningRateMonitor("step"), Report()).fit(Scheduled(), batches())
     assert history(run)[0]["lr-generator"] == pytest.approx(0.01)
+
+
+def test_learning_rates_are_recorded_without_a_monitor_and_shown_where_they_change(tmp_path, run):
+    class Scheduled(Toy):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            self.trainer.optimizers[0].param_groups[0]["lr"] = 0.01 / self.trainer.global_step
+
+    trainer(tmp_path, Report()).fit(Scheduled(), batches())
+    rates = [line["lr"] for line in history(run)]
+    assert rates == pytest.approx([0.01 / 2, 0.01 / 4, 0.01 / 6])
+    assert curves_of(history(run))["lr"] == ([2, 4, 6], rates)
+    assert "lr" not in curves_of(history(run)[:1]), "a straight line says nothing"
 
 
 def test_stopped_and_resumed_history_is_that_of_one_run(tmp_path, run):
