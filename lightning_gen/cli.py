@@ -20,7 +20,7 @@ HELP = """\
 usage: lightning-gen COMMAND [options]
 
 Train (Lightning's command line; every setting is an option, and a misspelt one is refused):
-  fit          train:          lightning-gen fit --config cyclegan
+  fit          train:          lightning-gen fit cyclegan
                go on:          lightning-gen fit --ckpt_path RUN/checkpoints/last.ckpt
   validate     measure on the validation data
   test         measure on the test data:   lightning-gen test --ckpt_path RUN/checkpoints/last.ckpt
@@ -49,6 +49,7 @@ Use a checkpoint (which is all they need):
   import       turn state dicts of the CycleGAN / pix2pix reference implementation into a checkpoint
 
   lightning-gen COMMAND --help    all options of a command
+  lightning-gen fit --model.help  the models; --model.help CycleGAN: its options; --data.help likewise
   lightning-gen --version
   --debug                         full traceback where something fails
   --trust PACKAGE                 let a checkpoint, and the configuration beside it, name classes of this package

@@ -489,6 +489,8 @@ def _option(option: str, parameter: Parameter, whole: bool = False) -> str:
 
 
 def _plain_default(default: str) -> str:
+    if default == "Path()":
+        return "."
     text = re.sub(r"\bFalse\b", "false", re.sub(r"\bTrue\b", "true", default))
     return text.strip("'") if re.fullmatch(r"'[^']*'", text) else text
 
