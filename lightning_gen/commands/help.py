@@ -182,10 +182,10 @@ def _trainer_help(command: str) -> str:
     rows.append(_row("--print_config", "Print all settings as they would be, and stop."))
     parts = ["\n".join(usage), _filled(_SAYS.get(command) or method.description), "\n".join(rows)]
     subjects = []
-    for name in SUBJECTS:
+    for name, example in (("model", "CycleGAN"), ("data", "Scenes")):
         what = "What is trained" if name == "model" else "What it is trained on"
-        classes = ", ".join(_subjects(name))
-        subjects.append(_row(f"--{name} CLASS", f"{what}: {classes}; or the import path of a class of yours."))
+        words = f"{what}, such as {example}, or the import path of a class of yours; --{name}.help lists all."
+        subjects.append(_row(f"--{name} CLASS", words))
         subjects.append(_row(f"--{name}.help CLASS", f"List its options, which are --{name}.NAME, and stop."))
     parts.append("Model and data:\n" + "\n".join(subjects))
     for group, path in _groups(command).items():
