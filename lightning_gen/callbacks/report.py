@@ -144,7 +144,7 @@ class Report(KnowsStep):
         """Write the last page, when all others have drawn their last picture."""
         if self.started is None and trainer.ckpt_path and keeps_files(trainer):  # nothing was left to do
             with self._harmless():
-                finish_record(run_folder(trainer))
+                finish_record(run_folder(trainer), self._facts(trainer))
         if self._end(trainer, "finished"):
             print(f"Report: {run_folder(trainer) / PAGE}")
 
@@ -229,7 +229,9 @@ class Report(KnowsStep):
             return
         # On all ranks: a figure may be a mean of them.
         new = {name: float(value) for name, value in self._new(trainer).items()}
-        checkpoint["callbacks"][self.state_key] |= {"lines": self.lines, "waiting": self.waiting | new}
+        more: dict[str, Any] = {"lines": self.lines, "waiting": self.waiting | new}
+        more["facts"] = self._facts(trainer) | {"last_checkpoint": trainer.global_step}  # where one goes on from it
+        checkpoint["callbacks"][self.state_key] |= more
         if keeps_files(trainer):
             with self._harmless():
                 sync_history(run_folder(trainer) / HISTORY)
@@ -258,18 +260,21 @@ class Report(KnowsStep):
         self.next_page = now + max(self.every_n_seconds, 20 * (now - began))
 
     def _note(self, trainer: pl.Trainer) -> None:
-        """Note what has changed: the best checkpoints, and what figures are of."""
+        facts = self._facts(trainer)
+        if facts != self.noted:
+            note(run_folder(trainer), **facts)
+            self.noted = facts
+
+    def _facts(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """What changes in the course of a run: the best checkpoints, and what figures are of."""
         folder = run_folder(trainer)
         self.measured = self.measured | {name: of for name, of in _measured_on(trainer).items() if name[:4] == "val/"}
         last = [one.last_step for one in trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)]
-        facts = {
+        return {
             "best_checkpoints": [one for callback in trainer.checkpoint_callbacks if (one := _best(callback, folder))],
             "last_checkpoint": last[0] if last and last[0] else None,
             "measured_on": self.measured,
         }
-        if facts != self.noted:
-            note(folder, **facts)
-            self.noted = facts
 
     @contextmanager
     def _harmless(self) -> Iterator[None]:

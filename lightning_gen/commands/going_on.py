@@ -37,8 +37,8 @@ def check_that_it_is_not_over(checkpoint: dict[str, Any], config: Namespace, fol
         return
     if folder:
         lock_run(folder)
-        with suppress(OSError):  # it is as it was
-            finish_record(folder)
+        with suppress(OSError, LookupError, TypeError, ValueError):  # it is as it was
+            finish_record(folder, checkpoint["callbacks"]["Report"].get("facts", {}))
         unlock_run(folder)
     raise RunIsOver(
         f"This run has ended at step {int(checkpoint['global_step'])}: it has reached {limit}. Raise that to go "

@@ -19,7 +19,8 @@ from lightning_gen.runs.rendering import template, thousands
 
 REFRESH = 30  # seconds after which the page of a run that goes on loads itself again
 MAX_EMBEDDED = 12_000_000  # bytes of pictures in a page to mail, which become a third more in it
-_NO_FACTS = ("domains", "measured_on", "best_checkpoints", "last_checkpoint", "status")
+_CHANGING = ("measured_on", "best_checkpoints", "last_checkpoint")
+_NO_FACTS = ("domains", *_CHANGING, "status")
 
 
 def write_report(folder: str | os.PathLike[str], status: str | None = None) -> Path:
@@ -90,10 +91,13 @@ def write_embedded_report(folder: str | os.PathLike[str], most: int = MAX_EMBEDD
     return Embedded(page, len(content), sum(len(panel["steps"]) for panel in chosen), of)
 
 
-def finish_record(folder: Path) -> None:
-    """Say that a run is over that was killed between its last checkpoint and the end of its record."""
+def finish_record(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Say that a run is over that was killed between its last checkpoint and the end of its record.
+
+    The facts are those that this checkpoint has of what `environment.json` says.
+    """
     if read_json(folder / ENVIRONMENT).get("status") == "running":
-        note(folder, status="finished")
+        note(folder, **{name: facts[name] for name in _CHANGING if name in facts}, status="finished")
     write_report(folder)
 
 

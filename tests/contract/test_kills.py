@@ -287,7 +287,7 @@ LAST = "last.ckpt"
         ("wgan", [Kill(LAST, "half", 4)], LAST),
         ("pixelcnn", [Kill(LAST, "after", 4)], LAST),
         ("cyclegan", [Kill("index.html", "half", 2)], LAST),
-        ("wgan", [Kill("environment.json", "half", 2)], LAST),
+        ("wgan", [Kill("environment.json", "half", 3)], LAST),
         # And again when it goes on.
         (
             "wgan",
