@@ -33,6 +33,18 @@ def cache(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def no_process_group_is_left():
+    """A test that leaves one would let processes of later tests, forked from this one, wait for each other for ever."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail("This test leaves a process group behind: let a `fresh_process` have it.")
+
+
+PATIENCE = 600  # seconds, for processes that wait for each other for ever
+
+
 def _child(function, args, connection):
     try:
         # Plain pickle: multiprocessing's own would share tensors' memory, which ends with this process.
@@ -49,7 +61,7 @@ def _child(function, args, connection):
 def fresh_process():
     """Call a function in a process of its own, forked from this one, which has the imports done and nothing else.
 
-    A child that dies without an answer, as by kill -9, gives None.
+    A child that dies without an answer, as by kill -9, gives None. One that gives none for ten minutes is an error.
     """
 
     def call(function, *args):
@@ -58,6 +70,9 @@ def fresh_process():
         process = context.Process(target=_child, args=(function, args, sender))
         process.start()
         sender.close()
+        if not receiver.poll(PATIENCE):
+            process.kill()
+            raise TimeoutError(f"{function.__name__} has given no answer in {PATIENCE} seconds.")
         try:
             result, error = pickle.loads(receiver.recv_bytes())
         except EOFError:
