@@ -57,7 +57,8 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride:
         padding: With zeros, on all sides.
     """
     learned = torch.is_grad_enabled() and input.requires_grad and weight.requires_grad
-    if not learned or torch.compiler.is_compiling() or torch.is_autocast_enabled(input.device.type):
+    plain = input.is_meta or torch.compiler.is_compiling() or torch.is_autocast_enabled(input.device.type)
+    if plain or not learned:
         return F.conv2d(input, weight, bias, stride, padding)
     return cast(Tensor, _Convolution.apply(input, weight, bias, stride, padding))
 

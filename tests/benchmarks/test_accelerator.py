@@ -122,7 +122,7 @@ def test_the_kinds_come_in_order_of_worth_and_compiling_last():
     assert list(dict.fromkeys(kinds)) == ["tests", "sync", "train", "extractor", "compiled"]  # it draws no pixels
     assert [item.setting for item in listed if item.kind == "train"] == ["bf16-mixed", "32-true"]
     everything = list(items(KINDS, list(MODELS), Place(torch.device("cuda"), False, 2.0)))
-    assert sum(item.estimate for item in everything if item.kind in ("tests", "sync", "train")) < 8 * 60
+    assert sum(item.estimate for item in everything if item.kind in ("tests", "sync", "train")) <= 8 * 60
 
 
 def test_steps_are_watched_once_all_that_is_made_at_first_use_is_there(monkeypatch):

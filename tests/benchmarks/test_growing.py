@@ -64,9 +64,9 @@ def test_hours_are_pictures_over_rates():
     assert list(tried.phases()) == [(8, False), (16, True), (16, False)]
     rates = {(8, False): 100.0, (16, True): 20.0, (16, False): 40.0}
     starts = [phase.start for phase in tried.growing.phases()]
-    grown, full = tried.hours(rates, 20_000)
-    assert full == pytest.approx(20_000 / 40 / 3600)
-    seconds = starts[1] / 100 + (starts[2] - starts[1]) / 20 + (20_000 - starts[2]) / 40
+    grown, full = tried.hours(rates, 100_000)
+    assert full == pytest.approx(100_000 / 40 / 3600)
+    seconds = starts[1] / 100 + (starts[2] - starts[1]) / 20 + (100_000 - starts[2]) / 40
     assert grown == pytest.approx(seconds / 3600)
     assert tried.hours(rates, 4000) == pytest.approx((40 / 3600, 100 / 3600))  # in which nothing has grown yet
 
