@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from plot import COLORS, Chart, output_folder, save, write_table
 from torch import Tensor
-from truncation_trick import COUNT, GROWING, scenes, train
+from truncation_trick import COUNT, scenes, train
 
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import to_uint8
@@ -23,6 +23,10 @@ from lightning_gen.extractors.scenes import SceneFeatures
 from lightning_gen.metrics.frechet import frechet_distance_between
 from lightning_gen.models import StyleGAN
 from lightning_gen.modes import evaluating
+from lightning_gen.schedules import Growing
+
+STEPS = 1500
+GROWING = Growing((8, 16, 32), learning_rates=(4e-3,), stable_images=6000, fade_images=2000)
 
 
 class Watch(pl.Callback):
@@ -58,7 +62,7 @@ def main() -> None:
     latents = torch.randn(COUNT, 64, generator=torch.Generator().manual_seed(0))
     watches = {"growing": Watch(latents), "full size": Watch(latents)}
     models: dict[str, StyleGAN] = {
-        name: train(GROWING if name == "growing" else None, [watch]) for name, watch in watches.items()
+        name: train(GROWING if name == "growing" else None, [watch], STEPS) for name, watch in watches.items()
     }
     extractor, examples = SceneFeatures(32), scenes().val_set()
 

@@ -56,12 +56,12 @@ def make(growing: Growing | None = GROWING) -> StyleGAN:
     )
 
 
-def train(growing: Growing | None = GROWING, callbacks: Sequence[pl.Callback] = ()) -> StyleGAN:
-    """The model with averaged weights after 80,000 pictures."""
+def train(growing: Growing | None = GROWING, callbacks: Sequence[pl.Callback] = (), steps: int = STEPS) -> StyleGAN:
+    """The model with averaged weights after `steps` batches of 16 pictures."""
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
     model = make(growing)
-    trainer = fit(model, scenes(growing), max_steps=STEPS, callbacks=[EMA(["generator"], decay=0.995), *callbacks])
+    trainer = fit(model, scenes(growing), max_steps=steps, callbacks=[EMA(["generator"], decay=0.995), *callbacks])
     with averaged_weights(trainer, model):
         averaged = deepcopy(model.generator.state_dict())
     model.generator.load_state_dict(averaged)

@@ -596,10 +596,10 @@ def test_pictures_are_drawn_when_a_resolution_has_been_left():
     growing, model = script("growing"), script("truncation_trick").make()
     watch = growing.Watch(torch.randn(3, 64))
     watch.on_train_batch_start(None, model, None, 0)
-    watch.images = [0, 19_984, 20_000]  # at 20,000 pictures are still of 8 x 8
+    watch.images = [0, 5984, 6000]  # at 6,000 pictures are still of 8 x 8
     watch.on_train_batch_start(None, model, None, 2)
     assert not watch.pictures
-    watch.images.append(20_016)
+    watch.images.append(6016)
     watch.on_train_batch_start(None, model, None, 3)
     (pictures,) = watch.pictures.values()
     assert list(watch.pictures) == [8]
