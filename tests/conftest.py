@@ -1,4 +1,5 @@
 import itertools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -40,6 +41,15 @@ def no_process_group_is_left():
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         pytest.fail("This test leaves a process group behind: let a `fresh_process` have it.")
+
+
+@pytest.fixture(autouse=True)
+def loggers_say_what_they_said():
+    """Commands and examples quieten Lightning, which later tests of what it says, in this process, must not notice."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
+    yield
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 PATIENCE = 600  # seconds, for processes that wait for each other for ever

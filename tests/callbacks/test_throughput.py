@@ -1,6 +1,7 @@
 """What every logger is given beside a model's figures."""
 
 import csv
+import os
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -48,18 +49,22 @@ def test_every_logger_has_the_same_once(tmp_path):
     assert not NAMES & trainer.logged_metrics.keys(), "they are no figures of the model"
 
 
-def test_weights_and_biases_has_it_too(tmp_path, monkeypatch):
+def test_weights_and_biases_has_it_too(tmp_path, fresh_process):
     pytest.importorskip("wandb")
-    from lightning.pytorch.loggers import WandbLogger
-
-    monkeypatch.chdir(tmp_path)
-    given = []
-    logger = WandbLogger(save_dir=tmp_path, offline=True, name="run")
-    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step=None: given.append((step, metrics)))
-    fit(tmp_path, [logger])
+    given = fresh_process(what_wandb_is_given, tmp_path)  # which leaves a service behind
     found = [(step, metrics["images_seen"]) for step, metrics in given if "images_seen" in metrics]
     assert found == [(2, 40), (4, 80), (6, 120), (8, 160)]
     assert given[-1][1].keys() | given[-2][1].keys() >= NAMES
+
+
+def what_wandb_is_given(folder):
+    from lightning.pytorch.loggers import WandbLogger
+
+    os.chdir(folder)
+    given = []
+    WandbLogger.log_metrics = lambda self, metrics, step=None: given.append((step, metrics))
+    fit(folder, [WandbLogger(save_dir=folder, offline=True, name="run")])
+    return given
 
 
 def test_without_loggers_and_twice_is_no_mistake(tmp_path):
