@@ -14,6 +14,8 @@ import lightning.pytorch as pl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lightning_gen.silence import silence
+
 COLORS = ["#1f6feb", "#d1495b", "#2a9d5c", "#c8871a", "#7a4fb5", "#5b6472"]
 _FINE = 2  # drawn twice as large and reduced, for smooth edges
 _LEFT, _TOP, _RIGHT, _BOTTOM = 62, 52, 16, 44  # margins around the frame
@@ -31,8 +33,7 @@ def output_folder(name: str, description: str | None) -> Path:
 
 def fit(model: pl.LightningModule, data: Any, **settings: Any) -> pl.Trainer:
     """Train on the CPU, with nothing logged or saved; as Lightning's Trainer with these settings does."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), silence(logging.ERROR):
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(accelerator="cpu", barebones=True, limit_val_batches=0, **settings)
         trainer.fit(model, data)

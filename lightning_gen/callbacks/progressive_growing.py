@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +15,7 @@ from lightning_gen.data.cache import in_bytes
 from lightning_gen.data.rates import Cost, cost_at
 from lightning_gen.processes import apart, everywhere, failing_together
 from lightning_gen.schedules import Growing, Phase, Stage
+from lightning_gen.silence import silence
 
 MANY = 1_000_000  # steps, so that a trainer does not end what is measured
 
@@ -133,7 +131,7 @@ def costs_of(
         size = (stage.resolution, stage.batch_size)
         if size not in known:
             try:
-                with _silence():
+                with silence():
                     trainer = pl.Trainer(barebones=True, max_steps=MANY, **settings)
                     known[size] = cost_at(trainer, copy.deepcopy(model), data, phase.middle, steps)
             except torch.OutOfMemoryError as error:
@@ -145,15 +143,3 @@ def costs_of(
                 ) from error
         costs[phase] = known[size]
     return costs
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Let Lightning not speak of a training that is none."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import logging
 import os
 import re
 import tempfile
@@ -40,6 +39,7 @@ from lightning_gen.limits import load_yaml
 from lightning_gen.losses import R1
 from lightning_gen.models.adversarial import AdversarialModule
 from lightning_gen.models.translation import TranslationModule
+from lightning_gen.silence import silence
 
 T = TypeVar("T")
 
@@ -75,10 +75,9 @@ def advise(
     """
 
 
+@silence()  # which would speak of a training, which this is not
 def run_advise(arguments: list[str]) -> int:
     """Run `advise`."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # which would speak of a training, which this is not
-        logging.getLogger(name).setLevel(logging.WARNING)
     options, module, given = _options(arguments)
     write: Path | None = options.write
     if write and write.exists() and not options.overwrite:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from lightning_gen.data.collection import PictureDataModule
 from lightning_gen.data.looking import Sizes
 from lightning_gen.data.toy import PointDataModule
 from lightning_gen.files import write_atomically
+from lightning_gen.silence import silence
 
 MANY = 100_000  # steps and epochs that a trainer has at least, so that what is measured does not end on the way
 TALL = 2048  # pixels that the rows of a grid have together, or little more
@@ -97,10 +97,9 @@ class LookingTrainer(Trainer):
     data = look  # as Lightning's command line calls what a subcommand runs
 
 
+@silence()  # which would speak of a training, which this is not
 def run_look(arguments: list[str]) -> int:
     """Run `data`."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # which would speak of a training, which this is not
-        logging.getLogger(name).setLevel(logging.WARNING)
     return run_trainer(arguments, LookingCommandLine, LookingTrainer)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import lightning.pytorch as pl
@@ -18,6 +17,7 @@ from lightning_gen.data.cache import in_bytes
 from lightning_gen.data.images import height_and_width
 from lightning_gen.data.rates import Cost
 from lightning_gen.schedules import Growing, Phase
+from lightning_gen.silence import silence
 
 COLUMNS = ["kimg", "steps", "resolution", "fade", "batch", "rate", "penalty scale"]
 
@@ -162,8 +162,7 @@ class _CommandLine(LookingCommandLine):
             config.data = Namespace(class_path=f"{__name__}.{Described.__name__}", init_args=said)
 
 
+@silence()  # which would speak of a training, which this is not
 def run_schedule(arguments: list[str]) -> int:
     """Run `schedule`."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # which would speak of a training, which this is not
-        logging.getLogger(name).setLevel(logging.WARNING)
     return run_trainer(arguments, _CommandLine, SchedulingTrainer)

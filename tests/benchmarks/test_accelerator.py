@@ -1,7 +1,6 @@
 """What the standing check runs, in small, and that it keeps to its time."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -30,15 +29,6 @@ from lightning_gen.models import CycleGAN, PixelCNN
 CPU = Place(torch.device("cpu"), small=True, seconds=0.0)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-
-
-@pytest.fixture
-def lightning_log():
-    """Put back as talkative as it was."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    yield logger
-    logger.setLevel(level)
 
 
 class Clock:
@@ -89,7 +79,7 @@ def test_it_does_what_the_time_allows_and_lists_the_rest():
     json.dumps([row.record for row in rows])
 
 
-def test_on_a_cpu_it_runs_in_small(tmp_path, capsys, monkeypatch, lightning_log):
+def test_on_a_cpu_it_runs_in_small(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
     kinds = ["tests", "sync", "train", "sampling"]
     models = ["GAN", "DiagonalBiLSTM"]

@@ -1,7 +1,6 @@
 """That the port does the same, what the stages are, and that the GPU's script runs."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -12,15 +11,6 @@ from benchmarks.growing import Loop, Stages, differences, main, model_at, naive_
 from benchmarks.ports.stylegan import copy_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-
-
-@pytest.fixture
-def lightning_log():
-    """Put back as talkative as it was."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    yield logger
-    logger.setLevel(level)
 
 
 def test_the_port_draws_judges_and_learns_as_ours_does():
@@ -83,7 +73,7 @@ def test_it_prints_both_parts(capsys, tmp_path):
     assert "got speed" in capsys.readouterr().err
 
 
-def test_the_script_of_the_gpu_runs_on_a_cpu_in_small(tmp_path, lightning_log):
+def test_the_script_of_the_gpu_runs_on_a_cpu_in_small(tmp_path):
     place = Place(torch.device("cpu"), small=True, seconds=0.0)
     kinds = [(item.kind, item.what, item.setting) for item in growing_accelerator.items([64, 128, 256], place)]
     assert len(kinds) == len(set(kinds)) == 12
