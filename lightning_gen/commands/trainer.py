@@ -98,9 +98,26 @@ _SAYING_NOTHING = (
 _OF_DEVICES = ("GPU available", "TPU available", "HPU available")
 
 
+class _Quiet(logging.Filter):
+    """Lets messages through that have none of some words; there is one, so that the last command of a process decides.
+
+    Attributes:
+        words: Which.
+    """
+
+    words: tuple[str, ...] = ()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is let through."""
+        return not any(words in record.getMessage() for words in self.words)
+
+
+_QUIET = _Quiet()
+
+
 def quiet_lightning(trains: bool = False) -> None:
     """Silence messages that say nothing to a user of ours; and which devices there are, unless something is trained."""
-    nothing = _SAYING_NOTHING + (() if trains else _OF_DEVICES)
+    _QUIET.words = _SAYING_NOTHING + (() if trains else _OF_DEVICES)
     for pattern in (
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
@@ -114,4 +131,4 @@ def quiet_lightning(trains: bool = False) -> None:
     ):
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(lambda record: not any(words in record.getMessage() for words in nothing))
+        logging.getLogger(name).addFilter(_QUIET)

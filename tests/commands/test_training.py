@@ -788,6 +788,7 @@ def test_a_run_ends_with_what_comes_next(tiny, command):
 
 
 def is_told_of_devices(trains):
+    quiet_lightning(not trains)  # of an earlier command in the same process, which is not to decide for a later one
     quiet_lightning(trains)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     return bool(logger.filter(logger.makeRecord("", 20, "", 0, "GPU available: %s, used: %s", (False, False), None)))
