@@ -105,7 +105,8 @@ def run_advise(arguments: list[str]) -> int:
         )
         cost = costs[piece.value]
         rate = piece.value / cost.seconds
-        print(f"Tried on {device}: {piece.value} pictures in {cost.seconds:.3g} s, {in_bytes(cost.memory)} of memory.")
+        tried = "1 picture" if piece.value == 1 else f"{piece.value} pictures"
+        print(f"Tried on {device}: {tried} in {cost.seconds:.3g} s, {in_bytes(cost.memory)} of memory.")
     settings |= advice.model_settings(case, size, batch, piece)
     settings |= advice.run_settings(case, batch, rate, options.hours)
     mine = _put(_with_data(base, given), settings)

@@ -18,7 +18,7 @@ from lightning_gen.data.augmentation import CropFlip, PairedPictures, UnpairedPi
 from lightning_gen.data.base import Split, data_root
 from lightning_gen.data.collection import Collection, PictureDataModule, check_fractions, split_by_hash
 from lightning_gen.data.images import ImageError, height_and_width
-from lightning_gen.data.listing import Files, Search, count_endings, in_words, list_images
+from lightning_gen.data.listing import Files, Search, count_endings, in_words, list_images, unpack_first
 from lightning_gen.data.preparation import Keep, Preparation, Stretch
 from lightning_gen.data.sources import (
     CaptionError,
@@ -325,7 +325,7 @@ def _find_splits(
     root = module.root
     if not root.is_dir():
         here = "" if root.is_absolute() else f", which from here is {root.absolute()}: give --data.root FOLDER"
-        raise FileNotFoundError(f"root={root} is not a folder{here}. {layout}")
+        raise FileNotFoundError(f"root={root} is not a folder{here}.{unpack_first(root)} {layout}")
     looks = [fault_of_captions] if captions else []
     found: dict[str, list[Search]] = {}
     for split in ("train", "val", "test"):

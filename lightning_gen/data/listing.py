@@ -38,6 +38,7 @@ _THREADS = 16  # that look at files
 _PART = 500  # files that one of them looks at in a turn
 _BLOCK = 64 * _PART  # files of which the answers are held at once
 BEGINNING = 16  # bytes of a picture file by which its format is known
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")  # endings of what is to be unpacked first
 _NAMED = 3  # files of each kind that a message names
 
 S = TypeVar("S")
@@ -209,8 +210,15 @@ class Search:
         if not self.images:
             there = f", only {count_endings(self.others)}" if self.others else ""
             readable = "jpg, png, webp, tif and others that Pillow reads"
-            raise FileNotFoundError(f"{self.folder} holds no pictures ({readable}){there}.")
+            unpack = next(filter(None, map(unpack_first, self.others)), "")
+            raise FileNotFoundError(f"{self.folder} holds no pictures ({readable}){there}.{unpack}")
         return self
+
+
+def unpack_first(path: Path) -> str:
+    """A sentence for an error about something that is no folder of pictures: of an archive that it is one, else ""."""
+    packed = path.name.lower().endswith(_ARCHIVES) and path.is_file()
+    return f" Unpack {path.name} first, and give its folder." if packed else ""
 
 
 def search_images(folder: str | Path) -> Search:
@@ -310,7 +318,9 @@ class _Findings:
     def of(cls, root: Path) -> _Findings:
         """Those of a search; no file is looked at yet."""
         if not root.is_dir():
-            raise FileNotFoundError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}.")
+            raise FileNotFoundError(
+                f"{root} {'is not a folder' if root.exists() else 'does not exist'}.{unpack_first(root)}"
+            )
         endings = tuple(image_endings())
         folders, firsts, names = list[str](), [0], bytearray()
         lengths, pictures = array("q"), bytearray()

@@ -109,8 +109,12 @@ def test_find_images_names_the_folder_at_fault(tmp_path):
         find_images(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"empty holds no pictures \(jpg, png, .*\)\.$"):
         find_images(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match=r"file is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"file is not a folder\.$"):
         find_images(tmp_path / "file")
+    (tmp_path / "empty" / "a.ZIP").touch()
+    for packed in ("empty", "empty/a.ZIP"):
+        with pytest.raises(FileNotFoundError, match=r"\. Unpack a\.ZIP first, and give its folder\.$"):
+            find_images(tmp_path / packed)
 
 
 # A sequence of paths
