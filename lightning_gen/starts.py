@@ -238,7 +238,10 @@ def _nothing(
         (each for each, t in needed.items() if t.ndim > 1 and each in given and given[each].ndim == t.ndim), None
     )
     if first is None:
-        return f"{words} A start needs networks of the same names: take a checkpoint of the same family of models."
+        return (
+            f"{words} Their layers have other names: take a checkpoint of the same family of models, with the same "
+            "classes of networks."
+        )
     return (
         f"{words} Their networks are of different sizes, the first in {first}: {_size(given[first])} given, "
         f"{_size(needed[first])} needed. Build the networks as that run has them; its config.yaml says how."

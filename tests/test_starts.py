@@ -342,7 +342,8 @@ def test_weights_of_another_family(tmp_path):
     before = weights(vae)
     words = (
         f"Nothing of {path} fits: it has weights of DCGAN (generator, discriminator), and this is VAE (encoder, "
-        "decoder). A start needs networks of the same names: take a checkpoint of the same family of models."
+        "decoder). Their layers have other names: take a checkpoint of the same family of models, with the same "
+        "classes of networks."
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(words)}$"):
         vae.init_from(path)
