@@ -1,5 +1,6 @@
 """What several tests have in common."""
 
+import json
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -95,6 +96,12 @@ def differences(a, b, where=""):
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if torch.equal(a, b) and a.dtype == b.dtype else [where]
     return [] if a == b else [f"{where}: {a!r:.200} {b!r:.200}"]
+
+
+def repeatable(lines):
+    """What two runs that are the same have in common of their histories: all but time and memory."""
+    lines = [json.loads(line) if isinstance(line, str) else line for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "memory_gib")} for line in lines]
 
 
 def tensors_of(value):

@@ -25,7 +25,7 @@ from lightning_gen import __version__
 from lightning_gen.callbacks.checkpoint import LastCheckpoint
 from lightning_gen.callbacks.loaded import KnowsStep
 from lightning_gen.callbacks.panels import domains_of
-from lightning_gen.callbacks.throughput import learning_rates
+from lightning_gen.callbacks.throughput import learning_rates, memory
 from lightning_gen.data.batches import batch_size
 from lightning_gen.files import write_atomically
 from lightning_gen.runs.folder import keeps_files, run_folder, run_folder_of_checkpoint
@@ -50,9 +50,10 @@ class Report(KnowsStep):
 
     * `history.jsonl`: a strict JSON object for every `trainer.log_every_n_steps` generator updates and every
       validation: "step", "seconds" of training so far (summed over resumed runs), "images_seen" if the model counts
-      them, learning rates ("lr/generator", say; see `TrainingMonitor`), and the metrics that are new since the line
-      before. Each line is written at once. A run that goes on from a checkpoint keeps the lines that stood there when
-      it was written, and drops those that came after it.
+      them, "memory_gib" that the first process has held at most so far, learning rates ("lr/generator", say; see
+      `TrainingMonitor` for both), and the metrics that are new since the line before. Each line is written at once. A
+      run that goes on from a checkpoint keeps the lines that stood there when it was written, and drops those that came
+      after it.
     * `started_from.txt`: of a run that began with the weights of another (`init_from`), what it took and what not.
     * `environment.json`: versions, devices, precision, command line, start, how the run ended, the data's names of its
       domains, which checkpoints `ModelCheckpoint` has found best, and how many pictures the figures of validations are
@@ -119,7 +120,7 @@ class Report(KnowsStep):
                 if start is not None:
                     write_atomically(folder / START, f"{start}\n".encode(errors="replace"))
             self._write_page(trainer, "running")
-            rank_zero_info(f"Report: {folder / PAGE}")
+            rank_zero_info(f"Watch: {folder / PAGE}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Add to the history and renew the page where it is time."""
@@ -145,25 +146,22 @@ class Report(KnowsStep):
         if self.started is None and trainer.ckpt_path and keeps_files(trainer):  # nothing was left to do
             with self._harmless():
                 finish_record(run_folder(trainer), self._facts(trainer))
-        if self._end(trainer, "finished"):
-            print(f"Report: {run_folder(trainer) / PAGE}")
+        self._end(trainer, "finished")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say on the page what stopped the training."""
         reason = str(exception).strip() or type(exception).__name__
         self._end(trainer, f"stopped: {'interrupted' if isinstance(exception, KeyboardInterrupt) else reason}")
 
-    def _end(self, trainer: pl.Trainer, status: str) -> bool:
-        """Whether there was a run to end."""
-        if self.started is None:
-            return False
+    def _end(self, trainer: pl.Trainer, status: str) -> None:
+        if self.started is None:  # there is no run to end
+            return
         self.seconds_before, self.started = self.seconds, None
         with self._harmless():
             if not keeps_files(trainer):
-                return False
+                return
             note(run_folder(trainer), status=status)
         self._write_page(trainer, status)
-        return True
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last_step = trainer.global_step
@@ -176,6 +174,8 @@ class Report(KnowsStep):
         line: Line = {"step": trainer.global_step, "seconds": round(self.seconds, 3)}
         if (images_seen := getattr(pl_module, "images_seen", None)) is not None:
             line["images_seen"] = int(images_seen)
+        if held := memory(pl_module.device):
+            line["memory_gib"] = round(held / 2**30, 3)
         line |= learning_rates(trainer)
         with self._harmless():
             add_to_history(run_folder(trainer) / HISTORY, line | values)

@@ -87,7 +87,7 @@ class TrainingMonitor(pl.Callback):
       "lr/generator"; of the only optimizer "lr".
 
     They are written beside the figures of the model and are none of them: callbacks that choose by a figure, and the
-    history of a run, which has times and images of its own, see no difference.
+    history of a run, which `Report` gives all of this but the rate, see no difference.
     """
 
     def __init__(self) -> None:

@@ -197,14 +197,16 @@ class CommandLine(LightningCLI):
     before_validate = before_test
 
     def after_fit(self) -> None:
-        """Test, if asked to, and say what comes next."""
+        """Test, if asked to, and say where the report is and what comes next."""
         if self._get(self.config, "test_after_fit"):
             self._test()
+        if keeps_files(self.trainer) and any(isinstance(callback, Report) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            print(f"Report: {run_folder(self.trainer) / PAGE}")
         if commands := what_next(self.trainer, self.model):
             print("\n  ".join(["Next:", *commands]), flush=True)
 
     def _test(self) -> None:
-        """Test, and say the figures that matter and the report's address."""
+        """Test, and say the figures that matter."""
         record_at_step(self.trainer, self.trainer.global_step)
         (results,) = self.trainer.test(self.model, datamodule=self.datamodule) or [{}]
         if self.trainer.is_global_zero:
@@ -213,8 +215,6 @@ class CommandLine(LightningCLI):
                 for name, line in getattr(speaker, "headlines", dict)().items():
                     if name in results:
                         print(line.format(results[name]))
-            if any(isinstance(callback, Report) for callback in speakers):
-                print(f"Report: {run_folder(self.trainer) / PAGE}")
 
 
 def use_all_cores() -> None:

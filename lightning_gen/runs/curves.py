@@ -14,7 +14,7 @@ from lightning_gen.runs.history import Line, number
 MAX_POINTS = 240  # of a curve; a longer one is drawn as means of stretches, with their range behind
 MAX_MOMENTS = 2000  # of the table from steps to images seen and seconds
 MAX_LINES = 6  # training losses in one chart; if there are more, each kind gets its own
-_NO_CURVE = ("step", "seconds", "images_seen")
+_NO_CURVE = ("step", "seconds", "images_seen", "memory_gib")
 _DEVIATION = re.compile(r"_(std|stderr)(?=-|$)")
 
 

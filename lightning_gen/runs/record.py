@@ -132,12 +132,14 @@ class Record:
         last = self.history[-1]
         step, steps, seconds = last["step"], number(self.environment.get("max_steps")), number(last.get("seconds"))
         images = (number(line["images_seen"]) for line in reversed(self.history) if "images_seen" in line)
+        held = [number(line.get("memory_gib")) for line in self.history]  # by each process that has gone on with it
         return {
             "step": step,
             "steps": steps,
             "share": min(100.0, 100 * step / steps) if steps else None,
             "seconds": seconds if seconds is not None and math.isfinite(seconds) else None,
             "images": next(images, None),
+            "memory": max((size for size in held if size is not None and math.isfinite(size)), default=None),
         }
 
     @property

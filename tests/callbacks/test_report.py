@@ -24,6 +24,7 @@ from lightning_gen.generative import GenerativeModule
 from lightning_gen.runs.curves import curves_of
 from lightning_gen.runs.folder import run_folder
 from lightning_gen.runs.page import write_report
+from tests.shared import repeatable
 
 
 class Toy(pl.LightningModule):
@@ -103,10 +104,6 @@ def history(run):
     return [strict(line) for line in (run / "history.jsonl").read_text().splitlines()]
 
 
-def metrics(lines):
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
 @pytest.fixture
 def run(tmp_path):
     """Where the first run of a test lies."""
@@ -137,6 +134,7 @@ def test_history_has_values_once_and_is_strict_json(tmp_path, run):
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
     assert all(0 <= moment < 60 for moment in seconds)
+    assert all(0.05 < line["memory_gib"] < 1000 for line in lines)
 
 
 def test_learning_rates_are_recorded(tmp_path, run):
@@ -185,9 +183,9 @@ def test_stopped_and_resumed_history_is_that_of_one_run(tmp_path, run):
         going_on.fit(Toy(), batches(), batches(1), ckpt_path=checkpoint)
 
     go_on()
-    assert metrics(history(again)) == metrics(expected), "a new folder begins with what the old one had"
+    assert repeatable(history(again)) == repeatable(expected), "a new folder begins with what the old one had"
     go_on(logger=CSVLogger(tmp_path, "run", version=1))
-    assert metrics(history(stopped)) == metrics(expected), "what came after the checkpoint is taken back"
+    assert repeatable(history(stopped)) == repeatable(expected), "what came after the checkpoint is taken back"
     seconds = [line["seconds"] for line in history(stopped)]
     assert seconds == sorted(seconds)
     assert strict((stopped / "environment.json").read_text())["resumed_from"] == str(checkpoint)
@@ -226,7 +224,7 @@ def test_a_validation_at_the_step_of_a_checkpoint_is_recorded_once(tmp_path, run
     assert [line["step"] for line in expected] == [2, 3, 4, 6, 6, 8]
     again = trainer(tmp_path, Report(), logger=CSVLogger(tmp_path, "run", 0), **settings)
     again.fit(Model(), batches(), batches(1), ckpt_path=run / "checkpoints" / "half.ckpt")
-    assert metrics(history(run)) == metrics(expected)
+    assert repeatable(history(run)) == repeatable(expected)
 
 
 def test_what_came_after_the_last_line_before_a_checkpoint_is_in_the_next_line_after_going_on(tmp_path, run):
@@ -240,7 +238,7 @@ def test_what_came_after_the_last_line_before_a_checkpoint_is_in_the_next_line_a
     assert "train/sometimes" in expected[1], "logged in the third step, recorded with the fourth"
     again = trainer(tmp_path, Report(), logger=CSVLogger(tmp_path, "run", 0))
     again.fit(Toy(), batches(), ckpt_path=run / "checkpoints" / "half.ckpt")
-    assert metrics(history(run)) == metrics(expected)
+    assert repeatable(history(run)) == repeatable(expected)
 
 
 def test_each_line_is_written_at_once_and_on_the_disk_before_a_checkpoint(tmp_path, run, monkeypatch):
@@ -274,8 +272,9 @@ def test_a_damaged_record_is_gone_on_with(tmp_path, run, damage):
 # -- how a run ends
 
 
-def test_page_says_how_the_run_goes(tmp_path, run, capsys):
-    pages = []
+def test_page_says_how_the_run_goes(tmp_path, run, monkeypatch):
+    pages, said = [], []
+    monkeypatch.setattr(report, "rank_zero_info", said.append)
     callback = Report()
 
     class Reads(pl.Callback):
@@ -291,7 +290,7 @@ def test_page_says_how_the_run_goes(tmp_path, run, capsys):
     last = (run / "index.html").read_text()
     assert 'http-equiv="refresh"' not in last
     assert '<span class="pill finished">finished</span>' in last
-    assert f"Report: {run / 'index.html'}" in capsys.readouterr().out
+    assert said == [f"Watch: {run / 'index.html'}"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.models import DCGAN, GAN, VQVAE, CycleGAN, PixelCNN
 from lightning_gen.runs.folder import find_checkpoint, find_checkpoints
+from tests.shared import repeatable
 
 RUN = Path("runs/cyclegan/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -56,8 +57,7 @@ def with_warnings(*arguments):
 
 
 def table(run=RUN):
-    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return repeatable((run / "history.jsonl").read_text().splitlines())
 
 
 def contents(folder):
@@ -894,8 +894,10 @@ def test_a_run_ends_with_the_figures_that_matter(tiny, command, model, data, cal
     run = next(Path("runs").glob("*/version_0"))
     results = json.loads((run / "results.json").read_text())["metrics"]
     expected = [line.format(results[f"test/{name}"]) for name, line in lines.items()]
+    page = run / "index.html"
+    assert ended.out.count(str(page)) == 1
     told = ended.out.partition("\nNext:")[0].rstrip().splitlines()
-    assert told[-len(expected) - 1 :] == [*expected, f"Report: {run / 'index.html'}"]
+    assert told[-len(expected) - 1 :] == [*expected, f"Report: {page}"]
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

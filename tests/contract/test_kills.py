@@ -14,7 +14,7 @@ import yaml
 
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.cli import main
-from tests.shared import differences
+from tests.shared import differences, repeatable
 
 RUN = Path("runs/run/version_0")
 
@@ -222,8 +222,7 @@ def content_of(path):
         del checkpoint["callbacks"]["Report"]["seconds"]
         return checkpoint
     if path.name == "history.jsonl":
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+        return repeatable(path.read_text().splitlines())
     if path.name == "environment.json":
         environment = json.loads(path.read_text())
         return {name: value for name, value in environment.items() if name not in ("started", "resumed_from")}

@@ -207,6 +207,15 @@ def test_the_figures_that_say_most_come_first_with_units_counts_and_baselines(fo
     assert words.index(first) < words.index(row) < words.index("own 1.5") < words.index("Pictures")
 
 
+def test_the_most_memory_that_a_process_of_the_run_has_held_is_a_small_fact(folder):
+    assert "of memory at most" not in write_report(folder).read_text()
+    with (folder / "history.jsonl").open("a") as file:
+        file.writelines(f'{{"step": {s}, "memory_gib": {held}}}\n' for s, held in ((50, 2.5), (51, 1.5), (52, '"NaN"')))
+    page = write_report(folder).read_text()
+    assert "2.5 GiB of memory at most" in page
+    assert not any("memory" in line["name"] for chart in page_data(folder)["charts"] for line in chart["lines"])
+
+
 def test_without_a_script_the_last_pictures_and_all_figures_are_there(folder):
     write_atomically(folder / "results.json", json.dumps({"metrics": {"test/psnr": 20.0}}))
     page = re.sub(r"(?s)<script.*?</script>", "", write_report(folder).read_text())
