@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ from lightning_gen.evaluation.sources import SPLITS, Drawn, Read
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.limits import load_yaml
 from lightning_gen.runs.folder import find_checkpoints, run_folder_of_checkpoint
-from lightning_gen.runs.layout import CONFIG
+from lightning_gen.runs.layout import CONFIG, EVALUATIONS, is_run
+from lightning_gen.runs.page import write_report
 from lightning_gen.settings import checked_settings
 from lightning_gen.trust import restrict_configurations
 
@@ -56,8 +58,9 @@ def evaluate(
     of reconstructions, PSNR and SSIM: the same figures as those of the callback GenerativeMetrics (in a test, where it
     is of reconstructions), for the same seed, number, batch size and precision. They are printed, and written as
     JSON with all that they depend on: the number of pictures on both sides, extractor, reference, protocol, seeds,
-    versions, and the file that they are of. A checkpoint is enough: data and extractor are those of the run it lies in,
-    unless others are named, and `--data.root DIR` says where that data lies here.
+    versions, and the file that they are of; the page of a run shows them too. A checkpoint is enough: data and
+    extractor are those of the run it lies in, unless others are named, and `--data.root DIR` says where that data lies
+    here.
 
     What the output has already, of the same content under the same conditions, is not measured again.
 
@@ -146,8 +149,16 @@ def evaluate(
         print(table(one.title, entry))
         if file:
             write_entry(file, entry, one.content, bench.conditions)
-            print(f"Written to {file}\n")
+            print(f"Written to {file}{_shown(file)}\n")
     return 0
+
+
+def _shown(file: Path) -> str:
+    """Show evaluations on the page of the run in whose folder they are; where, in words, or nothing."""
+    with suppress(OSError):  # the folder of a run can be a stranger's
+        if file.name == EVALUATIONS and is_run(file.parent):
+            return f", shown in {write_report(file.parent)}"
+    return ""
 
 
 # -- what is asked for ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def known_entry(path: Path | None, content: Mapping[str, Any], conditions: Mappi
 def write_entry(
     path: Path, entry: Mapping[str, Any], content: Mapping[str, Any], conditions: Mapping[str, Any]
 ) -> None:
-    """Add an evaluation to a file, in place of one of the same content under the same conditions."""
+    """Add an evaluation to a file, and when it was made, in place of one of the same content and conditions."""
     # Others may have written there while this one was made.
     others = [other for other in read_entries(path) if not is_of(other, content, conditions)]
-    write_atomically(path, json.dumps({"evaluations": [*others, entry]}, indent=2, allow_nan=False) + "\n")
+    made = {**entry, "finished": datetime.now().astimezone().isoformat(timespec="seconds")}
+    write_atomically(path, json.dumps({"evaluations": [*others, made]}, indent=2, allow_nan=False) + "\n")
 
 
 def table(title: str, entry: Mapping[str, Any]) -> str:

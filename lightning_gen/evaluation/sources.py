@@ -25,9 +25,9 @@ from lightning_gen.files import digest
 from lightning_gen.generative import load_model
 from lightning_gen.hyperparameters import import_path
 from lightning_gen.runs.folder import run_folder_of_checkpoint
+from lightning_gen.runs.layout import EVALUATIONS
 
 SPLITS = ("train", "val", "test")
-EVALUATIONS = "evaluations.json"
 DRAWS_NONE = (
     "draws no pictures from noise. Let `lightning-gen translate` or `lightning-gen reconstruct` write what it makes of "
     "the pictures of a folder, and give the folder with the results as --images"

@@ -43,6 +43,8 @@ KINDS: dict[str, Kind] = {
     "density": Kind("density", True),
     "coverage": Kind("coverage", True),
     "authpct": Kind("AuthPct", True),
+    "ppl_z": Kind("perceptual path length in z", False),
+    "ppl_w": Kind("perceptual path length in w", False),
     "mode_kl": Kind("KL of modes", False, "nats"),
     "wasserstein_1": Kind("Wasserstein-1", False),
     "perplexity": Kind("codes used (perplexity)", True),
@@ -121,14 +123,14 @@ class Figure:
             parts.append(way(self.direction, domains))
         return ", ".join(parts)
 
-    def value(self, number: float) -> str:
-        """A number in the figure's unit: "26.5 dB"."""
+    def value(self, number: float, deviation: float | None = None) -> str:
+        """A number in the figure's unit, and how far it may be off where that is known: "26.5 ± 0.2 dB"."""
         if not math.isfinite(number):
             return str(number)
-        if self.kind.unit == "%":
-            return f"{100 * number:.3g} %"
-        text = f"{number:,.0f}".replace(",", "\u2009") if abs(number) >= 1000 else f"{number:.4g}"
-        return f"{text} {self.kind.unit}".rstrip()
+        scale, digits = (100, 3) if self.kind.unit == "%" else (1, 4)
+        text = f"{number:,.0f}".replace(",", "\u2009") if abs(number) >= 1000 else f"{scale * number:.{digits}g}"
+        apart = "" if deviation is None else f" ± {scale * deviation:.2g}"
+        return f"{text}{apart} {self.kind.unit}".rstrip()
 
     @property
     def arrow(self) -> str:

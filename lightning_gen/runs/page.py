@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from lightning_gen.files import write_atomically
 from lightning_gen.runs.curves import charts_of, moments_of
+from lightning_gen.runs.evaluations import evaluations_of, facts_in, figures_in
 from lightning_gen.runs.history import number, read_json, read_text, strict_json
 from lightning_gen.runs.layout import EMBEDDED, ENVIRONMENT, HISTORY, IMAGES, PAGE, START, is_run
 from lightning_gen.runs.record import Measured, Record, text
@@ -146,6 +147,9 @@ def _rendered(record: Record, panels: Sequence[Mapping[str, Any]]) -> bytes:
         listed=[_listed(panel) for panel in panels],
         charts=charts_of(record.history, record.domains),
         axes=moments_of(record.history),
+        evaluations=(evaluations := evaluations_of(record.folder)),
+        evaluated_figures=figures_in(evaluations),
+        evaluation_facts=facts_in(evaluations),
         start=read_text(record.folder / START),
         environment={name.replace("_", " "): text(value) for name, value in facts.items() if value is not None},
     )

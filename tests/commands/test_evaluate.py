@@ -34,6 +34,7 @@ from lightning_gen.metrics import FrechetInceptionDistance, InceptionScore, Kern
 from lightning_gen.models import GAN, VQVAE, CycleGAN
 from lightning_gen.networks import MLPDiscriminator, MLPGenerator, PatchDiscriminator, ResNetGenerator
 from lightning_gen.randomness import generator_for
+from lightning_gen.runs.figures import Figure
 from tests.shared import save
 
 SHAPE = (1, 8, 8)
@@ -119,7 +120,9 @@ def strict(constant):
 
 
 def entries(path):
-    return json.loads(Path(path).read_text(), parse_constant=strict)["evaluations"]
+    """The evaluations in a file, without when they were made."""
+    found = json.loads(Path(path).read_text(), parse_constant=strict)["evaluations"]
+    return [{key: value for key, value in entry.items() if key != "finished"} for entry in found]
 
 
 def values(entry, key="figures"):
@@ -620,6 +623,13 @@ def test_the_training_command_and_this_one_agree(tiny, command):
     assert ended.code == 0, ended.err
     for name, value in values(entries("runs/gan/version_0/evaluations.json")[0]).items():
         assert np.float32(value) == np.float32(results[f"test/{name}"]), name
+    assert "Written to runs/gan/version_0/evaluations.json, shown in runs/gan/version_0/index.html\n" in ended.out
+    page = Path("runs/gan/version_0/index.html").read_text()
+    figure = Figure.of("fid-quarters4").value(results["test/fid-quarters4"])
+    assert f"<td>{figure}</td>" in page.partition("<h2>Evaluations</h2>")[2]
+    assert "<th>measured</th>" in page, "when"
+    assert command("report", "runs/gan/version_0").code == 0
+    assert Path("runs/gan/version_0/index.html").read_text() == page
 
 
 @pytest.mark.parametrize(("number", "first"), [(164, 164), (164, 10), (100, 200), (30, 7), (1, 1)])

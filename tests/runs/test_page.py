@@ -122,7 +122,7 @@ def test_page_escapes_what_it_shows(folder):
 
 def test_page_of_damaged_files_shows_what_can_be_read(folder, damage):
     good = (folder / "history.jsonl").read_text()
-    for name in ("environment.json", "results.json"):
+    for name in ("environment.json", "results.json", "evaluations.json"):
         (folder / name).write_text(damage)
     (folder / "history.jsonl").write_text(f"{damage}\n{good}{damage}")
     write_report(folder)
@@ -178,6 +178,9 @@ def test_whatever_a_run_s_files_say_is_no_part_of_the_page_s_program(folder):
     metrics = {"test/psnr_AtoB": 1, "test/color_mapping_psnr_AtoB": 2, f"test/{NASTY}": 3}
     write_atomically(folder / "results.json", json.dumps({"checkpoint": NASTY, "metrics": metrics, "pictures": NASTY}))
     write_atomically(folder / "checkpoints" / "last.ckpt", b"x")
+    evaluation = {"samples": {"checkpoint": NASTY, "global_step": 1}, "figures": {f"fid-{NASTY}": {"value": 1}}}
+    evaluation |= {"seeds": [NASTY], "protocol": {"sampling": {NASTY: NASTY}}, "reference": {"file": NASTY}}
+    write_atomically(folder / "evaluations.json", json.dumps({"evaluations": [evaluation]}))
     layout = PngInfo()
     cells = {"left": 0, "top": 0, "width": 1, "height": 1, "right": 1, "down": 1, "rows": 1}
     layout.add_text("layout", json.dumps({"titles": [NASTY, NASTY], **cells}))
@@ -190,6 +193,7 @@ def test_whatever_a_run_s_files_say_is_no_part_of_the_page_s_program(folder):
         assert "7*7" in text
     assert panels_of(folder)[0]["columns"]["titles"] == [NASTY, NASTY]
     assert "It can go on from where it stopped" in pages[0].read_text()
+    assert "Evaluations" in pages[0].read_text()
 
 
 def test_the_figures_that_say_most_come_first_with_units_counts_and_baselines(folder):
