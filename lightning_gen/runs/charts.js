@@ -17,6 +17,8 @@ for (const time of document.querySelectorAll("time")) {
   time.title = then.toLocaleString();
   time.textContent = minutes < 1 ? "just now" : minutes < 60 ? `${minutes} min ago`
     : minutes < 2880 ? `${Math.round(minutes / 60)} h ago` : then.toLocaleDateString();
+  /* Whoever is killed cannot say so. */
+  if ($("silent")) $("silent").hidden = minutes < 30;
 }
 for (const details of document.querySelectorAll("details[id]")) {
   details.open = settings[details.id] || false;
@@ -35,10 +37,12 @@ const element = (tag, properties, ...children) => {
   made.append(...children);
   return made;
 };
+/* Text that may be broken behind dots, slashes and underscores. */
+const breakable = text => text.split(/(?<=[./_])/).flatMap(part => [part, element("wbr", {})]);
 const grouped = n => n.toLocaleString("en").replaceAll(",", "\u2009");
 const number = v => {
   const size = Math.abs(v);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return v.toExponential(2).replace(/\.?0*e\+?/, "e");
+  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return v.toExponential(2).replace(/\.?0*e\+?/, "e");
   return String(+v.toPrecision(4));
 };
 
@@ -47,7 +51,7 @@ const number = v => {
 const short = s => s >= 1e6 ? `${+(s / 1e6).toPrecision(4)}M` : s >= 1e3 ? `${+(s / 1e3).toPrecision(4)}k` : String(s);
 const nice = (low, high, count) => {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find(m => m * power >= raw * .999) * power;
+  const step = [1, 2, 5, 10].find(m => m * power >= raw * .75) * power;
   const ticks = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) ticks.push(+(k * step).toPrecision(10));
   return ticks;

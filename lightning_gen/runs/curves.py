@@ -99,7 +99,7 @@ def groups_of(names: Iterable[str]) -> dict[str, list[str]]:
         name = re.sub(r"/(precision|recall|density|coverage)(?=-|$)", "/precision, recall, density, coverage", name)
         name = re.sub(r"/(perplexity|dead_codes)(?=_\d|$)", "/perplexity, dead codes", name)
         name = _DEVIATION.sub("", name)  # of the figure so called
-        return "lr" if name.startswith("lr-") else re.sub(r"(_(AtoB|BtoA|A|B|step|epoch|\d+))+$", "", name)
+        return "lr" if name.startswith(("lr-", "lr/")) else re.sub(r"(_(AtoB|BtoA|A|B|step|epoch|\d+))+$", "", name)
 
     by_kind: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:

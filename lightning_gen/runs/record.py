@@ -226,10 +226,13 @@ class Record:
     @property
     def going_on(self) -> str:
         """The command that goes on with a run that has stopped; empty where there is nothing to go on from."""
+        return self.how_to_go_on if self.is_stopped else ""
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that goes on from the last checkpoint; empty where there is none."""
         last = self.folder.resolve() / CHECKPOINTS / LAST
-        if not self.is_stopped or not last.is_file() or not self.config:
-            return ""
-        return f"lightning-gen fit --ckpt_path {shlex.quote(str(last))}"
+        return f"lightning-gen fit --ckpt_path {shlex.quote(str(last))}" if last.is_file() and self.config else ""
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -271,7 +274,7 @@ class Record:
         elif plain == "nearest":
             title = "samples and the nearest training pictures"
         else:
-            return name.replace("_", " ")
+            title = plain.replace("_", " ")
         return f"{title}, test" if tested else title
 
 

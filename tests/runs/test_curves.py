@@ -25,6 +25,7 @@ def test_many_losses_are_grouped_by_kind():
     assert list(groups) == [f"train/{kind}" for kind in kinds] + ["train", "lr"]
     assert groups["train"] == ["train/total"]
     assert groups["lr"] == ["lr-generator", "lr-discriminator"]
+    assert groups_of(["lr/generator", "lr/discriminator"]) == {"lr": ["lr/generator", "lr/discriminator"]}
 
 
 def test_a_figure_and_its_error_share_a_chart_and_so_do_shares_of_samples():
