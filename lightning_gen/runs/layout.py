@@ -13,7 +13,7 @@
 | evaluations.json               | the figures that `lightning-gen evaluate` measured, and on what      |
 | index.html                     | all of this on one page (`Report`)                                   |
 | report.html                    | the same as one file to mail (`lightning-gen report --embed`)        |
-| films/PANEL.gif                | the pictures of a panel one after the other (`report --film`)        |
+| films/PANEL.gif, .mp4          | the pictures of a panel one after the other (`report --film`)        |
 """
 
 from __future__ import annotations

@@ -80,6 +80,11 @@ def test_a_page_to_mail_and_a_film_are_asked_for_by_a_word(tmp_path, monkeypatch
     ended = command("report", "--film", "false", run, "--embed=true")
     assert ended.out.startswith("Report: run/report.html, one file")
     assert "Film" not in ended.out
+    ended = command("report", "--film", "gif", run)
+    assert (ended.code, ended.out.splitlines()[0]) == (0, lines[1])
+    monkeypatch.setitem(sys.modules, "av", None)
+    ended = command("report", run, "--film", "mp4")
+    assert (ended.code, "pip install av" in ended.err) == (1, True)
     shutil.rmtree(run / "images")
     ended = command("report", run, "--film")
     assert (ended.code, "no pictures of several steps" in ended.err) == (1, True)

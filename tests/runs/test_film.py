@@ -1,5 +1,8 @@
 """Films of the pictures of a run."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 from PIL import Image
 
@@ -47,3 +50,57 @@ def test_without_several_pictures_there_is_no_film(tmp_path):
     draw(tmp_path, "samples", 0, (1, 2, 3))
     with pytest.raises(FileNotFoundError, match="has no pictures of several steps in images/"):
         write_films(tmp_path)
+
+
+class Container:
+    """What a film is written through, which keeps what it is given: the part of PyAV that is used."""
+
+    def __init__(self, file):
+        self.file, self.frames, self.ended = file, [], False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        assert self.ended, "the encoder has been asked for what it held back"
+        self.file.write(b"film")
+
+    def add_stream(self, codec, rate):
+        self.codec, self.rate, self.stream = codec, rate, SimpleNamespace(encode=self.encode)
+        return self.stream
+
+    def encode(self, frame=None):
+        return [] if frame is None else [frame]
+
+    def mux(self, packets):
+        self.frames += packets
+        self.ended = not packets
+
+
+def test_a_film_can_be_an_mp4(tmp_path, monkeypatch):
+    made, library = [], ModuleType("av")
+    library.open = lambda file, mode, format: made.append(Container(file)) or made[-1]
+    library.VideoFrame = SimpleNamespace(from_image=lambda image: image)
+    monkeypatch.setitem(sys.modules, "av", library)
+    for step, colour in ((0, (250, 0, 0)), (5, (0, 250, 0)), (10, (0, 0, 250))):
+        draw(tmp_path, "samples", step, colour, (41, 31))
+    (film,) = write_films(tmp_path, "mp4")
+    assert film == tmp_path / "films" / "samples.mp4"
+    assert film.read_bytes() == b"film"
+    (container,) = made
+    stream = container.stream
+    assert (container.codec, stream.pix_fmt, stream.width, stream.height) == ("h264", "yuv420p", 42, 32 + 26)
+    assert {frame.size for frame in container.frames} == {(42, 58)}
+    shown = [frame.getpixel((20, 40)) for frame in container.frames]
+    half, last = container.rate // 2, 2 * container.rate
+    assert shown == [(250, 0, 0)] * half + [(0, 250, 0)] * half + [(0, 0, 250)] * last
+
+
+def test_without_pyav_an_mp4_is_refused_before_a_picture_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for step in (0, 1):
+        draw(tmp_path, "samples", step, (1, 2, 3))
+        (tmp_path / "images" / "samples" / f"step_{step:08d}.png").write_bytes(b"")
+    with pytest.raises(ModuleNotFoundError, match="pip install av"):
+        write_films(tmp_path, "mp4")
+    assert not (tmp_path / "films").exists()
