@@ -107,11 +107,15 @@ def _run(record: Record, folder: Path, columns: Sequence[tuple[str, str, str]], 
         "kind": record.status.partition(":")[0],
         "going_on": record.going_on,
         "step": (step, "" if step is None else thousands(step)),
-        "images": (images, "" if images is None else thousands(images / 1000)),
+        "images": (images, "" if images is None else _kimg(images)),
         "seconds": (seconds, "" if seconds is None else duration(seconds)),
         "figures": [_cell(figures.get(column)) for column in columns],
         "checkpoint": record.checkpoints[0] if record.checkpoints else None,
     }
+
+
+def _kimg(images: float) -> str:
+    return thousands(images / 1000) if images >= 100_000 else f"{images / 1000:.3g}"
 
 
 def _cell(one: Measured | None) -> dict[str, Any]:
