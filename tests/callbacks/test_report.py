@@ -420,7 +420,7 @@ def test_the_page_knows_the_best_checkpoint_and_the_last(tmp_path, run):
     assert (found["monitor"], found["step"], found["path"]) == ("val/psnr_AtoB", 2, "checkpoints/step=2.ckpt")
     assert environment["last_checkpoint"] == 6
     words = " ".join(re.sub(r"<[^>]*>", " ", (run / "index.html").read_text()).split())
-    assert "best checkpoint by val/psnr_AtoB checkpoints/step=2.ckpt val/psnr_AtoB: 1.921 dB step 2" in words
+    assert "best checkpoint checkpoints/step=2.ckpt val/psnr_AtoB: 1.921 dB , step 2" in words
     assert "last checkpoint checkpoints/last.ckpt step 6" in words
 
 
