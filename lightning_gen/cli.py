@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    from lightning_gen.commands.help import COMMANDS, FUNCTIONS, TRAINER, check_what_is_given, help_for
+    from lightning_gen.commands.given import check_what_is_given
+    from lightning_gen.commands.help import COMMANDS, FUNCTIONS, TRAINER, help_for
     from lightning_gen.commands.nearest import nearest
 
     command, *rest = arguments

@@ -129,7 +129,7 @@ def test_a_configuration_that_is_huge_by_its_aliases_is_refused(command, tmp_pat
         (["--model.lamda_A", "1"], "Option 'lamda_A' is not accepted"),
         (
             ["--model", "PixelCNN", "--model.filters", "1"],
-            "It is a setting of its network now: --model.network.filters",
+            "It is a setting of its network: --model.network.filters",
         ),
         (["--model.generator.init_args.filtres", "1"], "Option 'filtres' is not accepted"),
         (["--model.lambda_A", "ten"], "--model.lambda_A: expected a number, got ten."),

@@ -16,7 +16,8 @@ from lightning_gen.callbacks.summary import NetworkSummary
 from lightning_gen.callbacks.throughput import TrainingMonitor
 from lightning_gen.callbacks.toy import PointMetrics
 from lightning_gen.data.grids import picture_grid, square_grid
-from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
+from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder
+from lightning_gen.runs.layout import run_folder_of_checkpoint
 from lightning_gen.runs.logger import RunLogger
 from lightning_gen.runs.page import write_report
 

@@ -28,7 +28,7 @@ from lightning_gen.callbacks.panels import domains_of
 from lightning_gen.callbacks.throughput import learning_rates, memory
 from lightning_gen.data.batches import batch_size
 from lightning_gen.files import write_atomically
-from lightning_gen.runs.folder import keeps_files, run_folder, run_folder_of_checkpoint
+from lightning_gen.runs.folder import keeps_files, run_folder
 from lightning_gen.runs.history import (
     Line,
     add_to_history,
@@ -38,7 +38,7 @@ from lightning_gen.runs.history import (
     sync_history,
     write_history,
 )
-from lightning_gen.runs.layout import ENVIRONMENT, HISTORY, PAGE, RESULTS, START
+from lightning_gen.runs.layout import ENVIRONMENT, HISTORY, PAGE, RESULTS, START, run_folder_of_checkpoint
 from lightning_gen.runs.page import finish_record, note, write_report
 from lightning_gen.starts import Start
 

@@ -22,8 +22,8 @@ from lightning_gen.evaluation.protocol import Figure
 from lightning_gen.evaluation.sources import SPLITS, Drawn, Read
 from lightning_gen.extractors.base import FeatureExtractor
 from lightning_gen.limits import load_yaml
-from lightning_gen.runs.folder import find_checkpoints, run_folder_of_checkpoint
-from lightning_gen.runs.layout import CONFIG, EVALUATIONS, is_run
+from lightning_gen.runs.folder import find_checkpoints
+from lightning_gen.runs.layout import CONFIG, EVALUATIONS, is_run, run_folder_of_checkpoint
 from lightning_gen.runs.page import write_report
 from lightning_gen.settings import checked_settings
 from lightning_gen.trust import restrict_configurations

@@ -12,8 +12,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_gen.commands.configs import find_config
-from lightning_gen.runs.folder import find_checkpoint, run_folder_of_checkpoint
-from lightning_gen.runs.layout import CONFIG
+from lightning_gen.runs.folder import find_checkpoint
+from lightning_gen.runs.layout import CONFIG, run_folder_of_checkpoint
 from lightning_gen.runs.lock import lock_run, unlock_run
 from lightning_gen.runs.page import finish_record
 from lightning_gen.trust import restrict_configurations

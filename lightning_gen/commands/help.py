@@ -12,13 +12,15 @@ import textwrap
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lightning_gen.commands import signatures
-from lightning_gen.commands.configs import find_config, shipped_configs
+from lightning_gen.commands.configs import find_config
 from lightning_gen.commands.nearest import nearest
 from lightning_gen.commands.signatures import Definition, Parameter
+from lightning_gen.runs.layout import CONFIG, run_folder_of_checkpoint
 
 FUNCTIONS = {
     "sample": "sample.sample",
@@ -68,6 +70,7 @@ _EVERY_RUN = {
 TRAINER_CLASS = "lightning_gen.commands.trainer.Trainer"
 _NETWORK = ("nn.Module", "Module")
 _COLUMN = 24
+_SCHEDULE = "SCHEDULE"
 
 
 def help_for(arguments: Sequence[str]) -> str | None:
@@ -89,39 +92,6 @@ def help_for(arguments: Sequence[str]) -> str | None:
             others = [*rest[:place], *rest[place + 1 + bool(following and not equals) :]]
             return _subject_help(command, asked[1].split("."), value if equals else following, others)
     return None
-
-
-def check_what_is_given(arguments: Sequence[str]) -> None:
-    """Refuse what can be refused before PyTorch is imported.
-
-    Raises:
-        FileNotFoundError: If there is no configuration of a name.
-        ArgumentError: If it is not said at all what is to be trained, and on what.
-    """
-    command, *rest = arguments
-    if command in TRAINER or command in ("advise", "prepare"):
-        for name in values_of(rest, "--config", "-c"):
-            find_config(name)
-    given = {each.partition("=")[0].partition(".")[0] for each in rest}
-    if command not in TRAINER or given & {"--config", "-c", "--ckpt_path", "--print_config"}:
-        return
-    missing = [f"--{subject}" for subject in SUBJECTS if f"--{subject}" not in given]
-    if command == "data":
-        missing = [each for each in missing if each == "--data"]
-    if len(missing) == len(SUBJECTS) or (command == "data" and missing):
-        names = [each for each in shipped_configs() if "/" not in each]
-        raise ArgumentError(
-            None,
-            f"{command} was not told what to take. Name a configuration, as lightning-gen {command} {names[1]}: a "
-            f"file, or one of {', '.join(names)}, and those of papers, which lightning-gen --help lists. Or name a "
-            "run: --ckpt_path RUN. Or a model and data: --model CLASS --data CLASS, which --model.help and "
-            "--data.help list.",
-        )
-    if missing:
-        kind = "models" if missing[0] == "--model" else "data modules"
-        raise ArgumentError(
-            None, f"{missing[0]} is missing. lightning-gen {command} {missing[0]}.help lists the {kind}."
-        )
 
 
 # -- a command --------------------------------------------------------------------------------------------------------
@@ -188,8 +158,8 @@ def _trainer_help(command: str) -> str:
         subjects.append(_row(f"--{name} CLASS", words))
         subjects.append(_row(f"--{name}.help CLASS", f"List its options, which are --{name}.NAME, and stop."))
     parts.append("Model and data:\n" + "\n".join(subjects))
-    for group, path in _groups(command).items():
-        owner, is_trainer = _known(path), group == "trainer"
+    for group, path in groups(command).items():
+        owner, is_trainer = definition(path), group == "trainer"
         says = "Lightning's Trainer; --trainer.NAME.help says all of one option" if is_trainer else owner.summary
         found = signatures.parameters(owner).values()
         listed = [_option(f"--{group}.{one.name}", one, whole=not is_trainer) for one in found]
@@ -197,19 +167,20 @@ def _trainer_help(command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _groups(command: str) -> dict[str, str]:
+def groups(command: str) -> dict[str, str]:
     """What else has options in a command of Lightning's kind: the name before them, and their class."""
     writer = {"predictions": "lightning_gen.commands.predict.PredictionWriter"} if command == "predict" else {}
     return {**_EVERY_RUN, **writer, "trainer": TRAINER_CLASS}
 
 
-_NOT_OPTIONS = ("self", "model", "datamodule", "ckpt_path", "weights_only")
+_NOT_OPTIONS = ("self", "model", "datamodule", "ckpt_path", "weights_only", "dataloaders")
+_BASIC = ("config", "ckpt_path", "seed_everything", "print_config", "weights_only", "help")
 
 
 def _own_options() -> list[Parameter]:
     """Options that the command line itself adds to those of Lightning, as they are written in `training`."""
     found = []
-    line = signatures.method(_known("lightning_gen.commands.training.CommandLine"), "add_arguments_to_parser")
+    line = signatures.method(definition("lightning_gen.commands.training.CommandLine"), "add_arguments_to_parser")
     assert line is not None
     for call in ast.walk(line.node):
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "parser.add_argument":
@@ -225,12 +196,13 @@ def _function_of(command: str) -> Definition:
     path = COMMANDS[command]
     module, _, name = path.rpartition(".")
     if command not in TRAINER:
-        return _known(f"lightning_gen.commands.{path}")
-    owner = _known(f"lightning_gen.commands.{module}")
+        return definition(f"lightning_gen.commands.{path}")
+    owner = definition(f"lightning_gen.commands.{module}")
     return signatures.method(owner, name) or owner
 
 
-def _known(path: str) -> Definition:
+def definition(path: str) -> Definition:
+    """The class or function of an import path that there is."""
     found = signatures.find(path)
     assert found is not None, path
     return found
@@ -251,8 +223,12 @@ def _subject_help(command: str, path: list[str], named: str, others: Sequence[st
     return _list_of(command, path[0], _subjects(path[0])) if len(path) == 1 and path[0] in SUBJECTS else None
 
 
-def _walk(path: list[str], named: str, arguments: Sequence[str]) -> tuple[Parameter | None, Definition | None]:
+def _walk(
+    path: list[str], named: str, arguments: Sequence[str], by_default: bool = False
+) -> tuple[Parameter | None, Definition | None]:
     """The argument at the end of a path such as "model.generator", and the class that is named or given for it.
+
+    By default it is that of the argument's default, if that is asked for.
 
     Raises:
         ArgumentError: If there is no such argument or class.
@@ -260,7 +236,7 @@ def _walk(path: list[str], named: str, arguments: Sequence[str]) -> tuple[Parame
     subject, *below = path
     owner: Definition | None = None
     if subject == "trainer":
-        owner = _known(TRAINER_CLASS)
+        owner = definition(TRAINER_CLASS)
     elif name := (named if not below else "") or _given(subject, arguments):
         owner = subject_class(subject, name)
     parameter: Parameter | None = None
@@ -272,9 +248,21 @@ def _walk(path: list[str], named: str, arguments: Sequence[str]) -> tuple[Parame
             raise ArgumentError(None, f"{owner.name} has no argument {name!r}.{nearest(name, known)}")
         parameter, last = known[name], place == len(below) - 1
         given = _given(".".join(path[: place + 2]), arguments)
-        chosen = (named if last else "") or given or ("" if last else parameter.default)
-        owner = _chosen(parameter, chosen) if chosen else None
+        if chosen := (named if last else "") or given:
+            owner = _chosen(parameter, chosen)
+        else:
+            made = re.match(r"\w+", parameter.default or "") if by_default or not last else None
+            owner = choices(parameter).get(made[0]) if made else None
     return parameter, owner
+
+
+def class_at(path: list[str], arguments: Sequence[str]) -> Definition | None:
+    """The class that an argument has, by its path such as "model.generator"; None if that is not known.
+
+    Raises:
+        ArgumentError: If there is no such argument or class.
+    """
+    return _walk(path, "", arguments, by_default=True)[1]
 
 
 def fitting(path: str, arguments: Sequence[str]) -> dict[str, Definition]:
@@ -298,11 +286,11 @@ def options(arguments: Sequence[str]) -> list[str]:
     command, *rest = arguments
     if command not in TRAINER:
         return [*signatures.parameters(_function_of(command)), "config", "help"]
-    found = ["config", "ckpt_path", "seed_everything", "print_config", "help", *(one.name for one in _own_options())]
-    if command not in _SAYS:
-        found += [name for name in signatures.parameters(_function_of(command)) if name not in _NOT_OPTIONS]
-    for group, path in _groups(command).items():
-        found += [f"{group}.{name}" for name in signatures.parameters(_known(path))]
+    found = [*_BASIC, *(one.name for one in _own_options())]
+    method = signatures.method(definition(TRAINER_CLASS), command) or _function_of(command)
+    found += [name for name in signatures.parameters(method) if name not in _NOT_OPTIONS]
+    for group, path in groups(command).items():
+        found += [f"{group}.{name}" for name in signatures.parameters(definition(path))]
     for subject in SUBJECTS:
         found.append(subject)
         with suppress(ArgumentError, OSError):
@@ -311,12 +299,17 @@ def options(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def defaults(command: str) -> dict[str, str | None]:
+    """The options of a command that is a function, and their defaults; None where there is none."""
+    return {name: one.default for name, one in signatures.parameters(_function_of(command)).items()}
+
+
 def _given(option: str, arguments: Sequence[str]) -> str | None:
     """The class that the command line, or a configuration that it names, has for an option such as "model"."""
     found: str | None = None
     below = option.split(".")
-    for name in values_of(arguments, "--config", "-c"):
-        settings = _settings_of(find_config(name))
+    for file in _configurations(arguments):
+        settings = _settings_of(file)
         for place, key in enumerate(below):
             settings = settings.get("init_args", settings) if place else settings
             settings = settings.get(key) if isinstance(settings, Mapping) else None
@@ -328,10 +321,24 @@ def _given(option: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
-def _settings_of(file: str) -> Any:
+def _configurations(arguments: Sequence[str]) -> list[Path]:
+    """The files of the configurations that hold: those named, or else that of the run that is gone on with."""
+    if named := values_of(arguments, "--config", "-c"):
+        return [Path(find_config(name)) for name in named]
+    runs = [run_folder_of_checkpoint(name) for name in values_of(arguments, "--ckpt_path")]
+    return [run / CONFIG for run in runs if run and (run / CONFIG).is_file()]
+
+
+@cache
+def _settings_of(file: Path) -> Any:
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
     from lightning_gen.limits import load_yaml
 
-    return load_yaml(Path(file).read_text(encoding="utf-8")) or {}
+    try:
+        return load_yaml(file.read_text(encoding="utf-8")) or {}
+    except YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
 
 
 def values_of(arguments: Sequence[str], *flags: str) -> list[str]:
@@ -350,8 +357,10 @@ def subject_class(subject: str, name: str) -> Definition | None:
     Raises:
         ArgumentError: If it is a name, and there is no such class.
     """
-    if "." in name:
-        return signatures.find(name)
+    package, base = SUBJECTS[subject]
+    one = signatures.find(name if "." in name else f"{package}.{name}")
+    if "." in name or (one and _is_kind_of(one, definition(base))):
+        return one
     classes = _subjects(subject)
     if name not in classes:
         kind = "model" if subject == "model" else "data module"
@@ -362,7 +371,7 @@ def subject_class(subject: str, name: str) -> Definition | None:
 
 def _subjects(subject: str) -> dict[str, Definition]:
     package, base = SUBJECTS[subject]
-    return _subclasses(_known(base), [package])
+    return _subclasses(definition(base), [package])
 
 
 def _subclasses(base: Definition, packages: Iterable[str]) -> dict[str, Definition]:
@@ -377,11 +386,15 @@ def _subclasses(base: Definition, packages: Iterable[str]) -> dict[str, Definiti
                 if isinstance(node, ast.ClassDef) and not name.startswith("_")
             }
         for name, one in offered.items():
-            if base in signatures.lineage(one) and not signatures.is_abstract(one):
+            if _is_kind_of(one, base):
                 found.setdefault(name, one)
     if len(found) > 1:
         found = {name: one for name, one in found.items() if one != base and not name.startswith("Base")}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _is_kind_of(one: Definition, base: Definition) -> bool:
+    return base in signatures.lineage(one) and not signatures.is_abstract(one)
 
 
 def choices(parameter: Parameter) -> dict[str, Definition]:
@@ -426,9 +439,8 @@ def _chosen(parameter: Parameter, name: str) -> Definition | None:
     if "." in name:
         return signatures.find(name)
     fitting = choices(parameter)
-    called = re.match(r"\w*", name)
-    if called and called[0] in fitting:
-        return fitting[called[0]]
+    if name in fitting:
+        return fitting[name]
     if not fitting:
         return None
     raise ArgumentError(
@@ -447,13 +459,21 @@ def _class_help(option: str, one: Definition, instead: Sequence[str]) -> str:
     found = dict(signatures.parameters(one))
     implied = found.pop("image_shape", None) if option.startswith("--model") else None
     parts = [_filled(f"{one.name} ({option} {one.name}). {one.summary}")]
-    if found:
-        parts.append("\n".join(_option(f"{option}.{name}", each) for name, each in found.items()))
+    rows, told = [], set()
+    for name, each in found.items():
+        kinds = _kinds(f"{option}.{name}", each)
+        told_already = _SCHEDULE in _metavar(each) and kinds in told
+        rows.append(_option(f"{option}.{name}", each, kinds="" if told_already else kinds))
+        told.add(kinds)
+    if rows:
+        parts.append("\n".join(rows))
     end = f"{option}.NAME.help says all of one option, and of what it can be." if found else "It has no options."
     if implied and option == "--model":
         end += " The image shape is that of the data."
-    if instead:
+    if 0 < len(instead) < 12:
         end += f" In its place there can be {', '.join(instead)}."
+    elif instead:
+        end += f" {option}.help lists what there can be in its place."
     return "\n\n".join([*parts, _filled(end)]) + "\n"
 
 
@@ -470,22 +490,21 @@ def _parameter_help(option: str, parameter: Parameter) -> str:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def _option(option: str, parameter: Parameter, whole: bool = False) -> str:
+def _option(option: str, parameter: Parameter, whole: bool = False, kinds: str = "") -> str:
+    """An option and what is said of it: all, or the first sentence; then of what kinds its value can be."""
     words = parameter.words.replace("``", "`")
-    if not whole:
-        words = signatures.first_sentence(words)
-    if not whole and not option.startswith("--trainer."):
-        fitting = choices(parameter)
-        if 0 < len(fitting) <= 12:
-            words += f" One of {', '.join(fitting)}."
-        elif fitting:
-            words += f" {option}.help lists them."
-        elif "Optimizer]" in parameter.annotation:
-            words += " One of torch.optim, such as torch.optim.RMSprop."
+    words = (words if whole else signatures.first_sentence(words)) + kinds
     default = "required" if parameter.default is None else f"default: {_plain_default(parameter.default)}"
-    if parameter.default is not None and re.search(r"\bdefault:", words, flags=re.I):
-        return _row(f"{option} {_metavar(parameter)}", words)
-    return _row(f"{option} {_metavar(parameter)}", f"{words} ({default})".strip())
+    if parameter.default is None or not re.search(r"\bdefault:", words, flags=re.I):
+        words = f"{words} ({default})".strip()
+    return _row(f"{option} {_metavar(parameter)}", words, hanging="." in option)
+
+
+def _kinds(option: str, parameter: Parameter) -> str:
+    """The classes that fit an option, as a sentence with a space in front; empty if there are none."""
+    if fitting := choices(parameter):
+        return f" One of {', '.join(fitting)}." if len(fitting) <= 12 else f" {option}.help lists them."
+    return " One of torch.optim, such as torch.optim.RMSprop." if "Optimizer]" in parameter.annotation else ""
 
 
 def _plain_default(default: str) -> str:
@@ -533,7 +552,7 @@ def _shape(node: ast.expr, parameter: Parameter) -> str:
     if one is None:
         return parameter.name.upper()
     models = tuple(f"{signatures.PACKAGE}.{name}" for name in ("capabilities", "generative", "models"))
-    return "CHECKPOINT" if one.source.name.startswith(models) else "CLASS"
+    return "CHECKPOINT" if one.source.name.startswith(models) else _SCHEDULE if one.name == "Schedule" else "CLASS"
 
 
 def _width() -> int:
@@ -553,17 +572,20 @@ def _wrapped(text: str, indent: str) -> str:
     return textwrap.fill(" ".join(text.split()), _width(), subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _row(head: str, words: str) -> str:
-    """An option, and beside it what is said of it; below where names are long, as --model.lambda_A."""
-    indent = " " * (8 if head.startswith("--") and "." in head.partition(" ")[0] else _COLUMN)
+def _row(head: str, words: str, hanging: bool = False) -> str:
+    """An option, and beside it what is said of it, in a column; or hanging, where names are long."""
+    first, indent = f"  {head}  ", " " * (8 if hanging else _COLUMN)
+    begin = first if hanging else first.ljust(_COLUMN)
+    beside = len(begin) <= (_width() - _COLUMN if hanging else _COLUMN)
     lines = textwrap.wrap(
-        words, _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+        words,
+        _width(),
+        initial_indent=begin if beside else indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
-    first = f"  {head}"
-    if lines and len(indent) == _COLUMN and len(first) <= _COLUMN - 2:
-        lines[0] = first.ljust(_COLUMN) + lines[0][_COLUMN:]
-        return "\n".join(lines)
-    return "\n".join([first, *lines])
+    return "\n".join(lines if beside and lines else [first.rstrip(), *lines])
 
 
 COMMANDS = {**TRAINER, **FUNCTIONS, "advise": "advise.advise"}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+
+_ALIKE = 0.02  # of likeness, within which none of two names is the nearer one
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is spelt most like another one, capitals aside; None if none is."""
-    lower = {each.lower(): each for each in known}
-    found = get_close_matches(name.lower(), list(lower), n=1, cutoff=cutoff)
-    return lower[found[0]] if found else None
+    return next(iter(_most_alike(name, known, cutoff)), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Such as " Did you mean CycleGAN?", with a space in front; empty where nothing is near."""
-    found = near(name, known)
-    return f" Did you mean {found}?" if found else ""
+    found = _most_alike(name, known, cutoff=0.6)
+    return f" Did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _most_alike(name: str, known: Iterable[str], cutoff: float) -> list[str]:
+    """The known names that are most like another one, in their order, which are several only where they are as like."""
+    likeness = {each: SequenceMatcher(None, each.lower(), name.lower()).ratio() for each in known}
+    least = max(max(likeness.values(), default=0.0) - _ALIKE, cutoff)
+    return [each for each, ratio in likeness.items() if ratio >= least]

@@ -32,8 +32,8 @@ from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer, quiet_
 from lightning_gen.commands.what_next import what_next
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.runs.folder import find_checkpoint, keeps_files, run_folder, run_folder_of_checkpoint
-from lightning_gen.runs.layout import CONFIG, PAGE
+from lightning_gen.runs.folder import find_checkpoint, keeps_files, run_folder
+from lightning_gen.runs.layout import CONFIG, PAGE, run_folder_of_checkpoint
 from lightning_gen.runs.lock import lock_run, unlock_run
 
 

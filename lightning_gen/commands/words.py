@@ -8,13 +8,19 @@ from __future__ import annotations
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
-from lightning_gen.commands import help
+from lightning_gen.commands import help, signatures
 from lightning_gen.commands.nearest import near, nearest
 
 _UNION = "Does not validate against any of the Union subtypes"
 _KEY = re.compile(r'Parser key "(.+?)":?\s*')
 _WRAPPER = re.compile(rf"{_UNION}|Parser key |Problem with given class_path|Type .* expects a function or")
+_ELSEWHERE = {
+    "lr": "learning_rate", "epochs": "max_epochs", "steps": "max_steps", "gpus": "devices", "workers": "num_workers",
+    "resume": "ckpt_path", "seed": "seed_everything", "out": "output", "n": "num_samples",
+}  # fmt: skip
+"""What options are called in other programs, and here."""
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "None"}
 
 
@@ -97,8 +103,10 @@ def _kinds(types: str) -> str:
 def near_options(option: str, arguments: Sequence[str]) -> str:
     """What an unknown option probably means: one whose last part is the same, or one that is spelt nearly so."""
     known = help.options(arguments)
-    name = option.partition("=")[0].removeprefix("--")
-    same = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2] and each != name]
+    given = option.partition("=")[0].removeprefix("--")
+    name = _ELSEWHERE.get(given, given)
+    last = name.rpartition(".")[2]
+    same = [each for each in known if each.rpartition(".")[2] == last and each != given]
     if same:
         return f" Did you mean {' or '.join(f'--{each}' for each in same[:3])}?"
     lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
@@ -114,19 +122,18 @@ def _near_class(path: str, name: str, arguments: Sequence[str]) -> str:
 
 
 def _near_option(path: str, name: str, chain: Sequence[BaseException], arguments: Sequence[str]) -> str:
-    """What an unknown argument of a class probably means, or where it has gone since an earlier version."""
-    from lightning_gen.commands import signatures
-
+    """What an unknown argument of a class probably means: one of a class within it, or one that is spelt nearly so."""
     classes = re.findall(r"class_path[ =]'([\w.]+)'", " ".join(str(each) for each in chain))
     one = signatures.find(classes[-1]) if classes else None
     if one is None:
         return ""
-    if classes[-1].startswith("lightning_gen.models."):
-        from lightning_gen import models
-
-        owner = getattr(models, one.name, None)
-        places = [*getattr(owner, "upgraded", dict)({name: None})]
-        if places and name not in places:  # an earlier version had it there
-            return f" It is a setting of its {places[0]} now: --model.{places[0]}.{name}"
     known = signatures.parameters(one)
+    within = []
+    for key in known if path else ():
+        with suppress(ArgumentError):
+            owner = help.class_at([*path.split("."), key], arguments[1:])
+            within += [key] if owner and name in signatures.parameters(owner) else []
+    if within:
+        places = " or ".join(f"--{path}.{key}.{name}" for key in within)
+        return f" It is a setting of its {' and its '.join(within)}: {places}"
     return nearest(name, known) or f" {one.name} takes {', '.join(known)}."

@@ -24,8 +24,7 @@ from lightning_gen.evaluation.protocol import EvaluationProtocol
 from lightning_gen.files import digest
 from lightning_gen.generative import load_model
 from lightning_gen.hyperparameters import import_path
-from lightning_gen.runs.folder import run_folder_of_checkpoint
-from lightning_gen.runs.layout import EVALUATIONS
+from lightning_gen.runs.layout import EVALUATIONS, run_folder_of_checkpoint
 
 SPLITS = ("train", "val", "test")
 DRAWS_NONE = (

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_gen.checkpoints import read_checkpoint
-from lightning_gen.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, HISTORY, LAST, by_number
+from lightning_gen.runs.layout import CHECKPOINTS, LAST, by_number, run_folder_of_checkpoint
 
 MAX_NAMED = 8  # of checkpoints or runs in a message
 
@@ -41,20 +41,6 @@ def run_folder(trainer: pl.Trainer) -> Path:
     if trainer not in _agreed:
         _agreed[trainer] = trainer.strategy.broadcast(_folder_of_logger(trainer))
     return _agreed[trainer]
-
-
-def run_folder_of_checkpoint(path: str | os.PathLike[str]) -> Path | None:
-    """The run that a checkpoint is of: the nearest folder above it that has a run's files and `checkpoints`.
-
-    None where there is no such folder, as above a copy that lies elsewhere.
-    """
-    path = Path(path)
-    for folder in (*path.parents, *path.absolute().parents, *path.resolve().parents):
-        if (folder / CHECKPOINTS).is_dir() and any(
-            (folder / name).is_file() for name in (CONFIG, HISTORY, ENVIRONMENT)
-        ):
-            return folder
-    return None
 
 
 def keeps_files(trainer: pl.Trainer) -> bool:

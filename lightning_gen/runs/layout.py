@@ -53,6 +53,20 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in records) or any((folder / IMAGES).rglob("step_*.png"))
 
 
+def run_folder_of_checkpoint(path: str | os.PathLike[str]) -> Path | None:
+    """The run that a checkpoint is of: the nearest folder above it that has a run's files and `checkpoints`.
+
+    A run's folder is its own. None where there is no such folder, as above a copy that lies elsewhere.
+    """
+    path = Path(path)
+    for folder in (path, *path.parents, *path.absolute().parents, *path.resolve().parents):
+        if (folder / CHECKPOINTS).is_dir() and any(
+            (folder / name).is_file() for name in (CONFIG, HISTORY, ENVIRONMENT)
+        ):
+            return folder
+    return None
+
+
 def runs_in(folder: Path) -> list[Path]:
     """The runs below a folder, by name, with version_9 before version_10; what lies within a run is none.
 

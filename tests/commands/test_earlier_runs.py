@@ -92,4 +92,4 @@ def test_arguments_are_understood_where_they_were(name, tmp_path, monkeypatch, c
     Path("both.yaml").write_text(yaml.safe_dump(config | {"model": config["model"] | {"init_args": written}}))
     ended = command("fit", "--config", "both.yaml")
     assert ended.code == 2
-    assert "It is a setting of its network now" in ended.err
+    assert "It is a setting of its network: --model.network." in ended.err

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder, run_folder_of_checkpoint
+from lightning_gen.runs.folder import find_checkpoint, find_checkpoints, run_folder
+from lightning_gen.runs.layout import run_folder_of_checkpoint
 
 
 @pytest.fixture(autouse=True)
