@@ -104,6 +104,7 @@ def _run(arguments: list[str]) -> int:
     from lightning_gen.commands.given import check_what_is_given
     from lightning_gen.commands.help import COMMANDS, FUNCTIONS, TRAINER, help_for
     from lightning_gen.commands.nearest import nearest
+    from lightning_gen.commands.signatures import reading
 
     command, *rest = arguments
     if command not in COMMANDS:
@@ -113,10 +114,11 @@ def _run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    if text := help_for(arguments):
-        print(text, end="")
-        return 0
-    check_what_is_given(arguments)
+    with reading():
+        if text := help_for(arguments):
+            print(text, end="")
+            return 0
+        check_what_is_given(arguments)
 
     from lightning_gen.commands.configs import set_yaml_loader
 
@@ -209,6 +211,7 @@ def _without_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _plain_words(error: BaseException, arguments: Sequence[str]) -> str:
     """The message of an error, without what jsonargparse and a loader's worker process wrap around it."""
+    from lightning_gen.commands.signatures import reading
     from lightning_gen.commands.words import is_of_parser, words_of
 
     text, name = str(error).strip(), type(error).__name__
@@ -219,7 +222,8 @@ def _plain_words(error: BaseException, arguments: Sequence[str]) -> str:
 
         return words_of_refusal(refused[1], file="The configuration of the run")
     if is_of_parser(error):
-        return words_of(error, arguments)
+        with reading():
+            return words_of(error, arguments)
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
     known = type(error).__module__.startswith("lightning") or isinstance(error, OSError | ValueError)

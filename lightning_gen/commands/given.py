@@ -101,7 +101,7 @@ def _is_option(path: list[str], arguments: Sequence[str]) -> bool:
     if group := help.groups(command).get(first):
         return not below or below[0] in signatures.parameters(help.definition(group))
     if first not in _subjects(command):
-        return first in help.options([command])
+        return first in help.BASIC or first in help.options([command])
     for place, name in enumerate(below):
         owner = _class_at(path[: place + 1], rest)
         if owner is None or name in ("help", "class_path", "dict_kwargs"):

@@ -174,7 +174,7 @@ def groups(command: str) -> dict[str, str]:
 
 
 _NOT_OPTIONS = ("self", "model", "datamodule", "ckpt_path", "weights_only", "dataloaders")
-_BASIC = ("config", "ckpt_path", "seed_everything", "print_config", "weights_only", "help")
+BASIC = ("config", "ckpt_path", "seed_everything", "print_config", "weights_only", "help")
 
 
 def _own_options() -> list[Parameter]:
@@ -286,7 +286,7 @@ def options(arguments: Sequence[str]) -> list[str]:
     command, *rest = arguments
     if command not in TRAINER:
         return [*signatures.parameters(_function_of(command)), "config", "help"]
-    found = [*_BASIC, *(one.name for one in _own_options())]
+    found = [*BASIC, *(one.name for one in _own_options())]
     method = signatures.method(definition(TRAINER_CLASS), command) or _function_of(command)
     found += [name for name in signatures.parameters(method) if name not in _NOT_OPTIONS]
     for group, path in groups(command).items():

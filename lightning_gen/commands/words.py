@@ -129,7 +129,7 @@ def _near_option(path: str, name: str, chain: Sequence[BaseException], arguments
         return ""
     known = signatures.parameters(one)
     within = []
-    for key in known if path else ():
+    for key in known if path and near(name, known, cutoff=0.8) is None else ():
         with suppress(ArgumentError):
             owner = help.class_at([*path.split("."), key], arguments[1:])
             within += [key] if owner and name in signatures.parameters(owner) else []
