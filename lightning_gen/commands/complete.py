@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning_gen.commands.common import (
     labels_of,
 )
 from lightning_gen.commands.results import Results, Skipped
+from lightning_gen.commands.what_next import say_next
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import (
     ImageError,
@@ -131,6 +133,9 @@ def complete(
     skipped.count()
     total = min(len(files), limit or len(files))
     print(f"{total - len(skipped)} of {total} pictures completed into {output}")
+    if rows:
+        given = shlex.quote(str(input))
+        say_next(checkpoint, f"complete --checkpoint {{}} --input {given} --output FOLDER --seed {seed + 1}")
     return 1 if skipped else 0
 
 

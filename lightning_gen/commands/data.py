@@ -18,6 +18,7 @@ from lightning_gen.commands.inner_models import find_checkpoint_of, load_inner_m
 from lightning_gen.commands.readers import share_schedule
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer
 from lightning_gen.commands.training import CommandLine, run_trainer, use_all_cores
+from lightning_gen.commands.what_next import say_fit
 from lightning_gen.data import looking, rates
 from lightning_gen.data.base import ImageDataModule, Split
 from lightning_gen.data.collection import PictureDataModule
@@ -100,7 +101,9 @@ class LookingTrainer(Trainer):
 @silence()  # which would speak of a training, which this is not
 def run_look(arguments: list[str]) -> int:
     """Run `data`."""
-    return run_trainer(arguments, LookingCommandLine, LookingTrainer)
+    code = run_trainer(arguments, LookingCommandLine, LookingTrainer)
+    say_fit(arguments)
+    return code
 
 
 class LookingCommandLine(CommandLine):

@@ -14,7 +14,9 @@ import lightning.pytorch as pl
 from lightning.fabric import Fabric
 
 import lightning_gen.data  # noqa: F401  (so that short class names are known)
+from lightning_gen.capabilities import Samples
 from lightning_gen.commands.readers import reads
+from lightning_gen.commands.what_next import say_next
 from lightning_gen.data.images import Kernel
 from lightning_gen.evaluation.bench import NO_DATA, Bench
 from lightning_gen.evaluation.entries import known_entry, table, write_entry
@@ -131,6 +133,8 @@ def evaluate(
         with_moments=save_statistics is not None, splits=splits, k=k, block_size=block_size, max_features=max_features,
         batch_size=batch_size, sampling=settings,
     )  # fmt: skip
+    others = [] if floor or neighbours or data is None else ["--floor", "--neighbours nearest.png"]
+    judged = first and len(samples) == 1 and isinstance(first.model, Samples) and first.image_shape[0] in (1, 3)
     del first
     samples = [read] if read else samples
     if neighbours and samples[0].image_shape[0] not in (1, 3):
@@ -150,6 +154,9 @@ def evaluate(
         if file:
             write_entry(file, entry, one.content, bench.conditions)
             print(f"Written to {file}{_shown(file)}\n")
+    if judged and others and isinstance(checkpoint, str | list):
+        name = checkpoint if isinstance(checkpoint, str) else checkpoint[0]
+        say_next(name, " ".join(["evaluate --checkpoint {}", *others]))
     return 0
 
 

@@ -39,8 +39,8 @@ def check_what_is_given(arguments: Sequence[str]) -> None:
     if "torch" not in sys.modules:  # else classes of the user's may be there, which the parser knows by short names
         with suppress(OSError, ValueError, SyntaxError):  # of a file that cannot be read
             _check_names(arguments)
-    if command in help.FUNCTIONS:
-        _check_that_nothing_is_missing(command, rest)
+        if command in help.FUNCTIONS:
+            _check_that_nothing_is_missing(command, rest)
 
 
 def _check_that_nothing_is_missing(command: str, given: Sequence[str]) -> None:

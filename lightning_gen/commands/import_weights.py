@@ -19,6 +19,7 @@ from lightning_gen.commands.reference_weights import (
     reference_discriminator,
     reference_generator,
 )
+from lightning_gen.commands.what_next import say_next
 from lightning_gen.limits import LimitError, load_tensors
 from lightning_gen.models import CycleGAN, Pix2Pix
 from lightning_gen.models.translation import TranslationModule
@@ -107,6 +108,7 @@ def import_weights(
     ways = ["dropout is drawn"] * drops + ["batch norm takes each picture's own statistics"] * batch_norm
     if ways and not eval:
         print(f"When it translates, {' and '.join(ways)}, as in the reference's test; --eval true is its --eval.")
+    say_next(output, "translate --checkpoint {} --input PICTURES --output FOLDER")
     return 0
 
 

@@ -11,6 +11,7 @@ from lightning_gen.capabilities import Reconstructs
 from lightning_gen.commands.common import check_written, input_files
 from lightning_gen.commands.files_through import FilesThrough, PictureFiles, run_through
 from lightning_gen.commands.results import Results
+from lightning_gen.commands.what_next import say_next
 from lightning_gen.data.grids import picture_grid
 from lightning_gen.data.images import Kernel, background_color
 from lightning_gen.generative import load_model
@@ -72,6 +73,7 @@ def reconstruct(
     )  # fmt: skip
     if is_first and through.pairs:
         results.overview(_grid(list(through.pairs.values())))
+        say_next(checkpoint, "evaluate --checkpoint {}")
     return 1 if through.failures else 0
 
 

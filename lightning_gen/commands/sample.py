@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_gen.capabilities import HasLatents, Samples, ScoresCaptions
 from lightning_gen.commands.common import Labels, classes_in_turn, device_of, labels_of
 from lightning_gen.commands.results import Results
+from lightning_gen.commands.what_next import say_next
 from lightning_gen.data.grids import captioned_grid, square_grid
 from lightning_gen.data.images import to_uint8
 from lightning_gen.files import write_atomically
@@ -85,6 +86,7 @@ def sample(
     said = prompts_of(model, prompt, prompts)
     score = None if rerank is None else _score_of(model, said, rerank, device_of(accelerator))
     model.to(device_of(accelerator))
+    following = [f"sample --checkpoint {{}} --output FOLDER --seed {seed + 1}", "evaluate --checkpoint {}"]
 
     if said:
         batches = _batches_of_prompts(model, num_samples, said, score, candidates, seed, batch_size, settings)
@@ -93,6 +95,7 @@ def sample(
     if model.image_shape[1:] == (1, 1):
         write_points(results.file("points.csv"), torch.cat([images.flatten(1).cpu() for images in batches]))
         print(f"{num_samples} points written to {output / 'points.csv'}")
+        say_next(checkpoint, *following)
         return 0
     shown: list[Tensor] = []
     for number, image in enumerate(chain.from_iterable(batches)):
@@ -105,6 +108,7 @@ def sample(
     columns = len(said) if 1 < len(said) <= 20 and len(shown) > len(said) else columns
     results.overview(captioned_grid(shown, below, columns) if said else square_grid(shown, columns))
     print(f"{num_samples} pictures written into {output}, an overview to {results.grid}")
+    say_next(checkpoint, *following)
     return 0
 
 

@@ -12,6 +12,7 @@ from lightning_gen.capabilities import Grows
 from lightning_gen.commands.data import LookingCommandLine, table
 from lightning_gen.commands.trainer import Trainer
 from lightning_gen.commands.training import run_trainer
+from lightning_gen.commands.what_next import say_fit
 from lightning_gen.data.base import ImageDataModule
 from lightning_gen.data.cache import in_bytes
 from lightning_gen.data.images import height_and_width
@@ -165,4 +166,6 @@ class _CommandLine(LookingCommandLine):
 @silence()  # which would speak of a training, which this is not
 def run_schedule(arguments: list[str]) -> int:
     """Run `schedule`."""
-    return run_trainer(arguments, _CommandLine, SchedulingTrainer)
+    code = run_trainer(arguments, _CommandLine, SchedulingTrainer)
+    say_fit(arguments)
+    return code

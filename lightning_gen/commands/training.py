@@ -29,7 +29,7 @@ from lightning_gen.commands.loggers import RUNS, go_on_in_folder, place_loggers,
 from lightning_gen.commands.predict import PredictionWriter
 from lightning_gen.commands.readers import follow_data, share_schedule
 from lightning_gen.commands.trainer import REFUSED_BY_BAREBONES, Trainer, quiet_lightning
-from lightning_gen.commands.what_next import what_next
+from lightning_gen.commands.what_next import say_next_of_run
 from lightning_gen.files import write_atomically
 from lightning_gen.generative import GenerativeModule
 from lightning_gen.runs.folder import find_checkpoint, keeps_files, run_folder
@@ -198,23 +198,32 @@ class CommandLine(LightningCLI):
 
     def after_fit(self) -> None:
         """Test, if asked to, and say where the report is and what comes next."""
-        if self._get(self.config, "test_after_fit"):
-            self._test()
-        if keeps_files(self.trainer) and any(isinstance(callback, Report) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            print(f"Report: {run_folder(self.trainer) / PAGE}")
-        if commands := what_next(self.trainer, self.model):
-            print("\n  ".join(["Next:", *commands]), flush=True)
+        if tests := self._get(self.config, "test_after_fit"):
+            record_at_step(self.trainer, self.trainer.global_step)
+            self.trainer.test(self.model, datamodule=self.datamodule)
+            self._say_figures()
+        self._say_report()
+        say_next_of_run(self.trainer, self.model, tested=tests)
 
-    def _test(self) -> None:
-        """Test, and say the figures that matter."""
-        record_at_step(self.trainer, self.trainer.global_step)
-        (results,) = self.trainer.test(self.model, datamodule=self.datamodule) or [{}]
+    def after_test(self) -> None:
+        """Say the figures that matter and where the report is."""
+        self._say_figures()
+        self._say_report()
+
+    def _say_figures(self) -> None:
+        results = self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             speakers: list[Any] = [self.model, *self.trainer.callbacks]  # type: ignore[attr-defined]
             for speaker in speakers:
                 for name, line in getattr(speaker, "headlines", dict)().items():
                     if name in results:
                         print(line.format(results[name]))
+
+    def _say_report(self) -> None:
+        page = run_folder(self.trainer) / PAGE
+        reports = any(isinstance(callback, Report) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if keeps_files(self.trainer) and reports and page.is_file():
+            print(f"Report: {page}", flush=True)
 
 
 def use_all_cores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning_gen.capabilities import Direction, Translates
 from lightning_gen.commands.common import input_files, names_file
 from lightning_gen.commands.files_through import FilesThrough, PictureFiles, run_through
 from lightning_gen.commands.results import Results, check_new
+from lightning_gen.commands.what_next import say_next
 from lightning_gen.data.images import background_color
 from lightning_gen.generative import load_model
 from lightning_gen.hyperparameters import accepts
@@ -67,8 +69,13 @@ def translate(
         change = partial(change, tile=tile)
     through = FilesThrough(model, change, root, output)
     given = PictureFiles(files, model.image_shape[0], background)
-    run_through(
+    is_first = run_through(
         through, given, "translated",
         accelerator=accelerator, devices=devices, precision=precision, num_workers=num_workers,
     )  # fmt: skip
+    if is_first and len(through.failures) < len(files):
+        ways = [each for each in model.directions if each != direction]
+        back = [f"translate --checkpoint {{}} --input PICTURES --output FOLDER --direction {way}" for way in ways]
+        compare = f"evaluate --images {shlex.quote(str(output))} --reference PICTURES_OF_{direction[-1]}"
+        say_next(checkpoint, *back, *([] if names_file(input, output) else [compare]))
     return 1 if through.failures else 0
