@@ -138,7 +138,7 @@ class ProgressBar(TQDMProgressBar):
         self.next_line, self.next_drawing = now + self.every_n_seconds, 0.0
         if self.is_enabled:
             super().on_train_start(trainer, pl_module)
-            self.divert()
+            self.divert(self.train_progress_bar)
             self.draw(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -186,10 +186,12 @@ class ProgressBar(TQDMProgressBar):
         if self._train_progress_bar is not None:
             self._train_progress_bar.close()
 
-    def divert(self) -> None:
-        """Let all that is written to the terminal come above the line."""
+    def divert(self, bar: Tqdm) -> None:
+        """Let all that is written to the terminal come above a line."""
+        if not self.is_enabled:
+            return
         terminals = [stream for stream in (sys.stdout, sys.stderr) if getattr(stream, "isatty", lambda: False)()]
-        streams = {id(stream): Above(stream, self.train_progress_bar) for stream in terminals}
+        streams = {id(stream): Above(stream, bar) for stream in terminals}
         for name in ("stdout", "stderr"):
             stream: Any = getattr(sys, name)
             if id(stream) in streams:
@@ -207,6 +209,7 @@ class ProgressBar(TQDMProgressBar):
         self.throughput.pause()
         if not _within_training(trainer):
             super().on_validation_start(trainer, pl_module)
+            self.divert(self.val_progress_bar)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *batch: Any, **place: Any) -> None:
         """Set up the bar of a validation by itself."""
@@ -235,7 +238,30 @@ class ProgressBar(TQDMProgressBar):
         if _within_training(trainer):
             self.draw(trainer, pl_module, wait=False)
         else:
+            self.finish()
             super().on_validation_end(trainer, pl_module)
+
+    # -- by itself ---------------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set up the bar."""
+        super().on_test_start(trainer, pl_module)
+        self.divert(self.test_progress_bar)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End it."""
+        self.finish()
+        super().on_test_end(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set up the bar."""
+        super().on_predict_start(trainer, pl_module)
+        self.divert(self.predict_progress_bar)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End it."""
+        self.finish()
+        super().on_predict_end(trainer, pl_module)
 
 
 class Above:

@@ -92,10 +92,12 @@ _SAYING_NOTHING = (
     "Tip:",
     "Detected KeyboardInterrupt",
     "already configured with model summary",
+    "TPU available: False",
+    "HPU available: False",
 )
 
 
-_OF_DEVICES = ("GPU available", "TPU available", "HPU available")
+_OF_DEVICES = ("GPU available",)
 
 
 class _Quiet(logging.Filter):

@@ -51,6 +51,8 @@ class Toy(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.clock.now += 100
 
+    test_step = predict_step = validation_step
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
@@ -245,6 +247,35 @@ def test_one_line_on_a_terminal_and_whatever_is_said_above_it(tmp_path, columns)
     assert "step 4/12, 8 img/s, left 00:04, loss 0.123" in shown
     assert any(re.search("step 5/12, .* validating 2/3", words) for words in shown)
     assert not any("it/s" in frame for frame in frames)
+
+
+class TalkAtTest(pl.Callback):
+    """Says something when a test, a validation or a prediction begins, and after each batch of it."""
+
+    def on_test_start(self, *_):
+        print("begun")
+
+    def on_test_batch_end(self, *_):
+        print("batch")
+
+    on_validation_start = on_predict_start = on_test_start
+    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
+
+
+def look_and_talk(folder, what):
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = pl.Trainer(callbacks=[ProgressBar(), TalkAtTest()], default_root_dir=folder, **settings)
+    getattr(trainer, what)(
+        Toy(Clock()), DataLoader(torch.zeros(3, 1), 1), **({} if what == "predict" else {"verbose": False})
+    )
+
+
+@pytest.mark.parametrize("what", ["test", "validate", "predict"])
+def test_whatever_is_said_comes_above_the_other_bars_too(tmp_path, what):
+    lines, _ = on_terminal(80, tmp_path, look_and_talk, what)
+    said = [line for line in lines if "begun" in line or "batch" in line]
+    assert said == ["begun", "batch", "batch", "batch"], "\n".join(lines)
+    assert sum("3/3" in line for line in lines) == 1
 
 
 class Stop(pl.Callback):

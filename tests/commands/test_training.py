@@ -27,7 +27,7 @@ from lightning_gen.commands.going_on import limit_reached, with_configs
 from lightning_gen.commands.loggers import prepare_wandb, run_name
 from lightning_gen.commands.trainer import Trainer, quiet_lightning
 from lightning_gen.commands.training import CommandLine
-from lightning_gen.commands.what_next import what_next
+from lightning_gen.commands.what_next import say_next_of_run
 from lightning_gen.data import UnpairedScenes
 from lightning_gen.data.images import read_image, to_uint8
 from lightning_gen.generative import GenerativeModule
@@ -769,20 +769,25 @@ def test_a_run_ends_with_what_comes_next(tiny, command):
     ended = command("fit", "--config", tiny.write(), "--test_after_fit", "true")
     assert commands_after(ended) == [
         f"translate --checkpoint {RUN} --input PICTURES --output FOLDER",
-        f"test --ckpt_path {RUN}",
         f"fit --ckpt_path {RUN} --trainer.max_steps 8",
     ]
+    told = ended.out.partition("\nNext:")[0].splitlines()[-3:]
     Path("PICTURES").mkdir()
     Image.new("RGB", (16, 16)).save("PICTURES/a.png")
     for line in commands_after(ended):
         ended = command(*line.split())
         assert ended.code == 0, ended.err
+    tested = command("test", "--ckpt_path", LAST).out.splitlines()[-3:]
+    for lines in (told, tested):
+        assert [line.partition(":")[0] for line in lines] == ["Test PSNR AtoB", "Test PSNR BtoA", "Report"]
+        assert lines[-1] == f"Report: {RUN / 'index.html'}"
     assert commands_after(ended)[-1] == f"fit --ckpt_path {RUN} --trainer.max_steps 16"
     tiny["checkpoint"] = {"best": "val/psnr_AtoB"}
     epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "1"]
     lines = commands_after(command("fit", "--config", tiny.write(), *epochs))
     again = RUN.with_name("version_1")
     assert lines[0].startswith(f"translate --checkpoint {again}/best ")
+    assert lines[1] == f"test --ckpt_path {again}/best"
     assert lines[-1] == f"fit --ckpt_path {again} --trainer.max_epochs 2"
     assert "Next:" not in command("fit", "--config", tiny.write(), "--trainer.fast_dev_run", "true").out
 
@@ -828,14 +833,18 @@ def test_a_run_that_fails_says_how_to_go_on(tiny, fresh_process, capfd):
         (VQVAE, ["reconstruct", "evaluate"]),
     ],
 )
-def test_what_comes_next_goes_by_what_the_model_can_do(kind, commands, tmp_path):
+def test_what_comes_next_goes_by_what_the_model_can_do(kind, commands, tmp_path, capsys):
     trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path / "a run", barebones=False)
     folder = tmp_path / "a run"
     model = small_model(kind, (1, 8, 8) if kind is not DCGAN else (3, 16, 16))()
-    assert what_next(trainer, model) == []
+    say_next_of_run(trainer, model)
+    assert capsys.readouterr().out == ""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
-    lines = what_next(trainer, model)
+    (folder / "config.yaml").touch()
+    say_next_of_run(trainer, model)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "Next:"
     assert [line.split()[1] for line in lines] == commands
     assert all(f"--checkpoint '{folder}'" in line for line in lines)
 
