@@ -37,7 +37,13 @@ class Schedule(ABC):
 
 
 def ends(value: float | Schedule) -> tuple[float, float]:
-    """What a schedule begins and ends with, between which its numbers are taken to lie; a number itself, twice."""
+    """What a schedule begins and ends with, between which its numbers are taken to lie; a number itself, twice.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if not isinstance(value, Schedule | int | float):
+        raise TypeError(f"A number or a schedule was expected, got {value!r}.")
     return (value(0), value(2**62)) if isinstance(value, Schedule) else (value, value)
 
 

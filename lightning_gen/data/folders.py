@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_gen.data.augmentation import CropFlip, PairedPictures, UnpairedPictures
-from lightning_gen.data.base import Split, data_root
+from lightning_gen.data.base import Split
 from lightning_gen.data.collection import Collection, PictureDataModule, check_fractions, split_by_hash
 from lightning_gen.data.images import ImageError, height_and_width
-from lightning_gen.data.listing import Files, Search, count_endings, in_words, list_images, unpack_first
+from lightning_gen.data.listing import Files, Search, count_endings, existing_root, in_words, list_images
 from lightning_gen.data.preparation import Keep, Preparation, Stretch
 from lightning_gen.data.sources import (
     CaptionError,
@@ -34,8 +34,9 @@ from lightning_gen.processes import everywhere, world_size
 class FolderDataModule(PictureDataModule):
     """Base of the data modules of folders, which see to it that all processes see the same files.
 
-    A subclass sets `image_size`, (height, width), and `files`. Of 10,000 pictures and more, the list is kept from one
-    run to the next, with what is wrong with them; `list_images` says when it is made anew.
+    A subclass sets `image_size`, (height, width), and `files`, and says in `layout` what the folder must hold. Of
+    10,000 pictures and more, the list is kept from one run to the next, with what is wrong with them; `list_images`
+    says when it is made anew.
 
     Args:
         root: The folder of the data set.
@@ -48,9 +49,11 @@ class FolderDataModule(PictureDataModule):
         ValueError, ImageError: As `PictureDataModule`.
     """
 
+    layout = ""
+
     def __init__(self, root: str | Path, *, exclude: Sequence[str] = (), **reading: Any) -> None:
         super().__init__(**reading)
-        self.root = data_root(root)
+        self.root = existing_root(root, self.layout)
         self.exclude = list(exclude)
         self.files: dict[str, Any] = {}
 
@@ -99,6 +102,8 @@ class UnpairedImageFolder(FolderDataModule):
         ImageError: Likewise; while loading, if a picture is smaller than the crop.
     """
 
+    layout = "UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB)."
+
     def __init__(
         self,
         root: str | Path,
@@ -113,8 +118,7 @@ class UnpairedImageFolder(FolderDataModule):
         self.resize, self.image_size = _resize_and_crop(resize, crop)
         self.flip = flip
         self.paired_evaluation = paired_evaluation
-        layout = "UnpairedImageFolder expects trainA, trainB, testA and testB (and, if you like, valA and valB)."
-        found = _find_splits(self, sides=("A", "B"), layout=layout)
+        found = _find_splits(self, sides=("A", "B"))
         self.files = {split: [search.images for search in searches] for split, searches in found.items()}
         if paired_evaluation:
             for split in ("val", "test"):
@@ -153,6 +157,8 @@ class PairedImageFolder(FolderDataModule):
         ImageError: Likewise; while loading, if a file has an odd width, or halves smaller than the crop.
     """
 
+    layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
+
     def __init__(
         self,
         root: str | Path,
@@ -167,8 +173,7 @@ class PairedImageFolder(FolderDataModule):
         self.resize, self.image_size = _resize_and_crop(resize, crop)
         self.flip = flip
         self.swap = swap
-        layout = "PairedImageFolder expects train, and val or test, holding A|B pairs."
-        found = _find_splits(self, sides=("",), layout=layout)
+        found = _find_splits(self, sides=("",))
         self.files = {split: search.images for split, (search,) in found.items()}
 
     def dataset(self, split: Split) -> Dataset[Any]:
@@ -205,6 +210,8 @@ class ImageFolder(Collection, FolderDataModule):
             count as broken files, and are left out with their pictures where those are to be skipped.
     """
 
+    layout = "ImageFolder expects train beside val or test, or none of the three."
+
     def __init__(
         self,
         root: str | Path,
@@ -224,8 +231,7 @@ class ImageFolder(Collection, FolderDataModule):
         self._class_place = len(folder.parts) - len(self.root.parts)  # of the class folder in a path below root
         split_by_folder = any((self.root / split).is_dir() for split in ("val", "test"))
         if split_by_folder:
-            layout = "ImageFolder expects train beside val or test, or none of the three."
-            found = _find_splits(self, sides=("",), layout=layout, captions=captions)
+            found = _find_splits(self, sides=("",), captions=captions)
             self.files = {split: search.images for split, (search,) in found.items()}
             search = found["train"][0]
         else:
@@ -319,13 +325,10 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def _find_splits(
-    module: FolderDataModule, *, sides: tuple[str, ...], layout: str, captions: bool = False
+    module: FolderDataModule, *, sides: tuple[str, ...], captions: bool = False
 ) -> dict[str, list[Search]]:
     """What is in train, val and test, for each side; of val and test, one may stand in for the other."""
     root = module.root
-    if not root.is_dir():
-        here = "" if root.is_absolute() else f", which from here is {root.absolute()}: give --data.root FOLDER"
-        raise FileNotFoundError(f"root={root} is not a folder{here}.{unpack_first(root)} {layout}")
     looks = [fault_of_captions] if captions else []
     found: dict[str, list[Search]] = {}
     for split in ("train", "val", "test"):
@@ -337,7 +340,7 @@ def _find_splits(
             except FileNotFoundError as error:
                 names = sorted(path.name for path in root.iterdir())
                 there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-                raise FileNotFoundError(f"{error} {layout} {root} holds: {there or 'nothing'}.") from None
+                raise FileNotFoundError(f"{error} {module.layout} {root} holds: {there or 'nothing'}.") from None
     searches = [search for searches in found.values() for search in searches]
     usable = iter(_usable(module, searches, captions))
     found = {split: [next(usable) for _ in searches] for split, searches in found.items()}

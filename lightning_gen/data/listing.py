@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from lightning_gen.data.base import data_root
 from lightning_gen.data.images import image_endings, readable_formats
 from lightning_gen.files import cache_folder, digest, opened_atomically
 
@@ -219,6 +220,24 @@ def unpack_first(path: Path) -> str:
     """A sentence for an error about something that is no folder of pictures: of an archive that it is one, else ""."""
     packed = path.name.lower().endswith(_ARCHIVES) and path.is_file()
     return f" Unpack {path.name} first, and give its folder." if packed else ""
+
+
+def existing_root(root: str | Path, layout: str = "") -> Path:
+    """As `data_root`, of data that must be there.
+
+    Args:
+        root: As a user names it.
+        layout: What it must hold, as a sentence.
+
+    Raises:
+        FileNotFoundError: If it is no folder; where it is relative, the words say what it is from here.
+        ValueError: If the name is empty.
+    """
+    folder = data_root(root)
+    if not folder.is_dir():
+        here = "" if folder.is_absolute() else f", which from here is {folder.absolute()}: give --data.root FOLDER"
+        raise FileNotFoundError(f"root={root} is not a folder{here}.{unpack_first(folder)} {layout}".strip())
+    return folder
 
 
 def search_images(folder: str | Path) -> Search:

@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 from torch.utils.data import Dataset
 
 from lightning_gen.data.augmentation import CropFlip, PairedPictures, SinglePictures, UnpairedPictures
-from lightning_gen.data.base import ImageDataModule, Split, data_root
+from lightning_gen.data.base import ImageDataModule, Split
 from lightning_gen.data.cache import CacheFileError, KeptPictures
 from lightning_gen.data.collection import PictureDataModule
+from lightning_gen.data.listing import existing_root
 from lightning_gen.files import digest, write_atomically
 from lightning_gen.processes import everywhere
 
@@ -57,7 +58,7 @@ class PreparedFolder(ImageDataModule):
         super().__init__(batch_size=batch_size, **loader)
         if crop not in (None, "center", "random"):
             raise ValueError(f"crop must be 'center' or 'random' (or null for what was prepared), got {crop!r}.")
-        self.root = data_root(root)
+        self.root = existing_root(root, "PreparedFolder takes what `lightning-gen prepare` has made.")
         chosen = {"random_crop": None if crop is None else crop == "random", "flip": flip}
         self._chosen: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         self._contents = _read_contents(self.root)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,8 +36,9 @@ def crop_center(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
 
 def check_image_shape(image_shape: tuple[int, int, int]) -> None:
     """Raise a `ValueError` unless it is (channels, height, width), each at least 1."""
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape must be (channels, height, width), each at least 1; got {tuple(image_shape)}.")
+    given = tuple(image_shape) if isinstance(image_shape, Sequence) else image_shape
+    if not isinstance(given, tuple) or len(given) != 3 or min(given) < 1:
+        raise ValueError(f"image_shape must be (channels, height, width), each at least 1; got {given}.")
 
 
 def check_sizes(network: nn.Module, image_shape: tuple[int, int, int], **sizes: int) -> None:

@@ -73,7 +73,7 @@ def test_a_folder_that_is_not_there_is_not_needed_unless_stages_are_tried(config
     assert "growing ends with pictures 16 pixels high, but image_shape is (1, 32, 32)" in ended.err
     ended = command("schedule", "--config", "small.yaml")
     assert ended.code == 1
-    assert "nowhere does not exist." in ended.err
+    assert "root=nowhere is not a folder, which from here is " in ended.err
 
 
 def test_stages_are_tried(config, command):

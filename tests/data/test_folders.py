@@ -247,6 +247,8 @@ def test_missing_folders_are_explained(unpaired, monkeypatch):
     here = rf"root=typo is not a folder, which from here is {unpaired}/typo: give --data.root FOLDER. {layout}"
     with pytest.raises(FileNotFoundError, match=here):
         UnpairedImageFolder("typo")
+    with pytest.raises(FileNotFoundError, match=here.replace(layout, "ImageFolder expects train beside val or test")):
+        ImageFolder("typo", image_size=8)
     (unpaired / "trainB").rename(unpaired / "TrainB")
     with pytest.raises(
         FileNotFoundError, match=rf"trainB does not exist. {layout}.* holds: TrainB, testA, testB, trainA."
