@@ -282,7 +282,7 @@ def _draw(data: pl.LightningDataModule, datasets: Mapping[Split, Any], files: Ma
         if not training[0][0].pictures:
             print("No picture is drawn: the data gives none of 1 or 3 channels.")
             return
-        domains = getattr(data, "domains", ())
+        domains = getattr(data, "domains", None) or ()
         pictures = {"train": looking.grid(training, domains, epochs=True)}
         if "val" in datasets:
             others = looking.looks_at(data, datasets["val"], 4 * len(training))

@@ -94,6 +94,7 @@ class UnpairedImageFolder(FolderDataModule):
         flip: Whether training pictures are mirrored left to right, half of them, A and B independently.
         paired_evaluation: Whether evaluation pictures of A and B with the same name (up to its ending) show the same
             scene, so that translations can be compared with the truth.
+        names: What A and B are called on panels and pages, such as ("horse", "zebra"); None leaves them A and B.
         **reading: As `FolderDataModule` and `ImageDataModule`; the papers take a batch_size of 1.
 
     Raises:
@@ -112,9 +113,12 @@ class UnpairedImageFolder(FolderDataModule):
         crop: int | tuple[int, int] = 256,
         flip: bool = True,
         paired_evaluation: bool = False,
+        # Not `domains`, as of built-in data: a configuration of these that is laid under would name the user's folders.
+        names: tuple[str, str] | None = None,
         **reading: Any,
     ) -> None:
         super().__init__(root, **reading)
+        self.domains = _two_names(names)
         self.resize, self.image_size = _resize_and_crop(resize, crop)
         self.flip = flip
         self.paired_evaluation = paired_evaluation
@@ -149,6 +153,7 @@ class PairedImageFolder(FolderDataModule):
         crop: Size of the pictures given: (height, width), or an int for a square.
         flip: Whether training pairs are mirrored left to right, half of them. (A remains the left half of the file.)
         swap: Whether A is the right half and B the left one (the files' direction BtoA in pix2pix).
+        names: What A and B are called on panels and pages, such as ("map", "photo"); None leaves them A and B.
         **reading: As `FolderDataModule` and `ImageDataModule`; the papers take a batch_size of 1 to 10 by data set.
 
     Raises:
@@ -167,9 +172,11 @@ class PairedImageFolder(FolderDataModule):
         crop: int | tuple[int, int] = 256,
         flip: bool = True,
         swap: bool = False,
+        names: tuple[str, str] | None = None,
         **reading: Any,
     ) -> None:
         super().__init__(root, **reading)
+        self.domains = _two_names(names)
         self.resize, self.image_size = _resize_and_crop(resize, crop)
         self.flip = flip
         self.swap = swap
@@ -307,6 +314,15 @@ def _resize_and_crop(
     if before and (before[0] < after[0] or before[1] < after[1]):
         raise ValueError(f"resize must be as large as crop or larger, both ways, got {resize} and {crop}.")
     return before, after
+
+
+def _two_names(names: tuple[str, str] | None) -> tuple[str, str] | None:
+    """Those of A and B; a `ValueError` unless they are two that can be told apart."""
+    if names is None:
+        return None
+    if len(names) != 2 or not all(names) or len({*names}) == 1:
+        raise ValueError(f"names must be two different ones, of A and of B, got {names}.")
+    return names[0], names[1]
 
 
 def _resized(

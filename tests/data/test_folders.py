@@ -2,6 +2,7 @@ import itertools
 import logging
 import os
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
+from lightning_gen.callbacks.panels import domains_of
 from lightning_gen.data.base import Draw
 from lightning_gen.data.batches import as_floats
 from lightning_gen.data.fingerprint import fingerprint
@@ -237,6 +239,15 @@ def test_an_epoch_can_be_had_again(unpaired):
     loader.sampler.set_epoch(0)
     assert same(list(loader), first)
     assert not same(second, first)
+
+
+def test_domains_have_names(unpaired):
+    data = UnpairedImageFolder(unpaired, resize=None, crop=8, names=("horse", "zebra"))
+    assert domains_of(Namespace(datamodule=data)) == ("horse", "zebra")
+    assert domains_of(Namespace(datamodule=UnpairedImageFolder(unpaired, resize=None, crop=8))) == ()
+    for wrong in [("horse",), ("horse", ""), ("horse", "horse"), ("a", "b", "c")]:
+        with pytest.raises(ValueError, match="names must be two different ones, of A and of B"):
+            UnpairedImageFolder(unpaired, names=wrong)
 
 
 def test_missing_folders_are_explained(unpaired, monkeypatch):
