@@ -133,7 +133,8 @@ def evaluate(
         with_moments=save_statistics is not None, splits=splits, k=k, block_size=block_size, max_features=max_features,
         batch_size=batch_size, sampling=settings,
     )  # fmt: skip
-    others = [] if floor or neighbours or data is None else ["--floor", "--neighbours nearest.png"]
+    others = [] if floor or neighbours or data is None else ["--floor --neighbours nearest.png"]
+    others[:0] = [f"--num_samples {num_samples}"] if others and num_samples else []
     judged = first and len(samples) == 1 and isinstance(first.model, Samples) and first.image_shape[0] in (1, 3)
     del first
     samples = [read] if read else samples

@@ -44,7 +44,12 @@ def test_each_command_takes_what_the_one_before_has_left(tmp_path, monkeypatch, 
     data, model = Digits(num_workers=0, batch_size=8), GatedPixelCNN.load_from_checkpoint(RUN / "checkpoints/last.ckpt")
 
     said = run("sample", "--checkpoint", RUN, "--output", "samples", "--num_samples", 12, "--temperature", 0.5)
-    assert said == "12 pictures written into samples, an overview to samples_grid.png\n"
+    assert said.splitlines() == [
+        "12 pictures written into samples, an overview to samples_grid.png",
+        "Next:",
+        f"  lightning-gen sample --checkpoint {RUN} --output FOLDER --seed 1",
+        f"  lightning-gen evaluate --checkpoint {RUN}",
+    ]
     samples = [f"{i:06d}" for i in range(12)]
     assert names("samples") == [f"{name}.png" for name in samples]
 
@@ -60,7 +65,11 @@ def test_each_command_takes_what_the_one_before_has_left(tmp_path, monkeypatch, 
     said = run(
         "complete", "--checkpoint", RUN, "--input", "samples", "--mask", "bottom", "--samples", 2, "--output", "filled"
     )
-    assert said == "12 of 12 pictures completed into filled\n"
+    assert said.splitlines() == [
+        "12 of 12 pictures completed into filled",
+        "Next:",
+        f"  lightning-gen complete --checkpoint {RUN} --input samples --output FOLDER --seed 1",
+    ]
     assert names("filled/completions") == [f"{name}_{i}.png" for name in samples for i in range(2)]
     known = known_pixels("bottom", (8, 8))
     for name in samples:

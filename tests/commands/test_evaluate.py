@@ -624,6 +624,10 @@ def test_the_training_command_and_this_one_agree(tiny, command):
     for name, value in values(entries("runs/gan/version_0/evaluations.json")[0]).items():
         assert np.float32(value) == np.float32(results[f"test/{name}"]), name
     assert "Written to runs/gan/version_0/evaluations.json, shown in runs/gan/version_0/index.html\n" in ended.out
+    following = (
+        "lightning-gen evaluate --checkpoint runs/gan/version_0 --num_samples 90 --floor --neighbours nearest.png"
+    )
+    assert ended.out.endswith(f"\nNext:\n  {following}\n")
     page = Path("runs/gan/version_0/index.html").read_text()
     figure = Figure.of("fid-quarters4").value(results["test/fid-quarters4"])
     assert f"<td>{figure}</td>" in page.partition("<h2>Evaluations</h2>")[2]
