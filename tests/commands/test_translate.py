@@ -117,7 +117,8 @@ def test_a_file_becomes_a_file_of_the_name_that_is_given(tmp_path, command):
     assert ended.out.splitlines()[-3:] == [
         f"1 of 1 pictures translated into {output}",
         "Next:",
-        f"  lightning-gen translate --checkpoint {tmp_path / 'a.ckpt'} --input PICTURES --output FOLDER --direction BtoA",
+        f"  lightning-gen translate --checkpoint {tmp_path / 'a.ckpt'} --input PICTURES --output FOLDER "
+        "--direction BtoA",
     ]
     expected = to_uint8(model.translate(to_float(read_image(path))[None])[0])
     assert torch.equal(open_image(output).pixels, expected)
