@@ -70,7 +70,7 @@ def test_each_run_is_a_row_with_its_figure_checkpoint_and_the_way_to_go_on(tmp_p
     first, second = table.rows
     assert first[:4] == ["dcgan/version_9", "DCGAN on Scenes", "stopped: interrupted", "7"]
     assert second[:4] == ["dcgan/version_10", "DCGAN on Scenes", "finished", "3.25"]
-    assert first[4:8] == ["2", "0.128", "2 s", "checkpoints/last.ckpt"]
+    assert first[4:8] == ["2", "0.128", "2 s", "last.ckpt"]
     assert f"lightning-gen fit --ckpt_path {stopped}/checkpoints/last.ckpt" in first[8]
     assert table.links == ["dcgan/version_9/index.html"]
 
