@@ -626,6 +626,7 @@ def test_the_training_command_and_this_one_agree(tiny, command):
     assert "Written to runs/gan/version_0/evaluations.json, shown in runs/gan/version_0/index.html\n" in ended.out
     following = (
         "lightning-gen evaluate --checkpoint runs/gan/version_0 --num_samples 90 --floor --neighbours nearest.png"
+        " --trust tests"
     )
     assert ended.out.endswith(f"\nNext:\n  {following}\n")
     page = Path("runs/gan/version_0/index.html").read_text()
