@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_gen.runs.figures import way
+from lightning_gen.runs.figures import Figure, way
 from lightning_gen.runs.history import Line, number
 
 MAX_POINTS = 240  # of a curve; a longer one is drawn as means of stretches, with their range behind
@@ -63,7 +63,7 @@ def charts_of(history: Sequence[Line], domains: Sequence[str] = ()) -> list[dict
     deviations = {name: deviation for name, deviation in deviations.items() if name in curves}
     charts: list[dict[str, Any]] = []
     groups = groups_of(name for name in curves if name not in deviations.values())
-    for title, group in sorted(groups.items(), key=lambda item: not item[0].startswith("train")):
+    for title, group in sorted(groups.items(), key=_place):
         lines = []
         for name in group:
             curve = thinned(*curves[name], deviation=curves.get(deviations.get(name, "")))
@@ -78,6 +78,12 @@ def charts_of(history: Sequence[Line], domains: Sequence[str] = ()) -> list[dict
         for line in chart["lines"]:
             line["colour"] = colours.get(line["name"], 0)
     return charts
+
+
+def _place(item: tuple[str, list[str]]) -> tuple[bool, int]:
+    """Where a chart stands: losses of training first, then what says most."""
+    title, group = item
+    return not title.startswith("train"), min(Figure.of(name).rank for name in group)
 
 
 def _label(name: str, title: str, domains: Sequence[str]) -> str:

@@ -71,6 +71,12 @@ def test_a_deviation_is_the_band_of_its_figure_and_no_line():
     assert [line["name"] for line in charts["val/own"]] == ["std"], "of which there is no figure"
 
 
+def test_losses_come_first_and_then_what_says_most():
+    names = ["lr/generator", "val/own", "val/kid-a", "train/a", "val/fid-a", "val/modes"]
+    titles = [chart["title"] for chart in charts_of(history(**dict.fromkeys(names, 1.0)))]
+    assert titles == ["train", "val/modes", "val/fid-a", "val/kid-a", "lr", "val/own"]
+
+
 def test_long_curves_keep_mean_and_range():
     values = [float(v) for v in torch.rand(7 * MAX_POINTS, dtype=torch.float64)]
     values[3] = math.nan
