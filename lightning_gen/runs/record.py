@@ -39,6 +39,7 @@ class Measured:
         baselines: What others reach in the same test, by who they are.
         best: The step at which a validation found it best, and the value there.
         of: How many pictures the test was of, or else the validations, in words; empty where nobody knows.
+        best_of: The same of the validations, where it is not that of the test.
         most: The highest value there can be, such as the number of modes; empty where there is none.
     """
 
@@ -48,6 +49,7 @@ class Measured:
     best: tuple[int, float] | None
     of: str = ""
     most: str = ""
+    best_of: str = ""
 
     @property
     def shown(self) -> float | None:
@@ -178,8 +180,10 @@ class Record:
             in_test = tested.get(key)
             figure = in_test[0] if in_test else validated[key][0]
             if in_test or best:
-                value = in_test[1] if in_test else None
-                found.append(Measured(figure, value, baselines.get(key, {}), best, *self._conditions(figure.name)))
+                value, (of, most) = in_test[1] if in_test else None, self._conditions(figure.name)
+                validated_on = self._conditions(validated[key][0].name)[0] if best else ""
+                apart = validated_on if validated_on != of else ""
+                found.append(Measured(figure, value, baselines.get(key, {}), best, of, most, apart))
         # As many directions as there are stand together, in the order in which they come.
         return sorted(found, key=lambda one: one.figure.rank)
 

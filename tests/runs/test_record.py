@@ -68,6 +68,20 @@ def test_without_a_test_the_best_of_the_validations_leads(run):
     assert (fid.value, fid.best, fid.shown, fid.of) == (None, (3, 0.0), 0.0, "5\u2009000 samples")
 
 
+def test_a_test_and_validations_are_each_of_their_own_number_of_pictures(run):
+    def measured(samples, tested):
+        return run(
+            results={"metrics": {"test/fid-a": 7.0}, "measured_on": {"test/fid-a": {"samples": tested}}},
+            environment={"measured_on": {"val/fid-a": {"samples": samples}}},
+            history=[{"step": 1, "val/fid-a": 9.0}],
+        ).figures
+
+    (fid,) = measured(500, 10_000)
+    assert (fid.best, fid.of, fid.best_of) == ((1, 9.0), "10\u2009000 samples", "500 samples")
+    (fid,) = measured(500, 500)
+    assert (fid.of, fid.best_of) == ("500 samples", "")
+
+
 def test_reconstructions_and_likelihoods_have_an_order(run):
     metrics = dict.fromkeys(["test/ssim", "test/psnr", "test/rfid-a", "test/perplexity"], 1.0)
     assert [one.figure.base for one in run(results={"metrics": metrics}).leading] == ["rfid", "psnr"]
