@@ -159,9 +159,7 @@ def test_thirty_runs_of_five_configurations_open_in_less_than_a_second(tmp_path)
         milliseconds: performance.now(),
       };
     """
-    page, milliseconds = write_overview(tmp_path), []
-    while min(milliseconds, default=1000) >= 1000 and len(milliseconds) < 3:  # others may have had the processor
-        found = seen(page, 1280, script)
-        assert (found["rows"], found["chips"], found["lines"]) == (30, 6, 30)
-        milliseconds.append(found["milliseconds"])
-    assert min(milliseconds) < 1000
+    found = seen(write_overview(tmp_path), 1280, script)
+    assert (found["rows"], found["chips"], found["lines"]) == (30, 6, 30)
+    waiting = max(1, os.getloadavg()[0] / os.cpu_count())  # for each processor, of which the page has its share only
+    assert found["milliseconds"] < 1000 * waiting
