@@ -64,7 +64,7 @@ class EarlyWarning(pl.Callback):
     was, or when that distance is still below 0.1 from the fifth validation on, in `patience` validations in a row. Each
     is said once in a run.
 
-    The bound is of runs of `configs/few_pictures.yaml`, with six validations in 150,000 pictures. In four on 200
+    The bound is of runs like `configs/few_pictures.yaml`, some with a little R1, six validations each. In four on 200
     pictures without augmentation `r_v` first passed 0.2 after 75,000 to 100,000 pictures, at 0.22 to 0.33, where the
     Fréchet distance was the least so far or at most 1.4 times that; it ended at 17 to 48, in one at 2.5 times its least
     while `r_v` was never above 0.28. In five with ADA, which ended at 7 to 10, `r_v` was 0.18 at most, and on 20,000
