@@ -17,6 +17,7 @@ from lightning_gen.commands import help, signatures
 from lightning_gen.commands.configs import find_config, shipped_configs
 from lightning_gen.commands.nearest import near
 from lightning_gen.commands.signatures import Definition
+from lightning_gen.commands.words import kinds
 
 _NO_CLASSES = ("none", "null", "true", "false")
 _PACKAGES = ("models", "data", "networks", "layers", "losses", "callbacks", "extractors", "metrics", "schedules")
@@ -88,6 +89,7 @@ def _check_names(arguments: Sequence[str]) -> None:
         if not _is_option(path, arguments) and not _may_be_of_the_model(path[0], given, command):
             raise ArgumentError(None, f"unrecognized arguments: {argument} {'' if equals else value}".strip())
         _check_class(path, value, arguments)
+        _check_none(path, value, arguments)
 
 
 def _is_option(path: list[str], arguments: Sequence[str]) -> bool:
@@ -148,6 +150,24 @@ def _check_class(path: list[str], value: str, arguments: Sequence[str]) -> None:
         return
     if unknown:
         raise ArgumentError(None, f'Parser key "{where}": Expected a dot import path string: {value}')
+
+
+def _check_none(path: list[str], value: str, arguments: Sequence[str]) -> None:
+    """Refuse None where an argument of a model or data module takes none, which the parser lets through.
+
+    Raises:
+        ArgumentError: If it is given.
+    """
+    command, *rest = arguments
+    owner = _class_at(path[:-1], rest) if len(path) > 1 and path[0] in _subjects(command) else None
+    one = signatures.parameters(owner).get(path[-1]) if owner else None
+    if (
+        one
+        and value in ("None", "null")
+        and not re.search(r"\b(None|Optional|Any)\b", f"{one.annotation} {one.default}")
+    ):
+        where = ".".join(path)
+        raise ArgumentError(None, f'Parser key "{where}": expected {kinds(one.annotation)}, got {value}.')
 
 
 def _subjects(command: str) -> Sequence[str]:

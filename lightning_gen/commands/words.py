@@ -21,7 +21,10 @@ _ELSEWHERE = {
     "resume": "ckpt_path", "seed": "seed_everything", "out": "output", "n": "num_samples",
 }  # fmt: skip
 """What options are called in other programs, and here."""
-_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "None"}
+_TYPES = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "None",
+    "tuple": "values as [a,b]", "list": "values as [a,b]", "dict": "names and values as {a: 1}",
+}  # fmt: skip
 
 
 def is_of_parser(error: BaseException) -> bool:
@@ -67,9 +70,9 @@ def words_of(error: BaseException, arguments: Sequence[str]) -> str:
     if union := re.search(r"Subtypes: \[(.*)\]\n[\s\S]*Given value: (.*)", expected):
         if re.fullmatch(r"[A-Z]\w+", union[2]) and help.fitting(path, arguments):
             return f"{name}: there is no class {union[2]!r}.{_near_class(path, union[2], arguments)}"
-        return f"{name}: expected {_kinds(union[1])}, got {union[2]}."
+        return f"{name}: expected {kinds(union[1])}, got {union[2]}."
     if simple := re.match(r"Expected a (<class '[\w.]+'>)\. Got value: (.*)", expected):
-        return f"{name}: expected {_kinds(simple[1])}, got {simple[2]}."
+        return f"{name}: expected {kinds(simple[1])}, got {simple[2]}."
     text = _KEY.sub("", expected.partition("\nGiven value")[0], count=1).strip()
     return f"{name}: {text}" if path else text
 
@@ -82,7 +85,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ if _WRAPPER.match(str(one)) else None
 
 
-def _kinds(types: str) -> str:
+def kinds(types: str) -> str:
     """Types as Python prints them, in words: "a whole number, a number or None"."""
     text = re.sub(r"<class '([\w.]+)'>", r"\1", types)
     parts = re.findall(r"[\w.]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?", text)
@@ -92,7 +95,7 @@ def _kinds(types: str) -> str:
         name = kind.rpartition(".")[2]
         if name == "Literal":
             words += [each.strip().strip("'\"") for each in inner.rstrip("]").split(",")]
-        elif name == "tuple":
+        elif name == "tuple" and inner:
             words.append(f"{inner.count(',') + 1} values as [{inner.replace(' ', '')}")
         else:
             words.append(_TYPES.get(name, re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", part)))

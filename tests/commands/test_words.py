@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+from argparse import ArgumentError
 
 import pytest
 import yaml
@@ -40,6 +41,10 @@ VALUES = [
     (["--data.image_size", "big"], "expected a whole number or 2 values as [int,int], got big."),
     (["--data.image_size", "[8,a]"], "expected a whole number or 2 values as [int,int], got [8, 'a']."),
     (["--trainer.limit_val_batches", "few"], "expected a whole number, a number or None, got few."),
+    (["--model.betas", "0.3"], "expected values as [a,b], got 0.3."),
+    (["--model.betas", "[0.3,a]"], "expected a number or Schedule, got a."),
+    (["--model.penalties", "3"], "expected values as [a,b] or None, got 3."),
+    (["--pictures.sampling", "3"], "expected names and values as {a: 1} or None, got 3."),
     (["--checkpoint.best_mode", "most"], "expected min, max or None, got most."),
     (["--model.generator.filters", "many"], "expected a whole number, got many."),
     (["--model.loss", "Hinje"], "there is no class 'Hinje'. Did you mean Hinge?"),
@@ -141,6 +146,21 @@ def test_what_is_misspelt_is_refused_without_waiting_for_pytorch():
         assert answer[:2] == [2, []], arguments
         assert words in answer[2], answer[2]
         assert len(answer[2].splitlines()) == 2
+
+
+def test_none_is_refused_where_there_must_be_something(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    gan = ["fit", "--config", "gan"]
+    with reading():
+        check_what_is_given([*gan, "--model.discriminator_learning_rate=None", "--model.gradient_clip_norm", "null"])
+        for option, words in {
+            "--model.latent_size=None": "--model.latent_size: expected a whole number, got None.",
+            "--data.batch_size=null": "--data.batch_size: expected a whole number, got null.",
+            "--model.betas=None": "--model.betas: expected 2 values as [float,float|Schedule], got None.",
+        }.items():
+            with pytest.raises(ArgumentError) as refused:
+                check_what_is_given([*gan, option])
+            assert words_of(refused.value, [*gan, option]) == words
 
 
 @pytest.mark.parametrize(
