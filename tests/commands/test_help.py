@@ -153,6 +153,19 @@ def test_help_is_of_what_is_named_or_given(arguments, begins):
     assert help_for(["fit", *arguments]).startswith(begins)
 
 
+@pytest.mark.parametrize("checkpoint", ["run", "run/best", "run/checkpoints/last.ckpt"])
+def test_help_is_of_the_run_that_is_gone_on_with(tmp_path, checkpoint):
+    run = tmp_path / "run"
+    for folder in ("best", "checkpoints"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "last.ckpt").touch()
+    (run / "config.yaml").write_text("model:\n  class_path: WGANGP\ndata: Digits\n")
+    going_on = ["fit", "--ckpt_path", str(tmp_path / checkpoint)]
+    assert help_for([*going_on, "--model.help"]).startswith("WGANGP (--model WGANGP). ")
+    assert help_for([*going_on, "--data.help"]).startswith("Digits (--data Digits). ")
+    assert help_for([*going_on, "--model", "VAE", "--model.help"]).startswith("VAE (--model VAE). ")
+
+
 def test_the_whole_of_an_argument_is_shown_when_asked_for():
     brief = help_for(["fit", "--model.help", "GAN"])
     whole = " ".join(help_for(["fit", "--model", "GAN", "--model.micro_batches.help"]).split())
