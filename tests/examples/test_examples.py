@@ -6,6 +6,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -606,3 +607,35 @@ def test_pictures_are_drawn_when_a_resolution_has_been_left():
     assert pictures.shape == (3, 3, 32, 32)
     assert torch.equal(pictures[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3), pictures)
     assert model.training
+
+
+def test_how_far_pictures_not_seen_have_moved_towards_fakes(monkeypatch):
+    """The 100 score 1, others 0.5 and fakes -1, so these have gone a quarter of the way; colours differ by 191."""
+
+    class Reader:
+        def __init__(self, size):
+            assert size == 32
+
+        def __call__(self, images):
+            return SimpleNamespace(features=images[:, :2, 0, 0].float())
+
+    few, table = script("few_pictures"), []
+    monkeypatch.setattr(few, "SceneFeatures", Reader)
+    model = few.make(None)
+    model.judge = lambda images: images[:, 0, 0, :1]
+    model.sample = lambda number, seed: torch.full((number, *few.SHAPE), -1.0)
+    measure = few.Measure("none", table, torch.ones(4, *few.SHAPE), torch.full((6, *few.SHAPE), 0.5))
+    for step in range(2 * few.EVERY + 1):
+        measure.on_train_batch_end(SimpleNamespace(global_step=step, callbacks=[]), model)
+    assert [row[3] for row in table] == pytest.approx([0.25] * len(table))
+    assert [row[2] for row in table] == pytest.approx([2 * 191**2] * len(table))
+    assert len(table) == 3
+    assert model.training
+
+
+def test_pictures_of_two_splits_have_nothing_in_common():
+    few = script("few_pictures")
+    train, val = few.scenes("train", 8), few.scenes("val", 8)
+    assert train.shape == val.shape == (8, *few.SHAPE)
+    assert (train - few.scenes("train", 8, "night")).abs().amax((1, 2, 3)).min() > 0
+    assert torch.cdist(train.flatten(1), val.flatten(1)).min() > 1
