@@ -208,7 +208,9 @@ class EarlyWarning(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.best, self.told = dict(state_dict["best"]), list(state_dict["told"])
-        self.alike_in_a_row, self.validations = state_dict["alike_in_a_row"], state_dict["validations"]
+        before = state_dict.get("in_a_row", {}).get("collapse", 0)  # which counted for over-fitting, too
+        self.alike_in_a_row = state_dict.get("alike_in_a_row", before)
+        self.validations = state_dict["validations"]
 
 
 @dataclass(frozen=True, eq=False)

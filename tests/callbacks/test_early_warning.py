@@ -284,3 +284,10 @@ def test_a_model_without_a_discriminator_of_single_pictures_is_refused():
 def test_numbers_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         EarlyWarning(**settings)
+
+
+def test_a_state_of_before_is_taken_back():
+    warning = EarlyWarning()
+    state = {"best": {}, "told": ["overfitting"], "validations": 7, "in_a_row": {"overfitting": 1, "collapse": 2}}
+    warning.load_state_dict(state)
+    assert (warning.alike_in_a_row, warning.validations, warning.told) == (2, 7, ["overfitting"])
