@@ -87,7 +87,7 @@ def fresh_process():
             result, error = pickle.loads(receiver.recv_bytes())
         except EOFError:
             result, error = None, None
-        process.join(timeout=120)
+        process.join(timeout=PATIENCE)
         if error is not None:
             raise error
         return result
@@ -127,7 +127,7 @@ def on_ranks(tmp_path):
                 result, error = None, RuntimeError("died without a word")
             answers.append(result if error is None else error)
         for process in processes:
-            process.join(timeout=60)
+            process.join(timeout=PATIENCE)
         return answers
 
     return call

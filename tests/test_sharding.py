@@ -26,7 +26,7 @@ GPT = {"class_path": "GPTNetwork", "init_args": {"width": 8, "layers": 1, "heads
 def fit(*options):
     two = ("--trainer.accelerator", "cpu", "--trainer.devices", "2")
     command = [sys.executable, "-m", "lightning_gen", "fit", *two, *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 

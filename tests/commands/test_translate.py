@@ -325,7 +325,7 @@ def test_two_devices_share_the_files(tmp_path, command, monkeypatch):
         env={**os.environ, "PYTHONPATH": python_path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == 1, ended.stderr
