@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Literal, NamedTuple
 
 Clock = Literal["images", "steps"]
@@ -42,7 +43,7 @@ def ends(value: float | Schedule) -> tuple[float, float]:
     Raises:
         TypeError: If it is neither.
     """
-    if not isinstance(value, Schedule | int | float):
+    if not isinstance(value, Schedule | Real):  # NumPy's, too, as sweeps give them
         raise TypeError(f"A number or a schedule was expected, got {value!r}.")
     return (value(0), value(2**62)) if isinstance(value, Schedule) else (value, value)
 

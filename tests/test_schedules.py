@@ -6,6 +6,7 @@ from itertools import groupby
 from operator import itemgetter
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_gen.generative import GenerativeModule
-from lightning_gen.schedules import Constant, Cosine, Exponential, Growing, Linear, Piecewise, Schedule, Stage
+from lightning_gen.schedules import Constant, Cosine, Exponential, Growing, Linear, Piecewise, Schedule, Stage, ends
 
 EVERY = [
     Constant(0.3),
@@ -22,6 +23,15 @@ EVERY = [
     Exponential(1.0, half_life=1000.0, lowest=0.5, by="images"),
     Piecewise(((0, 0.0), (10, 1.0), (20, 1.0), (20, 0.5), (40, 0.0))),
 ]
+
+
+def test_a_number_ends_where_it_begins_whoever_made_it():
+    assert ends(Linear(1.0, 0.25, until=30)) == (1.0, 0.25)
+    for number in (0.5, 1, np.float32(0.5), np.int64(2)):
+        assert ends(number) == (number, number)
+    for other in (None, "0.5"):
+        with pytest.raises(TypeError, match="A number or a schedule was expected, got"):
+            ends(other)
 
 
 def test_a_line_is_exact_at_its_ends_and_constant_beyond():
